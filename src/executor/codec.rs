@@ -1,0 +1,557 @@
+//! Keys, and what the store's replies mean.
+//!
+//! Names that passed `id.rs` go into a key as they are: no two different triples share one.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use redis::Value;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::executor::{Begun, Pods, Renewed};
+use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid, shown};
+use crate::route::link::{Certificate, Life, Placed, StoredLink};
+use crate::route::state::{PodRecord, PodState};
+
+/// `sf:{ns:lk:uid}svc`, a string: the link.
+pub(super) fn link_key(service: &ServiceId, uid: &Uid) -> String {
+    joined(&[
+        "sf:{",
+        service.namespace.as_str(),
+        ":lk:",
+        uid.as_str(),
+        "}",
+        service.service.as_str(),
+    ])
+}
+
+/// `sf:{ns:lk:uid}`, a hash: the user's persistent links.
+pub(super) fn user_key(namespace: &Namespace, uid: &Uid) -> String {
+    joined(&["sf:{", namespace.as_str(), ":lk:", uid.as_str(), "}"])
+}
+
+/// `sf:{ns:lk:uid}#own`, a hash: who owns the user's links, with tokens.
+pub(super) fn owner_key(link: &LinkId) -> String {
+    let namespace = link.service.namespace.as_str();
+    joined(&["sf:{", namespace, ":lk:", link.uid.as_str(), "}#own"])
+}
+
+/// `sf:{ns:state:svc}`, a hash of pod states; the channel of their events has the same name.
+pub(super) fn state_key(service: &ServiceId) -> String {
+    joined(&[
+        "sf:{",
+        service.namespace.as_str(),
+        ":state:",
+        service.service.as_str(),
+        "}",
+    ])
+}
+
+/// `sf:{ns:state:svc}#lease`, a hash of incarnations and lease deadlines.
+pub(super) fn lease_key(service: &ServiceId) -> String {
+    joined(&[
+        "sf:{",
+        service.namespace.as_str(),
+        ":state:",
+        service.service.as_str(),
+        "}#lease",
+    ])
+}
+
+fn joined(parts: &[&str]) -> String {
+    parts.concat()
+}
+
+/// A duration as the store takes it: whole milliseconds, at least one, at most a hundred years.
+pub(super) fn millis(duration: Duration) -> i64 {
+    const MOST: i64 = 3_153_600_000_000;
+    i64::try_from(duration.as_millis())
+        .unwrap_or(MOST)
+        .clamp(1, MOST)
+}
+
+/// A duration of a lease: whole microseconds.
+pub(super) fn micros(duration: Duration) -> u64 {
+    const MOST: u64 = 3_153_600_000_000_000;
+    u64::try_from(duration.as_micros())
+        .unwrap_or(MOST)
+        .min(MOST)
+}
+
+/// The reply of every link script: `{verdict, owner, pttl, previous}`.
+#[derive(Debug)]
+pub(super) struct LinkReply<'a> {
+    key: &'a str,
+    verdict: String,
+    owner: String,
+    left: i64,
+    previous: String,
+}
+
+impl<'a> LinkReply<'a> {
+    /// Takes the reply of the script that worked on `key`.
+    pub(super) fn decode(reply: Value, key: &'a str) -> Result<Self> {
+        let [verdict, owner, left, previous] = parts(reply)?;
+        Ok(Self {
+            key,
+            verdict: text(verdict)?,
+            owner: text(owner)?,
+            left: number(&left)?,
+            previous: text(previous)?,
+        })
+    }
+
+    /// What the script did.
+    pub(super) fn verdict(&self) -> &str {
+        &self.verdict
+    }
+
+    /// The link after the call.
+    pub(super) fn link(&self) -> Result<StoredLink> {
+        let life = match u64::try_from(self.left) {
+            Ok(left) => Life::Temporary(Duration::from_millis(left)),
+            Err(_) if self.left == -1 => Life::Persistent,
+            Err(_) => Life::Temporary(Duration::ZERO),
+        };
+        Ok(StoredLink {
+            pod: pod_at(self.key, &self.owner)?,
+            life,
+        })
+    }
+
+    /// The link after the call, and whether the call wrote it.
+    pub(super) fn placed(&self) -> Result<Placed> {
+        Ok(Placed {
+            link: self.link()?,
+            made: self.verdict == "made",
+        })
+    }
+
+    /// The owner before the call. A value that nobody can read names no owner.
+    pub(super) fn previous(&self) -> Option<PodIndex> {
+        PodIndex::parse(&self.previous)
+    }
+}
+
+/// A verdict that no script gives.
+pub(super) fn unknown_verdict(verdict: &str) -> Error {
+    Error::new(
+        ErrorKind::Internal,
+        format!("a script answered {}", shown(verdict)),
+    )
+}
+
+/// The reply of a plain `GET` of a link.
+pub(super) fn pod(reply: &Value, key: &str) -> Result<Option<PodIndex>> {
+    match reply {
+        Value::Nil => Ok(None),
+        Value::BulkString(bytes) => pod_at(key, &String::from_utf8_lossy(bytes)).map(Some),
+        other => Err(misshapen(other)),
+    }
+}
+
+/// The reply of `HGETALL` of the user's hash.
+pub(super) fn services(reply: Value, key: &str) -> Result<BTreeMap<ServiceName, PodIndex>> {
+    pairs(reply)?
+        .into_iter()
+        .map(|(name, owner)| {
+            let service = ServiceName::new(&name).map_err(|_| unreadable(key, &name))?;
+            Ok((service, pod_at(key, &owner)?))
+        })
+        .collect()
+}
+
+fn pod_at(key: &str, stored: &str) -> Result<PodIndex> {
+    PodIndex::parse(stored).ok_or_else(|| unreadable(key, stored))
+}
+
+fn unreadable(key: &str, stored: &str) -> Error {
+    let value = shown(stored);
+    Error::new(
+        ErrorKind::StoreData,
+        format!("the value {value} at {key:?} is not podlink's"),
+    )
+    .with("key", key)
+    .with("value", value)
+}
+
+/// The reply of every lease script but `pods`: `{verdict, incarnation, microseconds}`.
+fn lease_reply(reply: Value) -> Result<(String, Incarnation, Duration)> {
+    let [verdict, incarnation, left] = parts(reply)?;
+    let incarnation = Incarnation::new(unsigned(&incarnation)?);
+    Ok((
+        text(verdict)?,
+        incarnation,
+        Duration::from_micros(unsigned(&left)?),
+    ))
+}
+
+/// The reply of `pod_begin`.
+pub(super) fn begun(reply: Value) -> Result<Begun> {
+    let (verdict, incarnation, wait) = lease_reply(reply)?;
+    match verdict.as_str() {
+        "ok" => Ok(Begun::Started(incarnation)),
+        "busy" => Ok(Begun::Busy { incarnation, wait }),
+        other => Err(unknown_verdict(other)),
+    }
+}
+
+/// The reply of `pod_renew`.
+pub(super) fn renewed(reply: Value) -> Result<Renewed> {
+    let (verdict, incarnation, _) = lease_reply(reply)?;
+    match verdict.as_str() {
+        "ok" => Ok(Renewed::Done),
+        "dead" => Ok(Renewed::Dead),
+        "superseded" => Ok(Renewed::Superseded(incarnation)),
+        other => Err(unknown_verdict(other)),
+    }
+}
+
+/// The reply of `pod_end`.
+pub(super) fn ended(reply: Value) -> Result<bool> {
+    match lease_reply(reply)?.0.as_str() {
+        "ok" => Ok(true),
+        "superseded" => Ok(false),
+        other => Err(unknown_verdict(other)),
+    }
+}
+
+/// The reply of `pod_certify`.
+pub(super) fn certificate(reply: Value) -> Result<Certificate> {
+    let (verdict, incarnation, left) = lease_reply(reply)?;
+    match verdict.as_str() {
+        "unknown" => Ok(Certificate::Unknown),
+        "dead" => Ok(Certificate::Dead(incarnation)),
+        "alive" => Ok(Certificate::Alive { incarnation, left }),
+        other => Err(unknown_verdict(other)),
+    }
+}
+
+/// What the lease hash says of one pod, in microseconds of the store's clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct LeaseFields {
+    pub(super) incarnation: u64,
+    pub(super) deadline: u64,
+    pub(super) dead: u64,
+}
+
+/// The store's clock and what it knows of outages, in microseconds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StoreClock {
+    pub(super) now: u64,
+    pub(super) hold: u64,
+    pub(super) held: u64,
+    pub(super) grace: u64,
+}
+
+impl StoreClock {
+    /// How much longer a pod counts as alive. A pod whose lease reached `held` was alive when the
+    /// outage began, so it lives until the hold is over.
+    pub(super) fn lease_left(&self, lease: LeaseFields) -> Duration {
+        if lease.dead >= lease.incarnation {
+            return Duration::ZERO;
+        }
+        let fresh = if lease.deadline >= self.held {
+            self.hold.saturating_sub(self.grace)
+        } else {
+            0
+        };
+        Duration::from_micros(lease.deadline.max(fresh).saturating_sub(self.now))
+    }
+}
+
+/// The reply of `pods`: `{now, hold, held, grace, leases, states}`.
+pub(super) fn pods(reply: Value) -> Result<Pods> {
+    let [now, hold, held, grace, leases, states] = parts(reply)?;
+    let clock = StoreClock {
+        now: unsigned(&now)?,
+        hold: unsigned(&hold)?,
+        held: unsigned(&held)?,
+        grace: unsigned(&grace)?,
+    };
+    let leases = lease_fields(pairs(leases)?);
+    let mut pods = Pods::default();
+    for (field, stored) in pairs(states)? {
+        let state = match read_state(&field, &stored) {
+            Ok(state) => state,
+            Err(why) => {
+                pods.corrupt.push((field, why));
+                continue;
+            }
+        };
+        let lease = leases.get(&state.pod_id).copied().unwrap_or_default();
+        if lease.incarnation == state.incarnation.get() {
+            pods.records.push(PodRecord {
+                lease_left: clock.lease_left(lease),
+                state,
+            });
+        }
+    }
+    pods.records.sort_by_key(|record| record.state.pod_id);
+    Ok(pods)
+}
+
+fn read_state(field: &str, stored: &str) -> std::result::Result<PodState, String> {
+    let state: PodState = serde_json::from_str(stored).map_err(|error| error.to_string())?;
+    if PodIndex::parse(field) == Some(state.pod_id) {
+        return Ok(state);
+    }
+    Err(format!(
+        "the state of pod {} stands under this field",
+        state.pod_id
+    ))
+}
+
+fn lease_fields(fields: Vec<(String, String)>) -> BTreeMap<PodIndex, LeaseFields> {
+    let mut leases: BTreeMap<PodIndex, LeaseFields> = BTreeMap::new();
+    for (name, stored) in fields {
+        let Some((what, pod)) = name.split_once(':') else {
+            continue;
+        };
+        let (Some(pod), Ok(figure)) = (PodIndex::parse(pod), stored.parse()) else {
+            continue;
+        };
+        let lease = leases.entry(pod).or_default();
+        match what {
+            "i" => lease.incarnation = figure,
+            "d" => lease.deadline = figure,
+            "x" => lease.dead = figure,
+            _ => {}
+        }
+    }
+    leases
+}
+
+fn parts<const N: usize>(reply: Value) -> Result<[Value; N]> {
+    match reply {
+        Value::Array(values) => values
+            .try_into()
+            .map_err(|values| misshapen(&Value::Array(values))),
+        other => Err(misshapen(&other)),
+    }
+}
+
+fn pairs(reply: Value) -> Result<Vec<(String, String)>> {
+    match reply {
+        Value::Array(flat) => {
+            let mut found = Vec::with_capacity(flat.len() / 2);
+            let mut values = flat.into_iter();
+            while let (Some(name), Some(value)) = (values.next(), values.next()) {
+                found.push((text(name)?, text(value)?));
+            }
+            Ok(found)
+        }
+        Value::Map(map) => map
+            .into_iter()
+            .map(|(name, value)| Ok((text(name)?, text(value)?)))
+            .collect(),
+        other => Err(misshapen(&other)),
+    }
+}
+
+fn text(value: Value) -> Result<String> {
+    match value {
+        Value::BulkString(bytes) => Ok(String::from_utf8(bytes)
+            .unwrap_or_else(|bytes| String::from_utf8_lossy(bytes.as_bytes()).into_owned())),
+        Value::SimpleString(text) => Ok(text),
+        other => Err(misshapen(&other)),
+    }
+}
+
+fn number(value: &Value) -> Result<i64> {
+    let read = match value {
+        Value::Int(number) => Some(*number),
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok().and_then(|t| t.parse().ok()),
+        _ => None,
+    };
+    read.ok_or_else(|| misshapen(value))
+}
+
+fn unsigned(value: &Value) -> Result<u64> {
+    number(value).map(|number| u64::try_from(number).unwrap_or(0))
+}
+
+/// A reply that no command of podlink gets.
+pub(super) fn misshapen(value: &Value) -> Error {
+    let text = shown(&format!("{value:?}"));
+    Error::new(
+        ErrorKind::Internal,
+        format!("the store's reply has an unknown shape: {text}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service() -> ServiceId {
+        ServiceId {
+            namespace: Namespace::new("ns").unwrap(),
+            service: ServiceName::new("svc").unwrap(),
+        }
+    }
+
+    fn bulk(text: &str) -> Value {
+        Value::BulkString(text.into())
+    }
+
+    fn flat(pairs: &[(&str, &str)]) -> Value {
+        Value::Array(
+            pairs
+                .iter()
+                .flat_map(|(name, value)| [bulk(name), bulk(value)])
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn keys_are_those_of_the_design() {
+        let uid = Uid::new("u1").unwrap();
+        let link = LinkId {
+            service: service(),
+            uid: uid.clone(),
+        };
+        assert_eq!(link_key(&service(), &uid), "sf:{ns:lk:u1}svc");
+        assert_eq!(user_key(&service().namespace, &uid), "sf:{ns:lk:u1}");
+        assert_eq!(owner_key(&link), "sf:{ns:lk:u1}#own");
+        assert_eq!(state_key(&service()), "sf:{ns:state:svc}");
+        assert_eq!(lease_key(&service()), "sf:{ns:state:svc}#lease");
+    }
+
+    #[test]
+    fn durations_become_whole_figures_within_bounds() {
+        assert_eq!(millis(Duration::from_micros(1)), 1);
+        assert_eq!(millis(Duration::from_secs(300)), 300_000);
+        assert_eq!(millis(Duration::MAX), 3_153_600_000_000);
+        assert_eq!(micros(Duration::MAX), 3_153_600_000_000_000);
+    }
+
+    #[test]
+    fn a_link_reply_is_read_whole() {
+        let reply = |owner: &str, left| {
+            Value::Array(vec![bulk("made"), bulk(owner), Value::Int(left), bulk("")])
+        };
+        let read = LinkReply::decode(reply("0", 1500), "k").unwrap();
+        let life = Life::Temporary(Duration::from_millis(1500));
+        assert_eq!(
+            read.link().unwrap(),
+            StoredLink {
+                pod: PodIndex::new(0).unwrap(),
+                life
+            }
+        );
+        assert!(read.placed().unwrap().made);
+        assert_eq!(read.previous(), None);
+        let read = LinkReply::decode(reply("7", -1), "k").unwrap();
+        assert_eq!(read.link().unwrap().life, Life::Persistent);
+    }
+
+    #[test]
+    fn a_link_that_is_no_pod_is_named_with_its_key_and_cut() {
+        for foreign in ["-1", "", "pod-3", &"9".repeat(5000)] {
+            let reply = Value::Array(vec![bulk("kept"), bulk(foreign), Value::Int(-1), bulk("")]);
+            let error = LinkReply::decode(reply, "sf:{ns:lk:u1}svc")
+                .unwrap()
+                .link()
+                .unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::StoreData);
+            assert!(error.to_string().contains("sf:{ns:lk:u1}svc"), "{error}");
+            assert!(error.to_string().len() < 200, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_reply_of_another_shape_is_an_error_not_a_panic() {
+        for reply in [Value::Nil, Value::Int(1), Value::Array(vec![]), bulk("x")] {
+            assert!(LinkReply::decode(reply.clone(), "k").is_err());
+            assert!(begun(reply.clone()).is_err());
+            assert!(pods(reply).is_err());
+        }
+    }
+
+    #[test]
+    fn a_lease_ends_with_its_deadline_or_the_hold_or_the_certificate() {
+        let clock = StoreClock {
+            now: 100,
+            hold: 0,
+            held: 0,
+            grace: 5,
+        };
+        let lease = LeaseFields {
+            incarnation: 9,
+            deadline: 110,
+            dead: 0,
+        };
+        assert_eq!(clock.lease_left(lease), Duration::from_micros(10));
+        assert_eq!(
+            clock.lease_left(LeaseFields { dead: 9, ..lease }),
+            Duration::ZERO
+        );
+        assert_eq!(
+            clock.lease_left(LeaseFields {
+                deadline: 90,
+                ..lease
+            }),
+            Duration::ZERO
+        );
+        // After an outage: alive when it began at 80, so it lives until hold - grace.
+        let clock = StoreClock {
+            now: 100,
+            hold: 150,
+            held: 80,
+            grace: 5,
+        };
+        let held = LeaseFields {
+            deadline: 90,
+            ..lease
+        };
+        assert_eq!(clock.lease_left(held), Duration::from_micros(45));
+        assert_eq!(
+            clock.lease_left(LeaseFields {
+                deadline: 79,
+                ..lease
+            }),
+            Duration::ZERO
+        );
+    }
+
+    #[test]
+    fn unreadable_states_are_told_and_those_of_other_incarnations_left_out() {
+        let state = |pod, incarnation| {
+            format!(
+                r#"{{"podId":{pod},"state":"READY","loadState":1,"routingState":"READY","incarnation":{incarnation},"updateTime":5}}"#
+            )
+        };
+        let (zero, one, two) = (state(0, 7), state(1, 7), state(2, 7));
+        let reply = Value::Array(vec![
+            bulk("100"),
+            bulk("0"),
+            bulk("0"),
+            bulk("5"),
+            flat(&[
+                ("i:0", "7"),
+                ("d:0", "150"),
+                ("i:1", "8"),
+                ("d:1", "150"),
+                ("clk", "100"),
+            ]),
+            flat(&[
+                ("0", &zero),
+                ("1", &one),
+                ("2", &two),
+                ("3", "{"),
+                ("4", &zero),
+            ]),
+        ]);
+        let pods = pods(reply).unwrap();
+        assert_eq!(pods.records.len(), 1);
+        assert_eq!(pods.records[0].state.pod_id.get(), 0);
+        assert_eq!(pods.records[0].lease_left, Duration::from_micros(50));
+        let corrupt: Vec<&str> = pods
+            .corrupt
+            .iter()
+            .map(|(field, _)| field.as_str())
+            .collect();
+        assert_eq!(corrupt, ["3", "4"]);
+    }
+}

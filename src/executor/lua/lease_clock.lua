@@ -1,0 +1,50 @@
+-- lease_clock: the head of every lease script; script.rs puts it before each body.
+-- KEYS[1] is the lease hash. Its fields, in microseconds of the store's clock where they are times:
+--   per pod  i: incarnation, d: lease deadline, x: highest dead incarnation, b: process nonce,
+--            u: Kubernetes pod UID
+--   shared   clk  the last moment anybody was here; time never runs backwards
+--            hold after an outage nobody is declared dead before this moment
+--            held pods whose lease reached this moment count as alive during the hold
+--            t    lease:grace:gap of the pod that wrote last, for those who only look
+--            sweep when the long dead are dropped next
+-- Everything is read first; `save` collects what `write` writes in the end.
+local lease_key = KEYS[1]
+local function field(name) return redis.call('HGET', lease_key, name) end
+local function number(name) return tonumber(field(name) or '0') end
+local function text(x) return string.format('%.0f', x) end
+local time = redis.call('TIME')
+local last = number('clk')
+local now = math.max(time[1] * 1000000 + time[2], last)
+local hold, held = number('hold'), number('held')
+local save = {}
+local function put(name, value)
+  save[#save + 1] = name
+  save[#save + 1] = value
+end
+local function write()
+  for i = 1, #save, 2 do
+    redis.call('HSET', lease_key, save[i], save[i + 1])
+  end
+end
+-- Events are a courtesy: polling finds the change too, so a user without the right to publish
+-- loses speed, never a renewal.
+local function publish(pod, event)
+  redis.pcall('PUBLISH', KEYS[2], '{"podId":' .. pod .. ',"event":"' .. event .. '"}')
+end
+-- A silence longer than the gap is an outage, a fail-over or a clock step: everyone gets a fresh
+-- lease and grace, so that the outage moves nobody.
+local function tick(lease, grace, gap)
+  if last > 0 and gap > 0 and now - last > gap then
+    if last > hold then
+      held = last
+      put('held', text(held))
+    end
+    hold = now + lease + grace
+    put('hold', text(hold))
+  end
+  put('clk', text(now))
+end
+local function times()
+  local lease, grace, gap = string.match(field('t') or '', '^(%d+):(%d+):(%d+)$')
+  return tonumber(lease or '0'), tonumber(grace or '0'), tonumber(gap or '0')
+end

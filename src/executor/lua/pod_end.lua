@@ -1,0 +1,19 @@
+-- pod_end: a clean stop; successors need not wait, clients move the users at once.
+-- KEYS[1] lease hash, KEYS[2] state hash (its name is the event channel too)
+-- ARGV    pod, incarnation
+-- reply   {verdict, incarnation, microseconds}: 'ok' | 'superseded' by that incarnation
+-- Atomic, because only the process that holds the index may withdraw it.
+local pod, me = ARGV[1], tonumber(ARGV[2])
+local incarnation, dead = number('i:' .. pod), number('x:' .. pod)
+redis.call('HEXISTS', KEYS[2], pod)
+if incarnation > me then
+  return {'superseded', text(incarnation), 0}
+end
+tick(times())
+put('i:' .. pod, ARGV[2])
+put('x:' .. pod, text(math.max(me, dead)))
+put('d:' .. pod, '0')
+write()
+redis.call('HDEL', KEYS[2], pod)
+publish(pod, 'LEAVE')
+return {'ok', ARGV[2], 0}

@@ -1,0 +1,48 @@
+-- pod_renew: prove that a pod is alive and publish its state.
+-- KEYS[1] lease hash, KEYS[2] state hash (its name is the event channel too)
+-- ARGV    lease, grace, gap (microseconds), pod, incarnation, routing_state, state (a JSON object)
+-- reply   {verdict, incarnation, microseconds}: 'ok' | 'dead' | 'superseded' by that incarnation
+-- Atomic, because a renewal and a death certificate exclude each other for good. A record lost in
+-- a fail-over is made again. The store's time is put into the state. Once a lease period whoever
+-- comes first drops the pods that have been dead for ten leases; their incarnations stay dead.
+local lease, grace, gap = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local pod, me = ARGV[4], tonumber(ARGV[5])
+local incarnation, deadline = number('i:' .. pod), number('d:' .. pod)
+local dead, sweep = number('x:' .. pod), number('sweep')
+local old = redis.call('HGET', KEYS[2], pod)
+if dead >= me then
+  return {'dead', text(dead), 0}
+end
+if incarnation > me then
+  return {'superseded', text(incarnation), 0}
+end
+local gone = {}
+if now >= sweep then
+  local all = redis.call('HGETALL', lease_key)
+  for i = 1, #all, 2 do
+    local other = string.match(all[i], '^d:(%d+)$')
+    if other and other ~= pod and tonumber(all[i + 1]) + 10 * lease < now and hold < now then
+      gone[#gone + 1] = other
+      put('x:' .. other, field('i:' .. other) or '0')
+    end
+  end
+  put('sweep', text(now + lease))
+end
+local read, known = pcall(cjson.decode, old or '')
+local changed = deadline < now or not read or type(known) ~= 'table'
+  or known.routingState ~= ARGV[6] or known.incarnation ~= me
+tick(lease, grace, gap)
+put('t', ARGV[1] .. ':' .. ARGV[2] .. ':' .. ARGV[3])
+put('i:' .. pod, ARGV[5])
+put('d:' .. pod, text(math.max(deadline, now + lease)))
+write()
+local stamp = ',"updateTime":' .. text(math.floor(now / 1000)) .. '}'
+redis.call('HSET', KEYS[2], pod, string.sub(ARGV[7], 1, -2) .. stamp)
+for _, other in ipairs(gone) do
+  redis.call('HDEL', lease_key, 'd:' .. other, 'b:' .. other, 'u:' .. other)
+  redis.call('HDEL', KEYS[2], other)
+end
+if changed then
+  publish(pod, ARGV[6])
+end
+return {'ok', ARGV[5], 0}

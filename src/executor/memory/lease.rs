@@ -1,0 +1,226 @@
+//! Leases in memory: the same rules as `lua/lease_clock.lua` and the scripts it heads.
+//!
+//! Times are microseconds of the store's clock, as they are on a server.
+
+use std::collections::BTreeMap;
+
+use crate::config::LeaseTimes;
+use crate::executor::codec::{LeaseFields, StoreClock, micros};
+use crate::executor::{Begun, PodIdentity, Pods, Renewed};
+use crate::id::{Incarnation, PodIndex};
+use crate::route::link::Certificate;
+use crate::route::state::{PodRecord, PodState};
+
+use std::time::Duration;
+
+/// A pod that has been dead for this many leases is forgotten, all but its incarnation.
+const FORGET_AFTER: u64 = 10;
+
+/// The leases and states of one service's pods.
+#[derive(Debug, Default)]
+pub(super) struct Service {
+    /// The last moment anybody was here.
+    last: u64,
+    /// After an outage nobody is declared dead before this moment.
+    hold: u64,
+    /// Pods whose lease reached this moment count as alive during the hold.
+    held: u64,
+    /// When the long dead are dropped next.
+    sweep: u64,
+    /// The times of the pod that wrote last, for those who only look.
+    times: Times,
+    pods: BTreeMap<PodIndex, Lease>,
+    states: BTreeMap<PodIndex, PodState>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Times {
+    lease: u64,
+    grace: u64,
+    gap: u64,
+}
+
+impl From<LeaseTimes> for Times {
+    fn from(times: LeaseTimes) -> Self {
+        Self {
+            lease: micros(times.lease),
+            grace: micros(times.grace),
+            gap: micros(times.gap),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Lease {
+    fields: LeaseFields,
+    nonce: String,
+    pod_uid: String,
+}
+
+impl Service {
+    pub(super) fn begin(&mut self, who: &PodIdentity, times: LeaseTimes, now: u64) -> Begun {
+        let times = Times::from(times);
+        let now = self.tick(times, now);
+        self.times = times;
+        let hold = self.hold;
+        let lease = self.pods.entry(who.pod).or_default();
+        let found = lease.fields;
+        let alive = found.incarnation > found.dead;
+        if alive && lease.nonce == who.nonce {
+            lease.fields.deadline = found.deadline.max(now + times.lease);
+            return Begun::Started(Incarnation::new(found.incarnation));
+        }
+        let till = hold.max(found.deadline + times.grace);
+        let same_pod = !who.pod_uid.is_empty() && lease.pod_uid == who.pod_uid;
+        if alive && now <= till && !same_pod {
+            return Begun::Busy {
+                incarnation: Incarnation::new(found.incarnation),
+                wait: Duration::from_micros(till - now),
+            };
+        }
+        let dead = found.incarnation.max(found.dead);
+        let incarnation = now.max(dead + 1);
+        lease.fields = LeaseFields {
+            incarnation,
+            deadline: now + times.lease,
+            dead,
+        };
+        lease.nonce.clone_from(&who.nonce);
+        lease.pod_uid.clone_from(&who.pod_uid);
+        Begun::Started(Incarnation::new(incarnation))
+    }
+
+    pub(super) fn renew(&mut self, state: &PodState, times: LeaseTimes, now: u64) -> Renewed {
+        let me = state.incarnation.get();
+        let found = self.lease(state.pod_id);
+        if found.dead >= me {
+            return Renewed::Dead;
+        }
+        if found.incarnation > me {
+            return Renewed::Superseded(Incarnation::new(found.incarnation));
+        }
+        let times = Times::from(times);
+        let now = now.max(self.last);
+        self.forget_the_long_dead(state.pod_id, times.lease, now);
+        self.tick(times, now);
+        self.times = times;
+        let lease = self.pods.entry(state.pod_id).or_default();
+        lease.fields.incarnation = me;
+        lease.fields.deadline = found.deadline.max(now + times.lease);
+        let state = PodState {
+            update_time: now / 1000,
+            ..state.clone()
+        };
+        self.states.insert(state.pod_id, state);
+        Renewed::Done
+    }
+
+    pub(super) fn end(&mut self, pod: PodIndex, me: Incarnation, now: u64) -> bool {
+        let found = self.lease(pod);
+        if found.incarnation > me.get() {
+            return false;
+        }
+        self.tick(self.times, now);
+        let dead = found.dead.max(me.get());
+        let lease = self.pods.entry(pod).or_default();
+        lease.fields = LeaseFields {
+            incarnation: me.get(),
+            deadline: 0,
+            dead,
+        };
+        self.states.remove(&pod);
+        true
+    }
+
+    pub(super) fn certify(&mut self, pod: PodIndex, now: u64) -> Certificate {
+        let found = self.lease(pod);
+        if found.incarnation == 0 {
+            return Certificate::Unknown;
+        }
+        if found.dead >= found.incarnation {
+            return Certificate::Dead(Incarnation::new(found.dead));
+        }
+        let now = self.tick(self.times, now);
+        let till = self.hold.max(found.deadline + self.times.grace);
+        let incarnation = Incarnation::new(found.incarnation);
+        if now <= till {
+            return Certificate::Alive {
+                incarnation,
+                left: Duration::from_micros(till - now),
+            };
+        }
+        self.pods.entry(pod).or_default().fields.dead = found.incarnation;
+        Certificate::Dead(incarnation)
+    }
+
+    pub(super) fn pods(&mut self, now: u64) -> Pods {
+        let now = now.max(self.last);
+        if self.last > 0 && now - self.last > self.times.gap / 2 {
+            self.tick(self.times, now);
+        }
+        let clock = StoreClock {
+            now,
+            hold: self.hold,
+            held: self.held,
+            grace: self.times.grace,
+        };
+        let shown = self.states.values().filter_map(|state| {
+            let lease = self.lease(state.pod_id);
+            (lease.incarnation == state.incarnation.get()).then(|| PodRecord {
+                state: state.clone(),
+                lease_left: clock.lease_left(lease),
+            })
+        });
+        Pods {
+            records: shown.collect(),
+            corrupt: Vec::new(),
+        }
+    }
+
+    fn lease(&self, pod: PodIndex) -> LeaseFields {
+        self.pods
+            .get(&pod)
+            .map(|lease| lease.fields)
+            .unwrap_or_default()
+    }
+
+    /// Moves the store's clock, which never runs backwards. A silence longer than the gap is an
+    /// outage: everyone gets a fresh lease and grace.
+    fn tick(&mut self, times: Times, now: u64) -> u64 {
+        let now = now.max(self.last);
+        if self.last > 0 && times.gap > 0 && now - self.last > times.gap {
+            if self.last > self.hold {
+                self.held = self.last;
+            }
+            self.hold = now + times.lease + times.grace;
+        }
+        self.last = now;
+        now
+    }
+
+    fn forget_the_long_dead(&mut self, me: PodIndex, lease_time: u64, now: u64) {
+        if now < self.sweep {
+            return;
+        }
+        self.sweep = now + lease_time;
+        if self.hold >= now {
+            return;
+        }
+        for (pod, lease) in &mut self.pods {
+            let long_dead = lease.fields.deadline + FORGET_AFTER * lease_time < now;
+            if *pod != me && long_dead {
+                let incarnation = lease.fields.incarnation;
+                let fields = LeaseFields {
+                    incarnation,
+                    deadline: 0,
+                    dead: incarnation,
+                };
+                *lease = Lease {
+                    fields,
+                    ..Lease::default()
+                };
+                self.states.remove(pod);
+            }
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! Making one connection: socket, TLS, login, and a first sign of life.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures_util::future::select_ok;
+use redis::aio::MultiplexedConnection;
+use redis::io::tcp::socket2::{SockRef, TcpKeepalive};
+use redis::{AsyncConnectionConfig, Pipeline, RedisConnectionInfo, ServerError, Value};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::failure::{Intent, code, refusal};
+use super::tls;
+use crate::config::{Endpoint, ServerAddress, TlsFiles};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{invalid, shown};
+
+/// Moves bytes between the connection and the socket, as long as it is polled. It ends when the
+/// connection is lost, and dropping it closes the socket.
+pub(super) type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A connection that has answered, with its driver.
+pub(super) type Dialled = (MultiplexedConnection, Driver);
+
+/// Half-open connections are found by the kernel too: a probe after ten seconds of silence...
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+/// ...then one every three seconds...
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
+/// ...and what was sent must be acknowledged within this time.
+const USER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Calls that may wait in line for the socket before callers wait themselves.
+const QUEUE: usize = 1024;
+
+/// Why no connection came about.
+#[derive(Debug, Clone)]
+pub(super) struct Failure {
+    pub(super) error: Error,
+    /// Somebody has to change something first: a password, a file, a permission. A call need not
+    /// wait for the next attempt then.
+    pub(super) hopeless: bool,
+}
+
+impl Failure {
+    pub(super) fn passing(error: Error) -> Self {
+        Self {
+            error,
+            hopeless: false,
+        }
+    }
+
+    fn hopeless(error: Error) -> Self {
+        Self {
+            error,
+            hopeless: true,
+        }
+    }
+}
+
+/// Where to connect, and as whom.
+pub(super) struct Dialer {
+    address: ServerAddress,
+    tls: Option<(TlsFiles, ServerName<'static>)>,
+}
+
+impl Dialer {
+    /// Takes an address. No I/O.
+    ///
+    /// # Errors
+    /// `InvalidParameter` if no certificate could ever be valid for the host's name.
+    pub(super) fn new(address: &ServerAddress) -> Result<Self> {
+        let tls = match (&address.tls, &address.endpoint) {
+            (Some(files), Endpoint::Tcp(host, _)) => {
+                let name = ServerName::try_from(host.clone()).map_err(|_| {
+                    invalid(
+                        "url",
+                        &shown(host),
+                        "a host name or an address that TLS can check",
+                    )
+                })?;
+                Some((files.clone(), name))
+            }
+            _ => None,
+        };
+        Ok(Self {
+            address: address.clone(),
+            tls,
+        })
+    }
+
+    /// How long an attempt may take.
+    pub(super) fn timeout(&self) -> Duration {
+        self.address.connect_timeout
+    }
+
+    /// Connects, logs in and asks for a sign of life.
+    pub(super) async fn dial(&self) -> std::result::Result<Dialled, Failure> {
+        let limit = self.timeout();
+        tokio::time::timeout(limit, self.attempt())
+            .await
+            .unwrap_or_else(|_| {
+                Err(Failure::passing(
+                    self.unavailable(&format!("no answer within {limit:?}")),
+                ))
+            })
+    }
+
+    async fn attempt(&self) -> std::result::Result<Dialled, Failure> {
+        let unreachable = |error: io::Error| Failure::passing(self.io_error(error));
+        match &self.address.endpoint {
+            Endpoint::Unix(path) => {
+                self.login(UnixStream::connect(path).await.map_err(unreachable)?)
+                    .await
+            }
+            Endpoint::Tcp(host, port) => {
+                let stream = connect(host, *port).await.map_err(unreachable)?;
+                match &self.tls {
+                    None => self.login(stream).await,
+                    Some((files, name)) => self.secure(stream, files, name).await,
+                }
+            }
+        }
+    }
+
+    async fn secure(
+        &self,
+        stream: TcpStream,
+        files: &TlsFiles,
+        name: &ServerName<'static>,
+    ) -> std::result::Result<Dialled, Failure> {
+        let files = files.clone();
+        let connector = tokio::task::spawn_blocking(move || tls::connector(&files)).await;
+        let connector = connector
+            .map_err(|error| Failure::passing(self.unavailable("TLS failed").caused_by(error)))?
+            .map_err(Failure::hopeless)?;
+        match connector.connect(name.clone(), stream).await {
+            Ok(stream) => self.login(stream).await,
+            Err(error) => {
+                // A certificate that is refused will be refused again; a broken socket need not.
+                let refused = error.get_ref().is_some_and(|e| e.is::<rustls::Error>());
+                Err(Failure {
+                    hopeless: refused,
+                    error: self.io_error(error),
+                })
+            }
+        }
+    }
+
+    async fn login<S>(&self, stream: S) -> std::result::Result<Dialled, Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        // The login commands are sent below, where their errors can be told apart.
+        let bare = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let config = AsyncConnectionConfig::new()
+            .set_response_timeout(None)
+            .set_connection_timeout(None)
+            .set_pipeline_buffer_size(QUEUE);
+        let made = MultiplexedConnection::new_with_config(&bare, stream, config).await;
+        let lost = || Failure::passing(self.unavailable("the server closed the connection"));
+        let (mut connection, driver) = made.map_err(|_| lost())?;
+        let mut driver: Driver = Box::pin(driver);
+        let (commands, steps) = self.login_commands();
+        let replies = tokio::select! {
+            () = &mut driver => return Err(lost()),
+            replies = connection.send_packed_commands(&commands, 0, steps.len()) => replies,
+        };
+        for (step, reply) in steps.iter().zip(replies.map_err(|_| lost())?) {
+            self.judge(*step, &reply)?;
+        }
+        Ok((connection, driver))
+    }
+
+    fn login_commands(&self) -> (Pipeline, Vec<Step>) {
+        let mut commands = Pipeline::new();
+        let mut steps = Vec::new();
+        if let Some(password) = &self.address.password {
+            commands
+                .cmd("AUTH")
+                .arg(self.address.username.as_deref())
+                .arg(password);
+            steps.push(Step::Login);
+        }
+        if self.address.db != 0 {
+            commands.cmd("SELECT").arg(self.address.db);
+            steps.push(Step::Database);
+        }
+        commands.cmd("HELLO");
+        steps.push(Step::Role);
+        commands.cmd("PING");
+        steps.push(Step::SignOfLife);
+        for (name, value) in [
+            ("LIB-NAME", "podlink"),
+            ("LIB-VER", env!("CARGO_PKG_VERSION")),
+        ] {
+            commands.cmd("CLIENT").arg("SETINFO").arg(name).arg(value);
+            steps.push(Step::Courtesy);
+        }
+        (commands, steps)
+    }
+
+    fn judge(&self, step: Step, reply: &Value) -> std::result::Result<(), Failure> {
+        match (step, reply) {
+            (Step::Login, Value::ServerError(error)) => Err(Failure::hopeless(self.refused(error))),
+            (Step::Database, Value::ServerError(error)) => Err(self.no_database(error)),
+            (Step::SignOfLife, Value::ServerError(error)) => {
+                let (error, _) = refusal(error, Intent::Read);
+                let hopeless = error.kind() == ErrorKind::StoreAuthentication;
+                Err(Failure {
+                    error: self.at(error),
+                    hopeless,
+                })
+            }
+            // A replica must not be read either: it may not have heard of a link yet.
+            (Step::Role, hello) if is_replica(hello) => {
+                let error = self.unavailable("the server is a read-only replica");
+                Err(Failure::passing(error.with("server_code", "READONLY")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The text of a refused AUTH is not passed on: some servers repeat the command in it.
+    fn refused(&self, error: &ServerError) -> Error {
+        let text = "the store refused the user name or the password";
+        self.at(Error::new(ErrorKind::StoreAuthentication, text))
+            .with("server_code", code(error))
+    }
+
+    fn no_database(&self, error: &ServerError) -> Failure {
+        let (refused, _) = refusal(error, Intent::Read);
+        if refused.kind() == ErrorKind::StoreAuthentication {
+            return Failure::hopeless(self.at(refused));
+        }
+        let given = self.address.db.to_string();
+        let allowed = format!(
+            "one of the store's databases ({})",
+            error.details().unwrap_or_default()
+        );
+        Failure::hopeless(self.at(invalid("db", &given, &allowed)))
+    }
+
+    /// A `StoreUnavailable` that names the endpoint, and nothing else of the address.
+    pub(super) fn unavailable(&self, why: &str) -> Error {
+        let text = format!(
+            "no connection to {}: {why}",
+            ShownEndpoint(&self.address.endpoint)
+        );
+        self.at(Error::new(ErrorKind::StoreUnavailable, text))
+    }
+
+    fn io_error(&self, error: io::Error) -> Error {
+        self.unavailable(&error.to_string()).caused_by(error)
+    }
+
+    fn at(&self, error: Error) -> Error {
+        error.with("store", ShownEndpoint(&self.address.endpoint))
+    }
+}
+
+/// One command of the login, and what its reply decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Login,
+    Database,
+    /// HELLO without arguments changes nothing and tells the role. A proxy or an ACL may not
+    /// know it; then a replica shows itself with the first READONLY.
+    Role,
+    /// PING fails while the server loads its data or has lost its primary.
+    SignOfLife,
+    Courtesy,
+}
+
+fn is_replica(hello: &Value) -> bool {
+    let bulk =
+        |value: &Value, text: &str| matches!(value, Value::BulkString(b) if b == text.as_bytes());
+    let replica = |role: &Value| bulk(role, "replica") || bulk(role, "slave");
+    match hello {
+        Value::Array(flat) => flat.chunks(2).any(|pair| match pair {
+            [name, role] => bulk(name, "role") && replica(role),
+            _ => false,
+        }),
+        _ => false,
+    }
+}
+
+/// Asks all addresses of the host at once; the first that answers is taken.
+async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
+    let attempts: Vec<_> = tokio::net::lookup_host((host, port))
+        .await?
+        .map(|address| Box::pin(TcpStream::connect(address)))
+        .collect();
+    if attempts.is_empty() {
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "the host has no address",
+        ));
+    }
+    let (stream, _) = select_ok(attempts).await?;
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(&stream);
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL);
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    Ok(stream)
+}
+
+/// An endpoint as people write it.
+pub(super) struct ShownEndpoint<'a>(pub(super) &'a Endpoint);
+
+impl fmt::Display for ShownEndpoint<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Endpoint::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Endpoint::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Endpoint::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! What the server's errors mean: for the caller, for the write, and for the connection.
+
+use redis::ServerError;
+
+use crate::error::{Error, ErrorKind, WriteOutcome};
+
+/// Whether a call changes the store. A read has no outcome to tell, and may be sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Intent {
+    Read,
+    Write,
+}
+
+impl Intent {
+    /// Adds what is known about the write, if it is one.
+    pub(super) fn outcome(self, error: Error, outcome: WriteOutcome) -> Error {
+        match self {
+            Self::Read => error,
+            Self::Write => error.with_outcome(outcome),
+        }
+    }
+}
+
+/// One row of the table of server errors.
+struct Meaning {
+    kind: ErrorKind,
+    retryable: bool,
+    /// Whether the server said it before it changed anything.
+    refused: bool,
+    /// Whether another connection may lead to a better answer.
+    redial: bool,
+}
+
+/// The codes that a server prefixes its errors with, as far as they mean something here.
+///
+/// Every script reads and checks before its first write, so an error that a first command can
+/// raise (a wrong type, no memory, no permission) means that nothing was written.
+fn meaning(code: &str) -> Meaning {
+    use ErrorKind::{Redis, StoreAuthentication, StoreUnavailable};
+    let (kind, retryable, refused, redial) = match code {
+        // A fail-over made it a replica. The name may lead to the new primary by now.
+        "READONLY" => (StoreUnavailable, true, true, true),
+        "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "BUSY" | "NOREPLICAS" => {
+            (StoreUnavailable, true, true, false)
+        }
+        "NOAUTH" | "WRONGPASS" => (StoreAuthentication, false, true, true),
+        "NOPERM" => (StoreAuthentication, false, true, false),
+        "OOM" | "MISCONF" => (Redis, true, true, false),
+        "WRONGTYPE" | "NOSCRIPT" | "MOVED" | "ASK" | "CROSSSLOT" => (Redis, false, true, false),
+        _ => (Redis, false, false, false),
+    };
+    Meaning {
+        kind,
+        retryable,
+        refused,
+        redial,
+    }
+}
+
+/// The error that the caller gets, and whether the connection should be made anew.
+pub(super) fn refusal(error: &ServerError, intent: Intent) -> (Error, bool) {
+    let code = code(error);
+    let meaning = meaning(code);
+    let outcome = if meaning.refused {
+        WriteOutcome::NotSent
+    } else {
+        WriteOutcome::Unknown
+    };
+    let text = format!(
+        "the store answered {code}: {}",
+        cut(error.details().unwrap_or_default())
+    );
+    let mut told = Error::new(meaning.kind, text).with("server_code", code);
+    if meaning.retryable {
+        told = told.retryable();
+    }
+    (intent.outcome(told, outcome), meaning.redial)
+}
+
+/// The code of a server error. An error inside a script keeps its code since Redis 7; Redis 6.2
+/// calls everything ERR and puts the code into the text, and a missing permission still is
+/// told in words.
+pub(super) fn code(error: &ServerError) -> &str {
+    const IN_TEXT: [&str; 8] = [
+        "READONLY",
+        "LOADING",
+        "MASTERDOWN",
+        "NOREPLICAS",
+        "OOM",
+        "MISCONF",
+        "WRONGTYPE",
+        "NOPERM",
+    ];
+    const FORBIDDEN: [&str; 2] = [
+        "can't run this command",
+        "can't access at least one of the keys",
+    ];
+    let code = error.code();
+    if code != "ERR" {
+        return code;
+    }
+    let text = error.details().unwrap_or_default();
+    if FORBIDDEN.iter().any(|words| text.contains(words)) {
+        return "NOPERM";
+    }
+    if !text.contains("user_script") {
+        return code;
+    }
+    let named = IN_TEXT
+        .into_iter()
+        .find(|code| text.split([' ', '-']).any(|word| word == *code));
+    named.unwrap_or(code)
+}
+
+/// A server's text is somebody else's: enough of it to recognise, not all of it.
+fn cut(text: &str) -> String {
+    const MOST: usize = 200;
+    text.chars()
+        .filter(|c| !c.is_control())
+        .take(MOST)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server_error(line: &str) -> ServerError {
+        match redis::parse_redis_value(format!("-{line}\r\n").as_bytes()) {
+            Ok(redis::Value::ServerError(error)) => error,
+            other => unreachable!("{line} is read as {other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_row_of_the_table() {
+        use ErrorKind::{Redis, StoreAuthentication, StoreUnavailable};
+        let not_sent = WriteOutcome::NotSent;
+        let rows = [
+            (
+                "READONLY You can't write",
+                StoreUnavailable,
+                true,
+                not_sent,
+                true,
+            ),
+            (
+                "LOADING Redis is loading",
+                StoreUnavailable,
+                true,
+                not_sent,
+                false,
+            ),
+            (
+                "MASTERDOWN Link with MASTER",
+                StoreUnavailable,
+                true,
+                not_sent,
+                false,
+            ),
+            (
+                "CLUSTERDOWN Hash slot",
+                StoreUnavailable,
+                true,
+                not_sent,
+                false,
+            ),
+            (
+                "BUSY Redis is busy",
+                StoreUnavailable,
+                true,
+                not_sent,
+                false,
+            ),
+            (
+                "NOREPLICAS Not enough",
+                StoreUnavailable,
+                true,
+                not_sent,
+                false,
+            ),
+            (
+                "NOAUTH Authentication required.",
+                StoreAuthentication,
+                false,
+                not_sent,
+                true,
+            ),
+            (
+                "WRONGPASS invalid",
+                StoreAuthentication,
+                false,
+                not_sent,
+                true,
+            ),
+            (
+                "NOPERM no permissions",
+                StoreAuthentication,
+                false,
+                not_sent,
+                false,
+            ),
+            ("OOM command not allowed", Redis, true, not_sent, false),
+            ("MISCONF Errors writing", Redis, true, not_sent, false),
+            ("WRONGTYPE Operation against", Redis, false, not_sent, false),
+            ("MOVED 1 h:1", Redis, false, not_sent, false),
+            (
+                "ERR something else",
+                Redis,
+                false,
+                WriteOutcome::Unknown,
+                false,
+            ),
+            ("WEIRD", Redis, false, WriteOutcome::Unknown, false),
+        ];
+        for (line, kind, retryable, outcome, redial) in rows {
+            let (error, again) = refusal(&server_error(line), Intent::Write);
+            assert_eq!(error.kind(), kind, "{line}");
+            assert_eq!(error.is_retryable(), retryable, "{line}");
+            assert_eq!(error.outcome(), Some(outcome), "{line}");
+            assert_eq!(again, redial, "{line}");
+            let (error, _) = refusal(&server_error(line), Intent::Read);
+            assert_eq!(error.outcome(), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_code_is_found_inside_the_text_of_a_script_error() {
+        let rows = [
+            (
+                "ERR Error running script (call to f_1): @user_script:7: WRONGTYPE Operation against",
+                "WRONGTYPE",
+            ),
+            (
+                "ERR Error running script (call to f_1): @user_script:7: -OOM command not allowed",
+                "OOM",
+            ),
+            (
+                "ERR The user executing the script can't run this command or subcommand",
+                "NOPERM",
+            ),
+            ("ERR OOM in a key name", "ERR"),
+            (
+                "WRONGTYPE Operation script: 1, on @user_script:5.",
+                "WRONGTYPE",
+            ),
+        ];
+        for (line, expected) in rows {
+            assert_eq!(code(&server_error(line)), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_long_text_of_the_server_is_cut() {
+        let line = format!("ERR {}", "x".repeat(10_000));
+        let (error, _) = refusal(&server_error(&line), Intent::Read);
+        assert!(error.to_string().len() < 300);
+    }
+}

@@ -1,0 +1,180 @@
+//! The shared truth on one Redis or Valkey server.
+
+mod dial;
+mod failure;
+mod line;
+mod operations;
+mod stats;
+mod tls;
+
+use std::fmt;
+
+use redis::{Cmd, Pipeline, RedisResult, ServerErrorKind, Value};
+
+use super::script::{Arg, Invocation, Script};
+use crate::clock::{Clock, Tick};
+use crate::config::ServerAddress;
+use crate::error::{Error, ErrorKind, Result, WriteOutcome};
+
+use dial::Dialer;
+use failure::{Intent, refusal};
+use line::{Line, Live, closed};
+pub use stats::Stats;
+
+/// A store on one server.
+pub struct RedisExecutor {
+    line: Line,
+}
+
+/// One exchange with the server, already encoded.
+#[derive(Clone, Copy)]
+enum Request<'a> {
+    One(&'a Cmd),
+    Many(&'a Pipeline, usize),
+}
+
+impl Request<'_> {
+    async fn send(self, mut live: Live) -> RedisResult<Value> {
+        match self {
+            Self::One(command) => live.connection.send_packed_command(command).await,
+            Self::Many(commands, count) => live
+                .connection
+                .send_packed_commands(commands, 0, count)
+                .await
+                .map(Value::Array),
+        }
+    }
+}
+
+impl RedisExecutor {
+    /// A store at this address. No I/O: the connection is made by the first call, on the runtime
+    /// of that call.
+    ///
+    /// # Errors
+    /// `InvalidParameter` if TLS could never check the host's name.
+    pub fn new(address: &ServerAddress, clock: Clock) -> Result<Self> {
+        Ok(Self {
+            line: Line::new(Dialer::new(address)?, clock),
+        })
+    }
+
+    /// What happened to the connection so far.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        self.line.stats()
+    }
+
+    /// Sends a request and waits for the reply. A read whose connection breaks is sent again on
+    /// the next one; a write is not, because it may have happened.
+    async fn exchange(
+        &self,
+        request: Request<'_>,
+        intent: Intent,
+        deadline: Tick,
+    ) -> Result<Value> {
+        let mut broken = None;
+        loop {
+            let live = self.line.connection(broken.as_ref(), deadline).await;
+            let live = live.map_err(|error| intent.outcome(error, WriteOutcome::NotSent))?;
+            let left = deadline.since(self.line.clock().now());
+            if left.is_zero() {
+                let error = Error::new(
+                    ErrorKind::Timeout,
+                    "the deadline had passed before the call",
+                );
+                return Err(intent.outcome(error, WriteOutcome::NotSent));
+            }
+            match tokio::time::timeout(left, request.send(live.clone())).await {
+                Ok(Ok(reply)) => {
+                    live.answered();
+                    return judged(reply, &live, intent);
+                }
+                Ok(Err(_)) if self.line.is_closed() => {
+                    return Err(intent.outcome(closed(), WriteOutcome::Unknown));
+                }
+                Ok(Err(_)) if intent == Intent::Read => broken = Some(live),
+                Ok(Err(error)) => {
+                    let text = "the connection to the store was lost during the call";
+                    let error = Error::new(ErrorKind::StoreUnavailable, text).caused_by(error);
+                    return Err(error.with_outcome(WriteOutcome::Unknown));
+                }
+                Err(_) => {
+                    self.stats().count_timeout();
+                    live.unanswered(left);
+                    let text = format!("the store did not answer within {left:?}");
+                    let error = Error::new(ErrorKind::Timeout, text);
+                    return Err(intent.outcome(error, WriteOutcome::Unknown));
+                }
+            }
+        }
+    }
+
+    /// Calls a script by its hash, and once more with its source if the server does not know it.
+    async fn call(&self, call: Invocation<'_>, intent: Intent, deadline: Tick) -> Result<Value> {
+        let reply = self
+            .exchange(Request::One(&call.by_hash()), intent, deadline)
+            .await?;
+        if !is_unknown_script(&reply) {
+            return Ok(reply);
+        }
+        self.stats().count_script_load();
+        let reply = self
+            .exchange(Request::One(&call.by_source()), intent, deadline)
+            .await?;
+        if !is_unknown_script(&reply) {
+            return Ok(reply);
+        }
+        Err(Error::new(
+            ErrorKind::Internal,
+            "the store does not know a script that it was given",
+        ))
+    }
+
+    /// Calls a script that changes links or leases.
+    async fn write(
+        &self,
+        script: &Script,
+        keys: &[&str],
+        args: &[Arg<'_>],
+        deadline: Tick,
+    ) -> Result<Value> {
+        self.call(Invocation { script, keys, args }, Intent::Write, deadline)
+            .await
+    }
+}
+
+/// The reply, or what the server's error means. A missing script is the caller's to mend.
+fn judged(reply: Value, live: &Live, intent: Intent) -> Result<Value> {
+    let error = match &reply {
+        Value::ServerError(error) if error.kind() != Some(ServerErrorKind::NoScript) => error,
+        Value::Array(values) => match values.iter().find_map(server_error) {
+            Some(error) => error,
+            None => return Ok(reply),
+        },
+        _ => return Ok(reply),
+    };
+    let (error, redial) = refusal(error, intent);
+    if redial {
+        live.condemn("the server no longer takes this connection's calls");
+    }
+    Err(error)
+}
+
+fn server_error(value: &Value) -> Option<&redis::ServerError> {
+    match value {
+        Value::ServerError(error) => Some(error),
+        _ => None,
+    }
+}
+
+fn is_unknown_script(reply: &Value) -> bool {
+    server_error(reply).is_some_and(|e| e.kind() == Some(ServerErrorKind::NoScript))
+}
+
+impl fmt::Debug for RedisExecutor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisExecutor")
+            .field("stats", self.stats())
+            .finish_non_exhaustive()
+    }
+}

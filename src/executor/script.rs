@@ -1,0 +1,131 @@
+//! The Lua scripts: one atomic operation each, called by hash.
+//!
+//! A script is sent as `EVALSHA`; a server that does not know it (restart, fail-over, `SCRIPT
+//! FLUSH`) says NOSCRIPT before it has done anything, and gets the source with `EVAL` once.
+
+use std::sync::LazyLock;
+
+use redis::{Cmd, RedisWrite, ToRedisArgs};
+
+/// One script with its hash.
+#[derive(Debug)]
+pub(super) struct Script {
+    source: &'static str,
+    hash: String,
+}
+
+impl Script {
+    fn new(source: &'static str) -> Self {
+        let hash = redis::Script::new(source).get_hash().to_owned();
+        Self { source, hash }
+    }
+}
+
+macro_rules! scripts {
+    ($($name:ident = $($file:literal)+;)+) => {
+        /// Every script, so that what holds for all can be tested on all.
+        #[cfg(test)]
+        pub(super) static ALL: &[(&str, &LazyLock<Script>)] = &[$((stringify!($name), &$name)),+];
+        $(pub(super) static $name: LazyLock<Script> =
+            LazyLock::new(|| Script::new(concat!($(include_str!(concat!("lua/", $file))),+)));)+
+    };
+}
+
+scripts! {
+    GET = "get.lua";
+    SET = "set.lua";
+    SET_IF_ABSENT = "set_if_absent.lua";
+    TRY_SET = "try_set.lua";
+    RELINK = "relink.lua";
+    REMOVE = "remove.lua";
+    POD_BEGIN = "lease_clock.lua" "pod_begin.lua";
+    POD_RENEW = "lease_clock.lua" "pod_renew.lua";
+    POD_END = "lease_clock.lua" "pod_end.lua";
+    POD_CERTIFY = "lease_clock.lua" "pod_certify.lua";
+    PODS = "lease_clock.lua" "pods.lua";
+}
+
+/// One argument of a script; numbers are written without a string in between.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Arg<'a> {
+    Text(&'a str),
+    Number(i64),
+}
+
+impl ToRedisArgs for Arg<'_> {
+    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
+        match self {
+            Self::Text(text) => text.write_redis_args(out),
+            Self::Number(number) => number.write_redis_args(out),
+        }
+    }
+}
+
+/// One call of a script.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Invocation<'a> {
+    pub(super) script: &'a Script,
+    pub(super) keys: &'a [&'a str],
+    pub(super) args: &'a [Arg<'a>],
+}
+
+impl Invocation<'_> {
+    /// The call by hash.
+    pub(super) fn by_hash(&self) -> Cmd {
+        self.command("EVALSHA", &self.script.hash)
+    }
+
+    /// The call with the source, which the server then remembers.
+    pub(super) fn by_source(&self) -> Cmd {
+        self.command("EVAL", self.script.source)
+    }
+
+    fn command(&self, name: &str, script: &str) -> Cmd {
+        const NUMBER_BYTES: usize = 16;
+        let keys: usize = self.keys.iter().map(|key| key.len()).sum();
+        let args = self.args.iter().map(|arg| match arg {
+            Arg::Text(text) => text.len(),
+            Arg::Number(_) => NUMBER_BYTES,
+        });
+        let count = 3 + self.keys.len() + self.args.len();
+        let bytes = name.len() + script.len() + NUMBER_BYTES + keys + args.sum::<usize>();
+        let mut command = Cmd::with_capacity(count, bytes);
+        command.arg(name).arg(script).arg(self.keys.len());
+        for key in self.keys {
+            command.arg(*key);
+        }
+        for arg in self.args {
+            command.arg(*arg);
+        }
+        command
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_script_has_a_hash_of_its_own() {
+        let hashes: std::collections::HashSet<_> =
+            ALL.iter().map(|(_, script)| script.hash.clone()).collect();
+        assert_eq!(hashes.len(), ALL.len());
+    }
+
+    #[test]
+    fn both_calls_carry_the_same_keys_and_arguments() {
+        let call = Invocation {
+            script: &SET_IF_ABSENT,
+            keys: &["sf:{ns:lk:u}svc"],
+            args: &[Arg::Number(0), Arg::Text("300000")],
+        };
+        let packed = String::from_utf8(call.by_hash().get_packed_command()).unwrap();
+        assert!(
+            packed.starts_with("*6\r\n$7\r\nEVALSHA\r\n$40\r\n"),
+            "{packed}"
+        );
+        assert!(packed.ends_with("$15\r\nsf:{ns:lk:u}svc\r\n$1\r\n0\r\n$6\r\n300000\r\n"));
+        let sourced = String::from_utf8(call.by_source().get_packed_command()).unwrap();
+        assert!(sourced.starts_with("*6\r\n$4\r\nEVAL\r\n"));
+    }
+}
