@@ -1,0 +1,82 @@
+"""podlink: which pod of a stateful service holds this player?
+
+Game servers on Kubernetes keep each player's state in the memory of one pod of a StatefulSet.
+podlink knows which pod, chooses one for a new player, keeps that choice, and notices that a pod
+drains or dies.
+
+    >>> import asyncio, podlink
+    >>> async def main() -> int:
+    ...     async with podlink.connect("memory://", namespace="default") as connection:
+    ...         pod = podlink.ServerInfo("default", "user-service", 0)
+    ...         async with connection.server(pod):
+    ...             compute = connection.client.compute_linked_pod
+    ...             return await compute("default", "user123", "user-service")
+    >>> asyncio.run(main())
+    0
+"""
+
+from ._podlink import __version__
+from .callback import StatefulObjCallback
+from .client import ClientDriver
+from .config import ClientConfig, RouteInfoConfig, ServerConfig
+from .connection import Connection, connect
+from .errors import (
+    ClosedError,
+    ForkedProcessError,
+    IllegalStateError,
+    InternalError,
+    InvalidParameterError,
+    InvalidParameterTypeError,
+    LeaseLostError,
+    NamespaceUnreachableError,
+    NoRoutablePodError,
+    OperationTimeoutError,
+    PodIndexBusyError,
+    PodlinkError,
+    PodNotAvailableError,
+    PodNotFoundError,
+    ServiceNotFoundError,
+    StoreAuthenticationError,
+    StoreDataError,
+    StoreError,
+    StoreUnavailableError,
+)
+from .server import ServerDriver, ServerInfo
+from .state import DrainReport, RoutingState, StatefulServiceState
+from .store import Store
+
+__all__ = [
+    "ClientConfig",
+    "ClientDriver",
+    "ClosedError",
+    "Connection",
+    "DrainReport",
+    "ForkedProcessError",
+    "IllegalStateError",
+    "InternalError",
+    "InvalidParameterError",
+    "InvalidParameterTypeError",
+    "LeaseLostError",
+    "NamespaceUnreachableError",
+    "NoRoutablePodError",
+    "OperationTimeoutError",
+    "PodIndexBusyError",
+    "PodNotAvailableError",
+    "PodNotFoundError",
+    "PodlinkError",
+    "RouteInfoConfig",
+    "RoutingState",
+    "ServerConfig",
+    "ServerDriver",
+    "ServerInfo",
+    "ServiceNotFoundError",
+    "StatefulObjCallback",
+    "StatefulServiceState",
+    "Store",
+    "StoreAuthenticationError",
+    "StoreDataError",
+    "StoreError",
+    "StoreUnavailableError",
+    "__version__",
+    "connect",
+]

@@ -1,0 +1,299 @@
+"""Where results of the Rust core meet event loops and threads.
+
+One completion queue per running loop, found through a weak table; the loop's reader wakes once
+per batch. Programs without a loop are served by one daemon thread, ``podlink-callbacks``. Rust
+never runs Python code: it hands out what has arrived, and the code here delivers it, so that a
+thread that dies with the interpreter never dies inside Rust.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import select
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Final
+
+from . import _podlink
+from .callback import StatefulObjCallback
+from .errors import PodlinkError, from_core
+
+_log = logging.getLogger("podlink.callbacks")
+_log.parent.addHandler(logging.NullHandler())  # type: ignore[union-attr]  # it is "podlink"
+
+Start = Callable[..., None]
+"""A method of the compiled module: (queue, waiter, *arguments) starts an operation."""
+
+
+class LoopBridge:
+    """The completion queue of one event loop. Holds the loop weakly: the loop owns the bridge,
+    as the callback of a reader, and both end together.
+    """
+
+    __slots__ = ("__weakref__", "loop", "queue")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.queue = _podlink.CompletionQueue()
+        self.loop = weakref.ref(loop)
+        try:
+            loop.add_reader(self.queue.fileno(), self.drain)
+        except NotImplementedError:
+            # Such a loop is woken from a thread instead.
+            thread = threading.Thread(
+                target=_wake_from_thread,
+                args=(self.loop, self.queue, self.drain),
+                name="podlink-wake",
+                daemon=True,
+            )
+            thread.start()
+
+    def drain(self) -> None:
+        """Delivers everything that has arrived. Runs on the loop."""
+        for waiter, value, error in self.queue.drain():
+            if waiter.done():
+                continue  # cancelled: whoever waited has left
+            if error is None:
+                waiter.set_result(value)
+            else:
+                waiter.set_exception(from_core(*error))
+
+
+def _wake_from_thread(
+    loop: weakref.ref[asyncio.AbstractEventLoop],
+    queue: _podlink.CompletionQueue,
+    drain: Callable[[], None],
+) -> None:
+    poller = select.poll()
+    poller.register(queue.fileno(), select.POLLIN)
+    drained = threading.Event()
+
+    def drain_on_loop() -> None:
+        drain()
+        drained.set()
+
+    while True:
+        poller.poll()
+        running = loop()
+        if running is None:
+            return
+        drained.clear()
+        try:
+            running.call_soon_threadsafe(drain_on_loop)
+        except RuntimeError:
+            return  # the loop has closed, and nobody waits any more
+        del running
+        while not drained.wait(1.0):
+            running = loop()
+            if running is None or running.is_closed():
+                return
+            del running
+
+
+_bridges: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopBridge]
+_bridges = weakref.WeakKeyDictionary()
+_bridges_lock = threading.Lock()
+
+
+class _Last(threading.local):
+    """The bridge that this thread used last: nearly always the one it needs next."""
+
+    loop: Callable[[], asyncio.AbstractEventLoop | None] = staticmethod(lambda: None)
+    bridge: Callable[[], LoopBridge | None] = staticmethod(lambda: None)
+
+
+_last = _Last()
+
+
+def _bridge(loop: asyncio.AbstractEventLoop) -> LoopBridge:
+    if _last.loop() is loop:
+        bridge = _last.bridge()
+        if bridge is not None:
+            return bridge
+    with _bridges_lock:
+        bridge = _bridges.get(loop)
+        if bridge is None:
+            # Loops that were closed but not collected yet need no descriptors any more.
+            for other in [other for other in _bridges if other.is_closed()]:
+                del _bridges[other]
+            bridge = _bridges[loop] = LoopBridge(loop)
+    _last.loop = weakref.ref(loop)
+    _last.bridge = weakref.ref(bridge)
+    return bridge
+
+
+def call(start: Start, *arguments: object) -> asyncio.Future[Any]:
+    """Starts an operation and returns the future of its result, on the running loop.
+
+    Cancelling the future abandons only the waiting: what was started goes on.
+    """
+    loop = asyncio.get_running_loop()
+    waiter = loop.create_future()
+    start(_bridge(loop).queue, waiter, *arguments)
+    return waiter
+
+
+class Submitted:
+    """The waiter of a ``submit``: settles a ``concurrent.futures.Future`` and tells the callback."""
+
+    __slots__ = ("_callback", "_deliver", "future")
+
+    def __init__(
+        self,
+        callback: StatefulObjCallback | None,
+        deliver: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self.future: Future[Any] = Future()
+        self._callback = callback
+        self._deliver = deliver
+
+    def done(self) -> bool:
+        return self.future.cancelled()
+
+    def set_result(self, value: object) -> None:
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_result(value)
+            callback = self._callback
+            if callback is not None:
+                self._deliver(lambda: callback.on_success(value))
+
+    def set_exception(self, error: PodlinkError) -> None:
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+            callback = self._callback
+            if callback is not None:
+                self._deliver(lambda: callback.on_error(error))
+
+
+class Submitter:
+    """The ``submit`` of one driver, and what its callbacks wait in if the program polls."""
+
+    def __init__(self, mode: str) -> None:
+        if mode not in ("thread", "poll"):
+            raise from_core(
+                "INVALID_PARAMETER",
+                f"callbacks must be 'thread' or 'poll', got {mode!r}",
+                False,
+                {"parameter": "callbacks", "given": repr(mode), "allowed": "'thread' or 'poll'"},
+            )
+        self._polled: deque[Callable[[], None]] | None = deque() if mode == "poll" else None
+        self.failures = 0
+
+    def submit(
+        self, start: Start, arguments: tuple[object, ...], callback: StatefulObjCallback | None
+    ) -> Future[Any]:
+        """Starts an operation from wherever the program is."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            deliver = self._run if self._polled is None else self._polled.append
+            submitted = Submitted(callback, deliver)
+            start(callback_thread().queue, submitted, *arguments)
+        else:
+            submitted = Submitted(callback, self._run)
+            start(_bridge(loop).queue, submitted, *arguments)
+        return submitted.future
+
+    def poll(self) -> int:
+        """Runs the callbacks that wait; returns how many."""
+        count = 0
+        while self._polled:
+            self._run(self._polled.popleft())
+            count += 1
+        return count
+
+    def _run(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception:
+            self.failures += 1
+            _log.exception("a callback raised")
+
+
+class CallbackThread:
+    """The one thread that serves programs without a loop, runs strategies that are Python
+    functions, and hands the core's log records to ``logging``.
+    """
+
+    def __init__(self) -> None:
+        self.queue = _podlink.CompletionQueue()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="podlink-callbacks", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        poller = select.poll()
+        poller.register(self.queue.fileno(), select.POLLIN)
+        while not self._stopping:
+            poller.poll()
+            self._deliver()
+
+    def _deliver(self) -> None:
+        for waiter, value, error in self.queue.drain():
+            if waiter.done():
+                continue
+            if error is None:
+                waiter.set_result(value)
+            else:
+                waiter.set_exception(from_core(*error))
+        for function, arguments, reply in self.queue.take_calls():
+            try:
+                reply.answer(function(*arguments))
+            except Exception as error:  # the core logs and counts it
+                reply.fail(f"{type(error).__name__}: {error}")
+        _forward_logs()
+
+    def stop(self) -> None:
+        """Ends the thread, within a second."""
+        self._stopping = True
+        self.queue.ring()
+        self._thread.join(timeout=1.0)
+
+
+def _forward_logs() -> None:
+    records, dropped = _podlink.take_logs()
+    for level, logger, message in records:
+        logging.getLogger(logger).log(level, "%s", message)
+    if dropped:
+        _log.warning("%d log records were dropped: nobody took them in time", dropped)
+
+
+_thread: CallbackThread | None = None
+_thread_lock = threading.Lock()
+
+
+def callback_thread() -> CallbackThread:
+    """The callback thread of this process, started by the first driver."""
+    global _thread
+    with _thread_lock:
+        if _thread is None:
+            _thread = CallbackThread()
+        return _thread
+
+
+@atexit.register
+def _stop_thread() -> None:
+    if _thread is not None:
+        _thread.stop()
+        _forward_logs()
+
+
+def _after_fork_in_child() -> None:
+    # What the parent's threads and loops held belongs to the parent. The locks may have been
+    # held by a thread that does not exist here.
+    global _bridges, _bridges_lock, _last, _thread, _thread_lock
+    _podlink.after_fork_in_child()
+    _bridges_lock, _thread_lock = threading.Lock(), threading.Lock()
+    _inherited.append((_bridges, _thread))
+    _bridges, _thread, _last = weakref.WeakKeyDictionary(), None, _Last()
+
+
+_inherited: Final[list[object]] = []
+"""What a forked child got from its parent: kept, so that nothing of it is ever finalised here."""
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

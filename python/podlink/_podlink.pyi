@@ -1,0 +1,225 @@
+"""The compiled module, as the modules beside it use it. Nothing here is public."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+__all__ = [
+    "ClientCore",
+    "ClientSettings",
+    "CompletionQueue",
+    "Reply",
+    "RouteInfoSettings",
+    "ServerCore",
+    "ServerSettings",
+    "StoreCore",
+    "__version__",
+    "after_fork_in_child",
+    "error_codes",
+    "take_logs",
+]
+
+__version__: str
+
+ErrorParts = tuple[str, str, bool, dict[str, str]]
+
+def after_fork_in_child() -> None: ...
+def error_codes() -> list[tuple[str, bool]]: ...
+def take_logs() -> tuple[list[tuple[int, str, str]], int]: ...
+@final
+class CompletionQueue:
+    def __new__(cls) -> CompletionQueue: ...
+    def __len__(self) -> int: ...
+    def drain(self) -> list[tuple[Any, Any, ErrorParts | None]]: ...
+    def fileno(self) -> int: ...
+    def ring(self) -> None: ...
+    def take_calls(self) -> list[tuple[Callable[..., Any], tuple[Any, ...], Reply]]: ...
+
+@final
+class Reply:
+    def answer(self, value: Any) -> None: ...
+    def fail(self, why: str) -> None: ...
+
+@final
+class ClientSettings:
+    def __new__(
+        cls,
+        *,
+        link_ttl: Any,
+        cache_ttl: Any,
+        cache_capacity: Any,
+        strategy: Any,
+        timeout: Any,
+        on_restart: Any,
+    ) -> ClientSettings: ...
+
+@final
+class RouteInfoSettings:
+    def __new__(cls, *, refresh: Any, overload_limit: Any, idle: Any) -> RouteInfoSettings: ...
+
+@final
+class ServerSettings:
+    def __new__(
+        cls,
+        *,
+        lease: Any,
+        renew: Any,
+        guard: Any,
+        gap: Any,
+        grace: Any,
+        cpu_factor: Any,
+        link_grace: Any,
+        timeout: Any,
+    ) -> ServerSettings: ...
+
+@final
+class StoreCore:
+    @property
+    def shown(self) -> str: ...
+    def __new__(cls, url: Any, options: Mapping[str, str]) -> StoreCore: ...
+    def close(self, queue: CompletionQueue, waiter: Any) -> None: ...
+    def ping(self, queue: CompletionQueue, waiter: Any, timeout: Any) -> None: ...
+
+@final
+class ClientCore:
+    def __new__(
+        cls,
+        store: StoreCore,
+        namespace: Any,
+        config: ClientSettings,
+        route_info: RouteInfoSettings,
+        callbacks: CompletionQueue,
+        chooser: Any,
+    ) -> ClientCore: ...
+    def batch_get_linked_pod(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        uids: Any,
+        service_name: Any,
+        timeout: Any,
+    ) -> None: ...
+    def cache_expired(self, namespace: Any, uid: Any, service_name: Any) -> int | None: ...
+    def close(self) -> None: ...
+    def compute_cached(self, namespace: Any, uid: Any, service_name: Any) -> int | None: ...
+    def compute_linked_pod(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        uid: Any,
+        service_name: Any,
+        timeout: Any,
+    ) -> None: ...
+    def get_link_service(
+        self, queue: CompletionQueue, waiter: Any, namespace: Any, uid: Any, timeout: Any
+    ) -> None: ...
+    def get_linked_in_cache(self, namespace: Any, uid: Any, service_name: Any) -> int | None: ...
+    def get_linked_pod(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        uid: Any,
+        service_name: Any,
+        timeout: Any,
+    ) -> None: ...
+    def get_linked_pod_in_cache_or_if_persist(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        uid: Any,
+        service_name: Any,
+        timeout: Any,
+    ) -> None: ...
+    def get_linked_pod_not_cache(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        uid: Any,
+        service_name: Any,
+        timeout: Any,
+    ) -> None: ...
+    def set_cache(
+        self, namespace: Any, uid: Any, service_name: Any, pod_index: Any
+    ) -> int | None: ...
+    def set_linked_pod_if_absent(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        uid: Any,
+        service_name: Any,
+        pod_index: Any,
+        timeout: Any,
+    ) -> None: ...
+    def stats(self) -> dict[str, int]: ...
+
+@final
+class ServerCore:
+    def __new__(
+        cls,
+        store: StoreCore,
+        namespace: Any,
+        service_name: Any,
+        pod_index: Any,
+        pod_uid: str,
+        metadata: Mapping[str, str],
+        config: ServerSettings,
+        callbacks: CompletionQueue,
+    ) -> ServerCore: ...
+    def get_load_state(self) -> int: ...
+    def get_routing_state(self) -> str: ...
+    def holds_lease(self) -> bool: ...
+    def incarnation(self) -> int: ...
+    def remove_linked_pod(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        uid: Any,
+        service_name: Any,
+        timeout: Any,
+    ) -> None: ...
+    def remove_linked_pod_with_id(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        uid: Any,
+        service_name: Any,
+        pod_index: Any,
+        persist_seconds: Any,
+        timeout: Any,
+    ) -> None: ...
+    def set_linked_pod(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        uid: Any,
+        service_name: Any,
+        pod_index: Any,
+        persist_seconds: Any,
+        timeout: Any,
+    ) -> None: ...
+    def set_load_state(self, load_state: Any) -> None: ...
+    def set_routing_state(
+        self, queue: CompletionQueue, waiter: Any, routing_state: Any, timeout: Any
+    ) -> None: ...
+    def start(self, queue: CompletionQueue, waiter: Any, timeout: Any) -> None: ...
+    def stats(self) -> dict[str, int]: ...
+    def stop(self, queue: CompletionQueue, waiter: Any, timeout: Any) -> None: ...
+    def try_set_linked_pod(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        uid: Any,
+        service_name: Any,
+        pod_index: Any,
+        persist_seconds: Any,
+        timeout: Any,
+    ) -> None: ...

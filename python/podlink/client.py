@@ -1,0 +1,452 @@
+"""The client driver: find or make the link user → pod."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from . import _podlink
+from ._bridge import Submitter, call, callback_thread
+from .callback import StatefulObjCallback
+from .config import ClientConfig, Duration, RouteInfoConfig, Strategy, check_type, seconds
+from .errors import InvalidParameterError
+from .state import StatefulServiceState
+from .store import Store
+
+__all__ = ["ClientDriver"]
+
+
+class ClientDriver:
+    """Finds out which pod holds a user, and gives a new user to a pod.
+
+    One driver serves a process: it may be used from many event loops and threads at once, and
+    goes on after ``asyncio.run`` has ended. Making one does no I/O.
+
+    In every operation ``namespace=None`` or ``""`` means the driver's own namespace. Names are 1
+    to 63 characters ``[A-Za-z0-9._-]``; a uid is 1 to 128 bytes of UTF-8 without control
+    characters and braces.
+
+    **Cancelling** an await is instant and abandons only that waiting: an operation that was
+    started goes on, and the next call finds what it did. **Concurrent** computes for one user
+    share one store operation, and one caller's cancellation does not take the others down.
+    **Deadlines**: every coroutine takes ``timeout=`` (seconds or ``timedelta``, 1 ms to 1 h); the
+    default is ``config.timeout``.
+
+    Every coroutine may raise ``InvalidParameterError``, ``NamespaceUnreachableError``,
+    ``StoreUnavailableError``, ``StoreAuthenticationError``, ``StoreDataError``, ``StoreError``,
+    ``OperationTimeoutError``, ``ClosedError`` and, in a forked child, ``ForkedProcessError``.
+
+    Args:
+        store: where the links are.
+        namespace: the driver's own namespace.
+        config: its figures.
+        route_info: the figures of what it knows of the pods.
+        callbacks: who runs the callbacks of ``submit`` when there is no event loop:
+            ``"thread"``, podlink's callback thread, or ``"poll"``, whoever calls
+            ``poll_callbacks()``.
+
+    Raises:
+        InvalidParameterError: an argument is wrong.
+
+    Example:
+        >>> import asyncio
+        >>> from podlink import ClientDriver, ServerDriver, ServerInfo, Store
+        >>> async def main() -> int:
+        ...     store = Store("memory://")
+        ...     client = ClientDriver(store, "default")
+        ...     async with ServerDriver(store, ServerInfo("default", "user-service", 0)):
+        ...         return await client.compute_linked_pod("default", "user123", "user-service")
+        >>> asyncio.run(main())
+        0
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        namespace: str = "default",
+        config: ClientConfig | None = None,
+        *,
+        route_info: RouteInfoConfig | None = None,
+        callbacks: Literal["thread", "poll"] = "thread",
+    ) -> None:
+        check_type("store", store, Store)
+        config = ClientConfig() if config is None else config
+        route_info = RouteInfoConfig() if route_info is None else route_info
+        check_type("config", config, ClientConfig)
+        check_type("route_info", route_info, RouteInfoConfig)
+        self._submitter = Submitter(callbacks)
+        self.config = config
+        self.namespace = namespace
+        self._core = _podlink.ClientCore(
+            store._core,
+            namespace,
+            config._core(),
+            route_info._core(),
+            callback_thread().queue,
+            _chooser(config.strategy),
+        )
+        self._compute_cached = self._core.compute_cached
+
+    def __repr__(self) -> str:
+        return f"ClientDriver(namespace={self.namespace!r})"
+
+    async def compute_linked_pod(
+        self,
+        namespace: str | None,
+        uid: str,
+        service_name: str,
+        *,
+        timeout: Duration | None = None,
+    ) -> int:
+        """Returns a pod that may serve the user: the linked one, or a new link's.
+
+        A cached answer is given without I/O if it is still valid, its pod available and still
+        the same process. Otherwise the store decides: an existing link stays where it is, also on
+        a draining pod (``DENY_NEW_CALL``); a user whose pod is dead or shut down is moved to the
+        best routable pod, by compare-and-set, so that all clients agree; a new user gets the best
+        routable pod. While a pod's lease is over but its death is not certain yet (at most
+        ``grace``), its users stay with it, and the answer is not cached.
+
+        Args:
+            namespace: the user's namespace; ``None`` or ``""`` is the driver's own.
+            uid: the user.
+            service_name: the stateful service.
+            timeout: seconds to wait at the most.
+
+        Returns:
+            The pod index; 0 is a pod.
+
+        Raises:
+            NoRoutablePodError: there is no link that can stand, and no pod takes new users.
+
+        Example:
+            >>> async def route(client: ClientDriver) -> int:
+            ...     return await client.compute_linked_pod("default", "user123", "user-service")
+        """
+        pod = self._compute_cached(namespace, uid, service_name)
+        if pod is not None:
+            return pod
+        computed: int = await call(
+            self._core.compute_linked_pod, namespace, uid, service_name, seconds(timeout)
+        )
+        return computed
+
+    async def get_linked_pod(
+        self,
+        namespace: str | None,
+        uid: str,
+        service_name: str,
+        *,
+        timeout: Duration | None = None,
+    ) -> int | None:
+        """Returns the user's pod, from the cache or else from the store; the cache keeps it.
+
+        Never makes or moves a link: the pod may be dead. A cached link whose pod is known to be
+        gone, or to be another process now, is looked up again.
+
+        Returns:
+            The pod index, or ``None`` if the user has no link.
+
+        Example:
+            >>> async def where(client: ClientDriver) -> int | None:
+            ...     return await client.get_linked_pod("default", "user123", "user-service")
+        """
+        pod: int | None = await call(
+            self._core.get_linked_pod, namespace, uid, service_name, seconds(timeout)
+        )
+        return pod
+
+    async def get_linked_pod_in_cache_or_if_persist(
+        self,
+        namespace: str | None,
+        uid: str,
+        service_name: str,
+        *,
+        timeout: Duration | None = None,
+    ) -> int | None:
+        """Returns the user's pod from the cache, else from the store if the link is persistent.
+
+        A persistent link was made by the owning pod; a temporary one is only a hint.
+
+        Returns:
+            The pod index, or ``None`` if the cache has no link and the store no persistent one.
+
+        Example:
+            >>> async def owner(client: ClientDriver) -> int | None:
+            ...     find = client.get_linked_pod_in_cache_or_if_persist
+            ...     return await find("default", "user123", "user-service")
+        """
+        pod: int | None = await call(
+            self._core.get_linked_pod_in_cache_or_if_persist,
+            namespace,
+            uid,
+            service_name,
+            seconds(timeout),
+        )
+        return pod
+
+    async def get_linked_pod_not_cache(
+        self,
+        namespace: str | None,
+        uid: str,
+        service_name: str,
+        *,
+        timeout: Duration | None = None,
+    ) -> int | None:
+        """Returns the user's pod from the store; the cache is neither asked nor told.
+
+        Returns:
+            The pod index, or ``None`` if the user has no link.
+
+        Example:
+            >>> async def truth(client: ClientDriver) -> int | None:
+            ...     return await client.get_linked_pod_not_cache(None, "user123", "user-service")
+        """
+        pod: int | None = await call(
+            self._core.get_linked_pod_not_cache, namespace, uid, service_name, seconds(timeout)
+        )
+        return pod
+
+    def get_linked_in_cache(
+        self, namespace: str | None, uid: str, service_name: str
+    ) -> int | None:
+        """Returns the pod that the cache believes in, or ``None``. Never waits, no I/O.
+
+        Example:
+            >>> ClientDriver(Store()).get_linked_in_cache("default", "user123", "user-service")
+        """
+        return self._core.get_linked_in_cache(namespace, uid, service_name)
+
+    def cache_expired(self, namespace: str | None, uid: str, service_name: str) -> int | None:
+        """Makes the cache forget the user: call it when a pod says that the user is not there.
+
+        Answers that are on their way already are not stored, so the next compute asks the store.
+
+        Returns:
+            What the cache believed, or ``None``.
+
+        Example:
+            >>> ClientDriver(Store()).cache_expired("default", "user123", "user-service")
+        """
+        return self._core.cache_expired(namespace, uid, service_name)
+
+    def set_cache(
+        self, namespace: str | None, uid: str, service_name: str, pod_index: int
+    ) -> int | None:
+        """Makes the cache believe that the user is on ``pod_index``, for ``config.cache_ttl``.
+
+        For programs that learn of links in another way. The store is not told.
+
+        Returns:
+            What the cache believed before, or ``None``.
+
+        Example:
+            >>> client = ClientDriver(Store())
+            >>> client.set_cache("default", "user123", "user-service", 0)
+            >>> client.get_linked_in_cache("default", "user123", "user-service")
+            0
+        """
+        return self._core.set_cache(namespace, uid, service_name, pod_index)
+
+    async def get_link_service(
+        self, namespace: str | None, uid: str, *, timeout: Duration | None = None
+    ) -> dict[str, int]:
+        """Returns the services to which the user has persistent links, with the pods.
+
+        Returns:
+            service name → pod index; empty if there are none.
+
+        Example:
+            >>> async def services(client: ClientDriver) -> dict[str, int]:
+            ...     return await client.get_link_service("default", "user123")
+        """
+        services: dict[str, int] = await call(
+            self._core.get_link_service, namespace, uid, seconds(timeout)
+        )
+        return services
+
+    async def batch_get_linked_pod(
+        self,
+        namespace: str | None,
+        uids: Iterable[str],
+        service_name: str,
+        *,
+        timeout: Duration | None = None,
+    ) -> dict[int, list[str]]:
+        """Returns the pods of many users, from the store; the cache is neither asked nor told.
+
+        Not one snapshot: a link that changes meanwhile may be seen before or after.
+
+        Returns:
+            pod index → users in the order given, each once. Users without a link are left out.
+
+        Example:
+            >>> async def rooms(client: ClientDriver) -> dict[int, list[str]]:
+            ...     return await client.batch_get_linked_pod(None, ["a", "b"], "user-service")
+        """
+        users: dict[int, list[str]] = await call(
+            self._core.batch_get_linked_pod,
+            namespace,
+            _uids(uids),
+            service_name,
+            seconds(timeout),
+        )
+        return users
+
+    async def set_linked_pod_if_absent(
+        self,
+        namespace: str | None,
+        uid: str,
+        service_name: str,
+        pod_index: int,
+        *,
+        timeout: Duration | None = None,
+    ) -> int:
+        """Links the user to ``pod_index`` for ``config.link_ttl`` unless there is a link.
+
+        An existing link stays; a temporary one lives at least ``link_ttl`` from now on. The cache
+        keeps the answer. A failed call whose outcome is unknown may simply be repeated.
+
+        Returns:
+            The owner's pod index, whoever that is.
+
+        Example:
+            >>> async def offer(client: ClientDriver) -> int:
+            ...     return await client.set_linked_pod_if_absent(None, "u1", "user-service", 0)
+        """
+        owner: int = await call(
+            self._core.set_linked_pod_if_absent,
+            namespace,
+            uid,
+            service_name,
+            pod_index,
+            seconds(timeout),
+        )
+        return owner
+
+    def submit(
+        self,
+        operation: str,
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[Any]:
+        """Starts a coroutine operation without ``await``, from any thread, with or without a loop.
+
+        Args:
+            operation: the name of a coroutine method, like ``"compute_linked_pod"``.
+            args: its arguments.
+            callback: told of the result: on the running loop if there is one, else on podlink's
+                callback thread, or by ``poll_callbacks()`` for a driver made with
+                ``callbacks="poll"``.
+            timeout: seconds to wait at the most.
+            kwargs: its arguments, by name.
+
+        Returns:
+            A future of the result. Cancelling it abandons only the waiting; the callback is then
+            not called.
+
+        Raises:
+            InvalidParameterError: there is no such operation, or an argument is wrong. Other
+                errors come through the future and the callback.
+
+        Example:
+            >>> client = ClientDriver(Store())
+            >>> client.submit("get_linked_pod", None, "user123", "user-service").result(5)
+        """
+        start, arguments = bound(self, _OPERATIONS, operation, args, kwargs)
+        if operation == "batch_get_linked_pod":
+            arguments[1] = _uids(arguments[1])
+        return self._submitter.submit(start, (*arguments, seconds(timeout)), callback)
+
+    def poll_callbacks(self) -> int:
+        """Runs the callbacks that wait, on the calling thread; returns how many.
+
+        Only for drivers made with ``callbacks="poll"``; on others there is never one waiting.
+        """
+        return self._submitter.poll()
+
+    def stats(self) -> dict[str, int]:
+        """Returns every counter of the driver by name, since it was made."""
+        return {**self._core.stats(), "callback_failures": self._submitter.failures}
+
+    async def aclose(self) -> None:
+        """Ends the driver's tasks. Later calls raise ``ClosedError``; a second close does nothing.
+
+        The store stays open.
+        """
+        self._core.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+_OPERATIONS = frozenset(
+    {
+        "batch_get_linked_pod",
+        "compute_linked_pod",
+        "get_link_service",
+        "get_linked_pod",
+        "get_linked_pod_in_cache_or_if_persist",
+        "get_linked_pod_not_cache",
+        "set_linked_pod_if_absent",
+    }
+)
+
+
+def bound(
+    driver: Any,
+    operations: frozenset[str],
+    operation: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[Any, list[Any]]:
+    """The compiled operation of that name, and its arguments in order, defaults filled in."""
+    if operation not in operations:
+        allowed = ", ".join(sorted(operations))
+        raise InvalidParameterError(
+            f"operation must be one of {allowed}, got {operation!r}",
+            details={"parameter": "operation", "given": repr(operation), "allowed": allowed},
+        )
+    try:
+        given = inspect.signature(getattr(driver, operation)).bind(*args, **kwargs)
+    except TypeError as error:
+        raise InvalidParameterError(
+            f"{operation}: {error}", details={"parameter": "args", "operation": operation}
+        ) from None
+    given.apply_defaults()
+    arguments = [value for name, value in given.arguments.items() if name != "timeout"]
+    return getattr(driver._core, operation), arguments
+
+
+def _uids(uids: Iterable[str]) -> list[str]:
+    if isinstance(uids, str):
+        # A str is an iterable of one-letter users: surely a mistake.
+        raise InvalidParameterError(
+            "uids must be an iterable of str, got a str",
+            details={"parameter": "uids", "given": "a str", "allowed": "an iterable of str"},
+        )
+    check_type("uids", uids, Iterable)
+    return list(uids)
+
+
+def _chooser(strategy: Strategy) -> Any:
+    if not callable(strategy):
+        return None
+
+    def choose(uid: str, candidates: Sequence[Any]) -> int | None:
+        return strategy(uid, [StatefulServiceState._from_core(fields) for fields in candidates])
+
+    return choose

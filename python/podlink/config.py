@@ -1,0 +1,212 @@
+"""Every figure that users may set: frozen, checked when built, seconds as ``float`` or
+``timedelta``.
+
+Each configuration can be read from the environment: ``ClientConfig.from_env()`` takes
+``PODLINK_LINK_TTL``, ``PODLINK_CACHE_TTL`` and so on; the command line has the same names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from typing import Any, Literal, Self
+
+from . import _podlink
+from .errors import InvalidParameterError, InvalidParameterTypeError
+from .state import StatefulServiceState
+
+__all__ = [
+    "ClientConfig",
+    "Duration",
+    "RouteInfoConfig",
+    "ServerConfig",
+    "Strategy",
+]
+
+Duration = float | timedelta
+"""Seconds, or a ``timedelta``."""
+
+StrategyName = Literal["p2c", "least_load", "round_robin", "weighted", "rendezvous"]
+Strategy = StrategyName | Callable[[str, Sequence[StatefulServiceState]], int | None]
+"""How a new user's pod is chosen: a name, or a function ``(uid, candidates) -> pod_index``."""
+
+
+def seconds(value: Any) -> Any:
+    """A ``timedelta`` as seconds; anything else as it is, for the core to check."""
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+class _Config:
+    """What the configurations share."""
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Reads each figure from ``PODLINK_<NAME>``; what is not set keeps its default.
+
+        Raises:
+            InvalidParameterError: a variable does not hold a number, or its figure is refused.
+        """
+        environ = os.environ if environ is None else environ
+        given: dict[str, Any] = {}
+        for each in fields(cls):  # type: ignore[arg-type]  # every subclass is a dataclass
+            variable = f"PODLINK_{each.name.upper()}"
+            if variable in environ:
+                given[each.name] = _from_text(variable, environ[variable], each.default)
+        return cls(**given)
+
+
+def _from_text(variable: str, text: str, default: object) -> object:
+    if isinstance(default, str):
+        return text
+    kind = float if isinstance(default, float) else int
+    try:
+        return kind(text)
+    except ValueError:
+        raise InvalidParameterError(
+            f"{variable} must be a number, got {text[:40]!r}",
+            details={"parameter": variable, "given": text[:40], "allowed": "a number"},
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConfig(_Config):
+    """The figures of a :class:`~podlink.ClientDriver`.
+
+    Attributes:
+        link_ttl: how long a link made by ``compute_linked_pod`` lasts. At least 1 s.
+        cache_ttl: how long an answer may come from the local cache; at most ``link_ttl``. 0 turns
+            the cache off.
+        cache_capacity: how many links the local cache holds.
+        strategy: how a new user's pod is chosen. ``"p2c"``: the better of two random pods, by
+            load. ``"least_load"``, ``"round_robin"``, ``"weighted"`` (at random, in proportion to
+            each pod's metadata ``weight``), ``"rendezvous"`` (by uid). Or a function ``(uid,
+            candidates) -> pod_index | None``: it runs on podlink's callback thread, so it must be
+            quick; if it raises, or names no candidate, ``p2c`` chooses.
+        timeout: the deadline of a call that names none.
+        on_restart: ``"same_pod"``: a user stays with a pod that came back as a new process.
+            ``"best_pod"``: a user whom this driver remembers with the earlier process is placed
+            afresh.
+
+    Raises:
+        InvalidParameterError: a figure is out of its range or does not fit another; the text
+            names both.
+
+    Example:
+        >>> ClientConfig(link_ttl=60, cache_ttl=timedelta(seconds=30)).link_ttl
+        60
+    """
+
+    link_ttl: Duration = 300.0
+    cache_ttl: Duration = 240.0
+    cache_capacity: int = 1_000_000
+    strategy: Strategy = "p2c"
+    timeout: Duration = 2.0
+    on_restart: Literal["same_pod", "best_pod"] = "same_pod"
+
+    def __post_init__(self) -> None:
+        self._core()
+
+    def _core(self) -> _podlink.ClientSettings:
+        return _podlink.ClientSettings(
+            link_ttl=seconds(self.link_ttl),
+            cache_ttl=seconds(self.cache_ttl),
+            cache_capacity=self.cache_capacity,
+            strategy="custom" if callable(self.strategy) else self.strategy,
+            timeout=seconds(self.timeout),
+            on_restart=self.on_restart,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RouteInfoConfig(_Config):
+    """The figures of the state cache: what a driver knows of the pods.
+
+    Attributes:
+        refresh: how often the pods of a service in use are read, ±10 %.
+        overload_limit: a READY pod above this load gets no new users while another one is below;
+            if all are above, the least loaded one does. ``None``: no limit.
+        idle: a service that nobody asked for this long is no longer read.
+
+    Raises:
+        InvalidParameterError: a figure is out of its range or does not fit another.
+    """
+
+    refresh: Duration = 1.0
+    overload_limit: int | None = None
+    idle: Duration = 600.0
+
+    def __post_init__(self) -> None:
+        self._core()
+
+    def _core(self) -> _podlink.RouteInfoSettings:
+        return _podlink.RouteInfoSettings(
+            refresh=seconds(self.refresh),
+            overload_limit=self.overload_limit,
+            idle=seconds(self.idle),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig(_Config):
+    """The figures of a :class:`~podlink.ServerDriver`.
+
+    A pod that is killed is replaced after at most ``lease + grace`` and one look of somebody who
+    needs it; the defaults make that 16 s, ``ServerConfig.fast()`` 7 s.
+
+    Attributes:
+        lease: how long a renewal is proof of life.
+        renew: how often the lease is renewed and the state published, ±10 %. Below
+            ``lease - guard``.
+        guard: the pod stops acting this much before its lease ends.
+        gap: a longer silence of everybody counts as an outage of the store, which moves nobody.
+            At least ``2 * renew``.
+        grace: how long after its lease a pod may not be declared dead. At least ``gap``.
+        cpu_factor: the share of the CPU in the published load, 0 to 1.
+        link_grace: how long a removed link stays as a hint.
+        timeout: the deadline of a call that names none.
+
+    Raises:
+        InvalidParameterError: a figure is out of its range or does not fit another; the text
+            names both.
+    """
+
+    lease: Duration = 10.0
+    renew: Duration = 2.0
+    guard: Duration = 1.0
+    gap: Duration = 4.0
+    grace: Duration = 5.0
+    cpu_factor: float = 0.7
+    link_grace: Duration = 60.0
+    timeout: Duration = 2.0
+
+    def __post_init__(self) -> None:
+        self._core()
+
+    @classmethod
+    def fast(cls) -> ServerConfig:
+        """Lease 4 s, renewed every 0.8 s: a killed pod is replaced within 7 s."""
+        return cls(lease=4.0, renew=0.8, guard=0.5, gap=1.6, grace=2.0)
+
+    def _core(self) -> _podlink.ServerSettings:
+        return _podlink.ServerSettings(
+            lease=seconds(self.lease),
+            renew=seconds(self.renew),
+            guard=seconds(self.guard),
+            gap=seconds(self.gap),
+            grace=seconds(self.grace),
+            cpu_factor=self.cpu_factor,
+            link_grace=seconds(self.link_grace),
+            timeout=seconds(self.timeout),
+        )
+
+
+def check_type(what: str, given: object, allowed: type) -> None:
+    """Refuses an argument of the wrong type in the words of every other refusal."""
+    if not isinstance(given, allowed):
+        name = type(given).__name__
+        raise InvalidParameterTypeError(
+            f"{what} must be a {allowed.__name__}, got {name}",
+            details={"parameter": what, "given": name, "allowed": allowed.__name__},
+        )

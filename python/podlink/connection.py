@@ -1,0 +1,92 @@
+"""A store and its drivers with one lifecycle."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from .client import ClientDriver
+from .config import ClientConfig, RouteInfoConfig, ServerConfig
+from .server import ServerDriver, ServerInfo
+from .store import Store
+
+__all__ = ["Connection", "connect"]
+
+
+class Connection:
+    """A store, a client driver and any number of server drivers; made by :func:`connect`.
+
+    Attributes:
+        store: the store.
+        client: a client driver on it.
+    """
+
+    def __init__(self, store: Store, client: ClientDriver) -> None:
+        self.store = store
+        self.client = client
+        self._servers: list[ServerDriver] = []
+
+    def __repr__(self) -> str:
+        return f"Connection({self.store.url!r}, namespace={self.client.namespace!r})"
+
+    def server(self, server_info: ServerInfo, config: ServerConfig | None = None) -> ServerDriver:
+        """A server driver on this store, stopped by ``aclose`` at the latest. Not started yet."""
+        server = ServerDriver(self.store, server_info, config)
+        self._servers.append(server)
+        return server
+
+    async def aclose(self) -> None:
+        """Stops the servers, closes the client, then the store. A second close does nothing.
+
+        All are closed even if one fails; the first failure is raised then.
+        """
+        failures: list[BaseException] = []
+        servers, self._servers = self._servers, []
+        for close in (*(server.aclose for server in servers), self.client.aclose, self.store.aclose):
+            try:
+                await close()
+            except Exception as error:  # noqa: BLE001 - kept, and raised below
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+def connect(
+    url: str = "memory://",
+    *,
+    namespace: str = "default",
+    config: ClientConfig | None = None,
+    route_info: RouteInfoConfig | None = None,
+    **options: str | float,
+) -> Connection:
+    """Bundles a store and the drivers on it. No I/O: the first call connects.
+
+    Args:
+        url: where the store is; see :class:`~podlink.Store`.
+        namespace: the drivers' namespace.
+        config: the client driver's figures.
+        route_info: the figures of what the drivers know of the pods.
+        options: the store's options.
+
+    Raises:
+        InvalidParameterError: an argument is wrong.
+
+    Example:
+        >>> async def route() -> int:
+        ...     async with connect("redis://cache", namespace="prod") as connection:
+        ...         compute = connection.client.compute_linked_pod
+        ...         return await compute("prod", "user123", "user-service")
+    """
+    store = Store(url, **options)
+    return Connection(store, ClientDriver(store, namespace, config, route_info=route_info))

@@ -1,0 +1,429 @@
+"""The server driver: a pod's own side."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from . import _podlink
+from ._bridge import Submitter, call, callback_thread
+from .callback import StatefulObjCallback
+from .client import bound
+from .config import Duration, ServerConfig, check_type, seconds
+from .errors import InvalidParameterError
+from .state import DrainReport, RoutingState
+from .store import Store
+
+__all__ = ["ServerDriver", "ServerInfo"]
+
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """Who this pod is.
+
+    Attributes:
+        namespace: its namespace.
+        service_name: its stateful service.
+        pod_index: its StatefulSet ordinal; 0 is a pod, and the first need not be 0.
+        pod_name: its name, published as metadata ``podName`` if it is not empty.
+        metadata: address, version, labels: published with every state. ``weight``, a positive
+            number, is the pod's share of new users relative to the others.
+        pod_uid: the Kubernetes pod UID, if it is known: a container that is restarted inside the
+            same pod then need not wait for its own old lease.
+    """
+
+    namespace: str
+    service_name: str
+    pod_index: int
+    pod_name: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    pod_uid: str = ""
+
+    @classmethod
+    def from_env(
+        cls,
+        service_name: str | None = None,
+        *,
+        pod_index: int | None = None,
+        namespace: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> ServerInfo:
+        """Finds out who this pod is from what Kubernetes tells it.
+
+        The pod index is ``pod_index``, else ``POD_INDEX``, else the number after the last ``-``
+        of ``POD_NAME``, else of the host name. The namespace is ``namespace``, else
+        ``POD_NAMESPACE``, else the service account's. The service is ``service_name``, else
+        ``SERVICE_NAME``, else the part of the pod's name before the index. ``POD_UID`` is taken
+        if it is there.
+
+        Raises:
+            InvalidParameterError: something is not to be found; the text says where it was
+                looked for.
+
+        Example:
+            >>> ServerInfo.from_env(environ={"POD_NAME": "game-3", "POD_NAMESPACE": "prod"})
+            ServerInfo(namespace='prod', service_name='game', pod_index=3, pod_name='game-3', \
+metadata={}, pod_uid='')
+        """
+        environ = os.environ if environ is None else environ
+        pod_name = environ.get("POD_NAME") or socket.gethostname()
+        stem, ordinal = _split(pod_name)
+        return cls(
+            namespace=namespace or environ.get("POD_NAMESPACE") or _service_account_namespace(),
+            service_name=service_name
+            or environ.get("SERVICE_NAME")
+            or _found(stem, "service_name", "SERVICE_NAME, POD_NAME or a host name like game-3"),
+            pod_index=_index(pod_index, environ.get("POD_INDEX") or ordinal),
+            pod_name=pod_name,
+            metadata=dict(metadata or {}),
+            pod_uid=environ.get("POD_UID", ""),
+        )
+
+
+def _split(pod_name: str) -> tuple[str | None, str | None]:
+    match = re.fullmatch(r"(.+)-(\d+)", pod_name.split(".")[0], re.ASCII)
+    return (match[1], match[2]) if match else (None, None)
+
+
+def _found(value: str | None, what: str, places: str) -> str:
+    if value:
+        return value
+    raise InvalidParameterError(
+        f"{what} was not given and is not to be found in {places}",
+        details={"parameter": what, "given": "nothing", "allowed": places},
+    )
+
+
+def _index(given: int | None, text: str | None) -> int:
+    if given is not None:
+        return given
+    text = _found(text, "pod_index", "POD_INDEX, POD_NAME or a host name like game-3")
+    if not re.fullmatch(r"\d{1,10}", text, re.ASCII):
+        raise InvalidParameterError(
+            f"POD_INDEX must be a whole number from 0, got {text[:40]!r}",
+            details={"parameter": "POD_INDEX", "given": text[:40], "allowed": "a whole number"},
+        )
+    return int(text)
+
+
+def _service_account_namespace() -> str:
+    try:
+        text = _NAMESPACE_FILE.read_text("utf-8").strip()
+    except OSError:
+        text = ""
+    return _found(text, "namespace", f"POD_NAMESPACE or {_NAMESPACE_FILE}")
+
+
+class ServerDriver:
+    """Holds this pod's lease, publishes its state, owns its users' links.
+
+    Between ``start`` and ``stop`` a task of podlink's own renews the lease and publishes the
+    state every ``config.renew``, whatever the event loop does. Use it with ``async with``, or
+    call ``start`` and ``stop``. podlink installs no signal handlers; this wires SIGTERM::
+
+        loop.add_signal_handler(signal.SIGTERM, stopping.set)  # stopping = asyncio.Event()
+
+    One driver is one life of one pod: after ``stop`` make a new one. It may be used from many
+    event loops and threads. Cancelling an await abandons only the waiting.
+
+    Every coroutine takes ``timeout=`` (seconds or ``timedelta``; default ``config.timeout``) and
+    may raise what :class:`~podlink.ClientDriver`'s may.
+
+    Args:
+        store: where links and states are.
+        server_info: who this pod is; see :meth:`ServerInfo.from_env`.
+        config: its figures.
+        callbacks: as for :class:`~podlink.ClientDriver`.
+
+    Raises:
+        InvalidParameterError: an argument is wrong.
+
+    Example:
+        >>> import asyncio
+        >>> async def serve(stopping: asyncio.Event) -> None:
+        ...     info = ServerInfo("default", "user-service", 0)
+        ...     async with ServerDriver(Store("memory://"), info) as server:
+        ...         await server.set_load_state(3)
+        ...         await stopping.wait()
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        server_info: ServerInfo,
+        config: ServerConfig | None = None,
+        *,
+        callbacks: Literal["thread", "poll"] = "thread",
+    ) -> None:
+        check_type("store", store, Store)
+        check_type("server_info", server_info, ServerInfo)
+        config = ServerConfig() if config is None else config
+        check_type("config", config, ServerConfig)
+        self._submitter = Submitter(callbacks)
+        self.server_info = server_info
+        self.config = config
+        metadata = dict(server_info.metadata)
+        for name, value in metadata.items():
+            check_type("metadata", name, str)
+            check_type("metadata", value, str)
+        if server_info.pod_name:
+            metadata.setdefault("podName", server_info.pod_name)
+        self._core = _podlink.ServerCore(
+            store._core,
+            server_info.namespace,
+            server_info.service_name,
+            server_info.pod_index,
+            server_info.pod_uid,
+            metadata,
+            config._core(),
+            callback_thread().queue,
+        )
+
+    def __repr__(self) -> str:
+        info = self.server_info
+        return f"ServerDriver({info.namespace}/{info.service_name} pod {info.pod_index})"
+
+    async def start(self, *, timeout: Duration | None = None) -> None:
+        """Takes the pod's index, publishes the first state, then returns and keeps renewing.
+
+        Waits while an earlier process with the same index may be alive: after a crash for as
+        long as its lease and grace last. A second start of a running driver does nothing. A
+        cancelled start goes on; ``stop`` ends it.
+
+        Args:
+            timeout: seconds to wait at the most; by default long enough to outwait an earlier
+                process that was killed.
+
+        Raises:
+            PodIndexBusyError: another live process holds the index.
+            IllegalStateError: the driver was stopped.
+        """
+        await call(self._core.start, seconds(timeout))
+
+    async def stop(self, *, deadline: Duration = 25.0) -> DrainReport:
+        """Publishes SHUTDOWN, ends the lease, ends the renewals. A second stop does nothing.
+
+        Clients move this pod's users at once. Links that the pod owns stay as they are.
+
+        Args:
+            deadline: seconds that it may take; the renewals have ended afterwards in every case.
+
+        Raises:
+            StoreUnavailableError: the store could not be told; the lease ends by itself.
+        """
+        started = time.monotonic()
+        await call(self._core.stop, seconds(deadline))
+        return DrainReport(0, 0, 0, time.monotonic() - started)
+
+    async def set_load_state(self, load_state: int) -> None:
+        """Sets the load that this pod reports; lower is better. The next renewal publishes it."""
+        self._core.set_load_state(load_state)
+
+    async def get_load_state(self) -> int:
+        """Returns the load that this pod reports."""
+        return self._core.get_load_state()
+
+    async def set_routing_state(
+        self, routing_state: RoutingState | str, *, timeout: Duration | None = None
+    ) -> None:
+        """Sets the routing state and publishes it at once; returns when it is published.
+
+        Before ``start`` it is the state to start with. If the store fails, the state stands and
+        the next renewal publishes it.
+
+        Raises:
+            IllegalStateError: a move out of SHUTDOWN, or a driver that does not run.
+        """
+        await call(self._core.set_routing_state, routing_state, seconds(timeout))
+
+    async def get_routing_state(self) -> RoutingState:
+        """Returns the routing state."""
+        return RoutingState(self._core.get_routing_state())
+
+    @property
+    def incarnation(self) -> int | None:
+        """The number of this process among those that had this index; ``None`` before ``start``."""
+        return self._core.incarnation() or None
+
+    @property
+    def holds_lease(self) -> bool:
+        """Whether the lease is valid at this moment, by this machine's boot-time clock, with
+        ``config.guard`` taken off. No I/O.
+        """
+        return self._core.holds_lease()
+
+    async def set_linked_pod(
+        self,
+        namespace: str | None,
+        uid: str,
+        service_name: str,
+        pod_index: int,
+        persist_seconds: int = -1,
+        *,
+        timeout: Duration | None = None,
+    ) -> int | None:
+        """Links the user to ``pod_index``, whatever was there.
+
+        Args:
+            namespace: the user's namespace; ``None`` or ``""`` is the driver's own.
+            uid: the user.
+            service_name: the stateful service.
+            pod_index: the new owner.
+            persist_seconds: -1 for ever, or how long the link lasts.
+            timeout: seconds to wait at the most.
+
+        Returns:
+            The previous owner, or ``None``.
+        """
+        previous: int | None = await call(
+            self._core.set_linked_pod,
+            namespace,
+            uid,
+            service_name,
+            pod_index,
+            persist_seconds,
+            seconds(timeout),
+        )
+        return previous
+
+    async def try_set_linked_pod(
+        self,
+        namespace: str | None,
+        uid: str,
+        service_name: str,
+        pod_index: int,
+        persist_seconds: int = -1,
+        *,
+        timeout: Duration | None = None,
+    ) -> tuple[bool, int]:
+        """Links the user to ``pod_index`` unless somebody else has a right to the user.
+
+        Free to take are: no link, a link that names ``pod_index`` already, and a temporary link
+        that nobody owns. Of two pods that try at once exactly one wins; a repeated call of the
+        winner wins again.
+
+        Returns:
+            Whether ``pod_index`` has the user now, and the owner's pod index.
+        """
+        won: tuple[bool, int] = await call(
+            self._core.try_set_linked_pod,
+            namespace,
+            uid,
+            service_name,
+            pod_index,
+            persist_seconds,
+            seconds(timeout),
+        )
+        return won
+
+    async def remove_linked_pod(
+        self,
+        namespace: str | None,
+        uid: str,
+        service_name: str,
+        *,
+        timeout: Duration | None = None,
+    ) -> bool:
+        """Releases the user if this pod owns it: the link stays as a hint for
+        ``config.link_grace``, then it is gone.
+
+        Returns:
+            Whether this pod owned the user.
+        """
+        removed: bool = await call(
+            self._core.remove_linked_pod, namespace, uid, service_name, seconds(timeout)
+        )
+        return removed
+
+    async def remove_linked_pod_with_id(
+        self,
+        namespace: str | None,
+        uid: str,
+        service_name: str,
+        pod_index: int,
+        persist_seconds: int,
+        *,
+        timeout: Duration | None = None,
+    ) -> bool:
+        """Removes the link if ``pod_index`` owns it.
+
+        Args:
+            namespace: the user's namespace; ``None`` or ``""`` is the driver's own.
+            uid: the user.
+            service_name: the stateful service.
+            pod_index: the owner that is expected.
+            persist_seconds: 0 or -1: at once; positive: how long the link stays as a hint.
+            timeout: seconds to wait at the most.
+
+        Returns:
+            Whether ``pod_index`` owned the user.
+        """
+        removed: bool = await call(
+            self._core.remove_linked_pod_with_id,
+            namespace,
+            uid,
+            service_name,
+            pod_index,
+            persist_seconds,
+            seconds(timeout),
+        )
+        return removed
+
+    def submit(
+        self,
+        operation: str,
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[Any]:
+        """Starts a coroutine operation without ``await``; see ``ClientDriver.submit``."""
+        start, arguments = bound(self, _OPERATIONS, operation, args, kwargs)
+        return self._submitter.submit(start, (*arguments, seconds(timeout)), callback)
+
+    def poll_callbacks(self) -> int:
+        """Runs the callbacks that wait; see ``ClientDriver.poll_callbacks``."""
+        return self._submitter.poll()
+
+    def stats(self) -> dict[str, int]:
+        """Returns every counter of the driver by name, since it was made."""
+        return {**self._core.stats(), "callback_failures": self._submitter.failures}
+
+    async def aclose(self) -> None:
+        """The same as ``stop()``, without its report."""
+        await self.stop()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+
+_OPERATIONS = frozenset(
+    {
+        "remove_linked_pod",
+        "remove_linked_pod_with_id",
+        "set_linked_pod",
+        "set_routing_state",
+        "start",
+        "try_set_linked_pod",
+    }
+)

@@ -1,0 +1,71 @@
+"""What pods say of themselves, and how the world may see them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+__all__ = ["DrainReport", "RoutingState", "StatefulServiceState"]
+
+
+class RoutingState(StrEnum):
+    """Which users a pod takes.
+
+    A pod may go from ``READY`` to ``DENY_NEW_CALL`` and back, and from both to ``SHUTDOWN``, which
+    is the end: a pod that comes back is a new :class:`~podlink.ServerDriver`.
+    """
+
+    READY = "READY"
+    """Takes new users."""
+    DENY_NEW_CALL = "DENY_NEW_CALL"
+    """Keeps its users, takes no new ones."""
+    SHUTDOWN = "SHUTDOWN"
+    """Takes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatefulServiceState:
+    """One pod's state, as it published it last.
+
+    Attributes:
+        pod_id: the pod index; 0 is a pod.
+        state: ``"READY"`` or ``"NOT_READY"``: whether the application in the pod is ready.
+        load_state: lower is better.
+        routing_state: which users the pod takes.
+        update_time: when it was published, in milliseconds since 1970 by the store's clock.
+        incarnation: rises every time a process of this pod starts.
+        metadata: address, version, labels: whatever the service published.
+    """
+
+    pod_id: int
+    state: str
+    load_state: int
+    routing_state: RoutingState
+    update_time: int
+    incarnation: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def _from_core(
+        cls, fields: tuple[int, str, int, str, int, int, dict[str, str]]
+    ) -> StatefulServiceState:
+        pod_id, state, load_state, routing_state, *rest = fields
+        return cls(pod_id, state, load_state, RoutingState(routing_state), *rest)
+
+
+@dataclass(frozen=True, slots=True)
+class DrainReport:
+    """What :meth:`podlink.ServerDriver.stop` did.
+
+    Attributes:
+        released: users whose links were released.
+        handed_over: users whose links were moved to another pod.
+        remaining: users whose links were left as they are.
+        seconds: how long it took.
+    """
+
+    released: int
+    handed_over: int
+    remaining: int
+    seconds: float

@@ -1,0 +1,87 @@
+"""The shared truth: where links and pods are kept."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from . import _podlink
+from ._bridge import call
+from .config import Duration, check_type, seconds
+
+__all__ = ["Store"]
+
+
+class Store:
+    """Where links and pods' states are kept. Drivers share one store and its one connection.
+
+    URLs:
+
+    - ``memory://``: in this process, a store of its own. ``memory://name``: the same store for
+      every ``Store`` of that name in this process.
+    - ``redis://[[user]:password@]host[:port][/db]``, ``valkey://…``: one server.
+    - ``rediss://…``, ``valkeys://…``: the same with TLS.
+    - ``redis+unix:///path/to/socket?db=0``, ``valkey+unix://…``: a Unix domain socket.
+
+    Options, as keyword arguments or in the URL's query: ``db``, ``username``, ``password``,
+    ``connect_timeout`` (seconds, default 1), and with TLS ``ca_file``, ``cert_file``,
+    ``key_file`` (PEM files, read whenever a connection is made).
+
+    Making a store does no I/O; the first call connects. A connection that breaks is made again
+    by itself, with growing pauses, and calls wait for it until their deadline. Safe to use from
+    many event loops and threads. Credentials never appear in ``repr``, logs or errors.
+
+    Raises:
+        InvalidParameterError: the URL or an option is wrong; the text names it.
+
+    Example:
+        >>> Store("redis://game:secret@cache:6379/2")
+        Store('redis://***@cache:6379/2')
+    """
+
+    def __init__(self, url: str = "memory://", **options: str | int | float) -> None:
+        for name, value in options.items():
+            check_type(name, value, str | int | float)  # type: ignore[arg-type]
+        self._core = _podlink.StoreCore(
+            url, {name: str(value) for name, value in options.items() if value is not None}
+        )
+
+    @property
+    def url(self) -> str:
+        """The URL without its credentials and options."""
+        return self._core.shown
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    async def ping(self, *, timeout: Duration | None = None) -> None:
+        """Asks the store for a sign of life.
+
+        Args:
+            timeout: seconds to wait at the most; 2 by default.
+
+        Raises:
+            StoreUnavailableError: it cannot be reached.
+            StoreAuthenticationError: it refuses the credentials.
+            OperationTimeoutError: it did not answer in time.
+            ClosedError: the store was closed.
+        """
+        await call(self._core.ping, seconds(timeout))
+
+    async def aclose(self) -> None:
+        """Ends the connection. Later calls raise ``ClosedError``; a second close does nothing.
+
+        Drivers that use the store are not closed by it: close them first.
+        """
+        await call(self._core.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()

@@ -1,0 +1,116 @@
+//! Arguments on their way to the core: the right type, or an error that says which argument, what
+//! was given and what is allowed.
+
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyInt, PyString};
+
+use super::error::{OrRaise, raise};
+use crate::config::seconds_within;
+use crate::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid, invalid};
+
+/// The name of an object's type, for error messages.
+fn type_name(given: &Bound<'_, PyAny>) -> String {
+    given
+        .get_type()
+        .name()
+        .map_or_else(|_| "an object".to_owned(), |name| name.to_string())
+}
+
+fn wrong_type(what: &'static str, given: &Bound<'_, PyAny>, allowed: &str) -> PyErr {
+    raise(
+        given.py(),
+        &invalid(what, &type_name(given), allowed).with("wrong_type", true),
+    )
+}
+
+/// A `str`, as UTF-8.
+pub(super) fn text<'a>(what: &'static str, given: &'a Bound<'_, PyAny>) -> PyResult<&'a str> {
+    let string = given
+        .cast::<PyString>()
+        .map_err(|_| wrong_type(what, given, "a str"))?;
+    string.to_str().map_err(|_| {
+        raise(
+            given.py(),
+            &invalid(what, "a str with lone surrogates", "valid Unicode text"),
+        )
+    })
+}
+
+/// A namespace argument: `None`, or a `str`.
+pub(super) fn namespace<'a>(given: &'a Bound<'_, PyAny>) -> PyResult<Option<&'a str>> {
+    if given.is_none() {
+        return Ok(None);
+    }
+    text("namespace", given).map(Some)
+}
+
+/// A service name.
+pub(super) fn service(given: &Bound<'_, PyAny>) -> PyResult<ServiceName> {
+    ServiceName::new(text("service_name", given)?).or_raise(given.py())
+}
+
+/// A uid.
+pub(super) fn uid(given: &Bound<'_, PyAny>) -> PyResult<Uid> {
+    Uid::new(text("uid", given)?).or_raise(given.py())
+}
+
+/// A user of a service in a namespace that is known already.
+pub(super) fn link(
+    namespace: Namespace,
+    user: &Bound<'_, PyAny>,
+    name: &Bound<'_, PyAny>,
+) -> PyResult<LinkId> {
+    let uid = uid(user)?;
+    let service = ServiceId {
+        namespace,
+        service: service(name)?,
+    };
+    Ok(LinkId { service, uid })
+}
+
+/// A whole number that is not a `bool`.
+pub(super) fn integer(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<i64> {
+    let whole = given.is_instance_of::<PyInt>() && !given.is_instance_of::<PyBool>();
+    if !whole {
+        return Err(wrong_type(what, given, "an int"));
+    }
+    given.extract().map_err(|_| {
+        let text = given
+            .str()
+            .map_or_else(|_| "a huge number".to_owned(), |text| text.to_string());
+        raise(
+            given.py(),
+            &invalid(what, &crate::id::shown(&text), "a whole number of 64 bits"),
+        )
+    })
+}
+
+/// A pod index.
+pub(super) fn pod_index(given: &Bound<'_, PyAny>) -> PyResult<PodIndex> {
+    PodIndex::new(integer("pod_index", given)?).or_raise(given.py())
+}
+
+/// A number.
+pub(super) fn number(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<f64> {
+    if given.is_instance_of::<PyBool>() {
+        return Err(wrong_type(what, given, "a number"));
+    }
+    given
+        .extract()
+        .map_err(|_| wrong_type(what, given, "a number"))
+}
+
+/// A timeout in seconds, or `None` for the driver's default.
+pub(super) fn timeout(given: &Bound<'_, PyAny>) -> PyResult<Option<Duration>> {
+    const LEAST: f64 = 0.001;
+    const MOST: f64 = 3600.0;
+    if given.is_none() {
+        return Ok(None);
+    }
+    let seconds = number("timeout", given)?;
+    seconds_within("timeout", seconds, LEAST, MOST)
+        .or_raise(given.py())
+        .map(Some)
+}

@@ -1,0 +1,314 @@
+//! `podlink.ClientDriver`, the compiled half.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+
+use super::argument;
+use super::config::{ClientSettings, RouteInfoSettings};
+use super::error::OrRaise;
+use super::hook::PythonChooser;
+use super::log;
+use super::queue::{Answer, CompletionQueue};
+use super::runtime::{self, Owned};
+use super::store::StoreCore;
+use crate::clock::{Clock, Tick};
+use crate::driver::client::{ClientDriver, PodChooser};
+use crate::id::{LinkId, Namespace, ServiceId};
+
+/// A client driver.
+#[pyclass(frozen, module = "podlink._podlink")]
+pub(super) struct ClientCore {
+    driver: Owned<ClientDriver>,
+}
+
+#[pymethods]
+impl ClientCore {
+    #[new]
+    #[pyo3(signature = (store, namespace, config, route_info, callbacks, chooser))]
+    fn new(
+        store: &StoreCore,
+        namespace: &Bound<'_, PyAny>,
+        config: &ClientSettings,
+        route_info: &RouteInfoSettings,
+        callbacks: &CompletionQueue,
+        chooser: Option<Py<PyAny>>,
+    ) -> PyResult<Self> {
+        let py = namespace.py();
+        let own = Namespace::new(argument::text("namespace", namespace)?).or_raise(py)?;
+        let thread = callbacks.arrivals(py)?;
+        log::listen(Arc::clone(&thread));
+        let chooser = chooser
+            .map(|callable| Arc::new(PythonChooser::new(callable, thread)) as Arc<dyn PodChooser>);
+        let driver = ClientDriver::new(
+            store.executor(py)?,
+            Clock::System,
+            own,
+            config.0.clone(),
+            route_info.0.clone(),
+            chooser,
+        );
+        Ok(Self {
+            driver: Owned::new(driver),
+        })
+    }
+
+    /// The cached answer of compute, or None. Arguments that are not even text have no cached
+    /// answer; the full form says what is wrong with them.
+    fn compute_cached(
+        &self,
+        py: Python<'_>,
+        namespace: &Bound<'_, PyAny>,
+        uid: &Bound<'_, PyAny>,
+        service_name: &Bound<'_, PyAny>,
+    ) -> PyResult<Option<u32>> {
+        let driver = self.driver.get(py)?;
+        let text = |given: &Bound<'_, PyAny>| given.cast::<PyString>().is_ok();
+        if !text(uid) || !text(service_name) || !(namespace.is_none() || text(namespace)) {
+            return Ok(None);
+        }
+        let (uid, service) = (as_str(uid), as_str(service_name));
+        let namespace = if namespace.is_none() {
+            Some("")
+        } else {
+            as_str(namespace)
+        };
+        let (Some(namespace), Some(uid), Some(service)) = (namespace, uid, service) else {
+            return Ok(None);
+        };
+        Ok(driver
+            .compute_cached(namespace, uid, service)
+            .map(|pod| pod.get()))
+    }
+
+    fn compute_linked_pod(
+        &self,
+        queue: &CompletionQueue,
+        waiter: Py<PyAny>,
+        namespace: &Bound<'_, PyAny>,
+        uid: &Bound<'_, PyAny>,
+        service_name: &Bound<'_, PyAny>,
+        timeout: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let (driver, link) = self.target(namespace, uid, service_name)?;
+        let deadline = self.deadline(timeout)?;
+        queue.spawn(namespace.py(), waiter, async move {
+            let pod = driver.compute_linked_pod(link, deadline).await;
+            pod.map(Answer::Pod)
+                .map_err(|error| error.during("compute_linked_pod"))
+        })
+    }
+
+    fn get_linked_pod(
+        &self,
+        queue: &CompletionQueue,
+        waiter: Py<PyAny>,
+        namespace: &Bound<'_, PyAny>,
+        uid: &Bound<'_, PyAny>,
+        service_name: &Bound<'_, PyAny>,
+        timeout: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let (driver, link) = self.target(namespace, uid, service_name)?;
+        let deadline = self.deadline(timeout)?;
+        queue.spawn(namespace.py(), waiter, async move {
+            let pod = driver.get_linked_pod(link, deadline).await;
+            pod.map(Answer::MaybePod)
+                .map_err(|error| error.during("get_linked_pod"))
+        })
+    }
+
+    fn get_linked_pod_in_cache_or_if_persist(
+        &self,
+        queue: &CompletionQueue,
+        waiter: Py<PyAny>,
+        namespace: &Bound<'_, PyAny>,
+        uid: &Bound<'_, PyAny>,
+        service_name: &Bound<'_, PyAny>,
+        timeout: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let (driver, link) = self.target(namespace, uid, service_name)?;
+        let deadline = self.deadline(timeout)?;
+        queue.spawn(namespace.py(), waiter, async move {
+            let pod = driver
+                .get_linked_pod_in_cache_or_if_persist(link, deadline)
+                .await;
+            pod.map(Answer::MaybePod)
+                .map_err(|error| error.during("get_linked_pod_in_cache_or_if_persist"))
+        })
+    }
+
+    fn get_linked_pod_not_cache(
+        &self,
+        queue: &CompletionQueue,
+        waiter: Py<PyAny>,
+        namespace: &Bound<'_, PyAny>,
+        uid: &Bound<'_, PyAny>,
+        service_name: &Bound<'_, PyAny>,
+        timeout: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let (driver, link) = self.target(namespace, uid, service_name)?;
+        let deadline = self.deadline(timeout)?;
+        queue.spawn(namespace.py(), waiter, async move {
+            let pod = driver.get_linked_pod_not_cache(link, deadline).await;
+            pod.map(Answer::MaybePod)
+                .map_err(|error| error.during("get_linked_pod_not_cache"))
+        })
+    }
+
+    fn get_linked_in_cache(
+        &self,
+        namespace: &Bound<'_, PyAny>,
+        uid: &Bound<'_, PyAny>,
+        service_name: &Bound<'_, PyAny>,
+    ) -> PyResult<Option<u32>> {
+        let (driver, link) = self.target(namespace, uid, service_name)?;
+        let runtime = runtime::handle(namespace.py())?;
+        let _runtime = runtime.enter();
+        let pod = driver.get_linked_in_cache(link).or_raise(namespace.py())?;
+        Ok(pod.map(|pod| pod.get()))
+    }
+
+    fn cache_expired(
+        &self,
+        namespace: &Bound<'_, PyAny>,
+        uid: &Bound<'_, PyAny>,
+        service_name: &Bound<'_, PyAny>,
+    ) -> PyResult<Option<u32>> {
+        let (driver, link) = self.target(namespace, uid, service_name)?;
+        let runtime = runtime::handle(namespace.py())?;
+        let _runtime = runtime.enter();
+        let pod = driver.cache_expired(link).or_raise(namespace.py())?;
+        Ok(pod.map(|pod| pod.get()))
+    }
+
+    fn set_cache(
+        &self,
+        namespace: &Bound<'_, PyAny>,
+        uid: &Bound<'_, PyAny>,
+        service_name: &Bound<'_, PyAny>,
+        pod_index: &Bound<'_, PyAny>,
+    ) -> PyResult<Option<u32>> {
+        let (driver, link) = self.target(namespace, uid, service_name)?;
+        let pod = argument::pod_index(pod_index)?;
+        let runtime = runtime::handle(namespace.py())?;
+        let _runtime = runtime.enter();
+        let previous = driver.set_cache(link, pod).or_raise(namespace.py())?;
+        Ok(previous.map(|pod| pod.get()))
+    }
+
+    fn get_link_service(
+        &self,
+        queue: &CompletionQueue,
+        waiter: Py<PyAny>,
+        namespace: &Bound<'_, PyAny>,
+        uid: &Bound<'_, PyAny>,
+        timeout: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let py = namespace.py();
+        let driver = self.driver.get(py)?.clone();
+        let namespace = driver
+            .resolve(argument::namespace(namespace)?)
+            .or_raise(py)?;
+        let uid = argument::uid(uid)?;
+        let deadline = self.deadline(timeout)?;
+        queue.spawn(py, waiter, async move {
+            let services = driver.get_link_service(&namespace, &uid, deadline).await;
+            services
+                .map(Answer::Services)
+                .map_err(|error| error.during("get_link_service"))
+        })
+    }
+
+    fn batch_get_linked_pod(
+        &self,
+        queue: &CompletionQueue,
+        waiter: Py<PyAny>,
+        namespace: &Bound<'_, PyAny>,
+        uids: Vec<Bound<'_, PyAny>>,
+        service_name: &Bound<'_, PyAny>,
+        timeout: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let py = namespace.py();
+        let driver = self.driver.get(py)?.clone();
+        let namespace = driver
+            .resolve(argument::namespace(namespace)?)
+            .or_raise(py)?;
+        let service = ServiceId {
+            namespace,
+            service: argument::service(service_name)?,
+        };
+        let uids: PyResult<Vec<_>> = uids.iter().map(argument::uid).collect();
+        let (uids, deadline) = (uids?, self.deadline(timeout)?);
+        queue.spawn(py, waiter, async move {
+            let users = driver.batch_get_linked_pod(&service, uids, deadline).await;
+            users
+                .map(Answer::Users)
+                .map_err(|error| error.during("batch_get_linked_pod"))
+        })
+    }
+
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "they are the operation's, and the waiter"
+    )]
+    fn set_linked_pod_if_absent(
+        &self,
+        queue: &CompletionQueue,
+        waiter: Py<PyAny>,
+        namespace: &Bound<'_, PyAny>,
+        uid: &Bound<'_, PyAny>,
+        service_name: &Bound<'_, PyAny>,
+        pod_index: &Bound<'_, PyAny>,
+        timeout: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let py = namespace.py();
+        let (driver, link) = self.target(namespace, uid, service_name)?;
+        let pod = argument::pod_index(pod_index)?;
+        let deadline = self.deadline(timeout)?;
+        queue.spawn(py, waiter, async move {
+            let owner = driver.set_linked_pod_if_absent(link, pod, deadline).await;
+            owner
+                .map(Answer::Pod)
+                .map_err(|error| error.during("set_linked_pod_if_absent"))
+        })
+    }
+
+    /// Every counter by name.
+    fn stats(&self, py: Python<'_>) -> PyResult<BTreeMap<&'static str, u64>> {
+        Ok(self.driver.get(py)?.stats())
+    }
+
+    /// Ends the driver's tasks.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.driver.get(py)?.close();
+        Ok(())
+    }
+}
+
+fn as_str<'a>(given: &'a Bound<'_, PyAny>) -> Option<&'a str> {
+    given.cast::<PyString>().ok()?.to_str().ok()
+}
+
+impl ClientCore {
+    fn target(
+        &self,
+        namespace: &Bound<'_, PyAny>,
+        uid: &Bound<'_, PyAny>,
+        service_name: &Bound<'_, PyAny>,
+    ) -> PyResult<(ClientDriver, LinkId)> {
+        let py = namespace.py();
+        let driver = self.driver.get(py)?.clone();
+        let namespace = driver
+            .resolve(argument::namespace(namespace)?)
+            .or_raise(py)?;
+        let link = argument::link(namespace, uid, service_name)?;
+        Ok((driver, link))
+    }
+
+    fn deadline(&self, timeout: &Bound<'_, PyAny>) -> PyResult<Tick> {
+        let given = argument::timeout(timeout)?;
+        Ok(self.driver.get(timeout.py())?.deadline(given))
+    }
+}

@@ -1,0 +1,58 @@
+//! Errors on their way to Python. The classes are written in Python (`podlink/errors.py`).
+
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyTuple};
+
+use crate::error::{Error, ErrorKind};
+
+/// Code, message, retryable and details: what `podlink.errors.from_core` makes an exception of.
+pub(super) fn parts<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyTuple>> {
+    let details = PyDict::new(py);
+    for (name, value) in error.details() {
+        details.set_item(name, value)?;
+    }
+    (
+        error.kind().code(),
+        error.to_string(),
+        error.is_retryable(),
+        details,
+    )
+        .into_pyobject(py)
+}
+
+/// The exception for this error.
+pub(super) fn raise(py: Python<'_>, error: &Error) -> PyErr {
+    match exception(py, error) {
+        Ok(exception) => PyErr::from_value(exception),
+        Err(failure) => failure,
+    }
+}
+
+fn exception<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>> {
+    static FROM_CORE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    FROM_CORE
+        .import(py, "podlink.errors", "from_core")?
+        .call1(parts(py, error)?)
+}
+
+/// Puts the exception in the place of the error.
+pub(super) trait OrRaise<T> {
+    fn or_raise(self, py: Python<'_>) -> PyResult<T>;
+}
+
+impl<T> OrRaise<T> for Result<T, Error> {
+    fn or_raise(self, py: Python<'_>) -> PyResult<T> {
+        self.map_err(|error| raise(py, &error))
+    }
+}
+
+/// Every error code with whether it is retryable, so that a test can hold the Python classes
+/// against it.
+#[pyfunction]
+pub(super) fn error_codes() -> Vec<(&'static str, bool)> {
+    ErrorKind::ALL
+        .iter()
+        .map(|kind| (kind.code(), kind.is_retryable()))
+        .collect()
+}

@@ -1,0 +1,47 @@
+//! The only room that knows Python. It translates: unwrap arguments, await the core, map the
+//! error. Whatever decides something about routing lives elsewhere.
+//!
+//! No thread of the runtime ever takes the GIL: results, hook calls and log records wait in queues
+//! that Python threads empty (docs/decisions/0002).
+
+mod argument;
+mod client;
+mod config;
+mod error;
+mod hook;
+mod log;
+mod queue;
+mod runtime;
+mod server;
+mod store;
+
+use pyo3::prelude::*;
+
+/// The compiled half of podlink. `python/podlink/_podlink.pyi` describes it.
+#[pymodule]
+mod _podlink {
+    #[pymodule_export]
+    use super::client::ClientCore;
+    #[pymodule_export]
+    use super::config::{ClientSettings, RouteInfoSettings, ServerSettings};
+    #[pymodule_export]
+    use super::error::error_codes;
+    #[pymodule_export]
+    use super::hook::Reply;
+    #[pymodule_export]
+    use super::log::take_logs;
+    #[pymodule_export]
+    use super::queue::CompletionQueue;
+    #[pymodule_export]
+    use super::runtime::after_fork_in_child;
+    #[pymodule_export]
+    use super::server::ServerCore;
+    #[pymodule_export]
+    use super::store::StoreCore;
+    use super::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

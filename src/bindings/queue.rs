@@ -1,0 +1,270 @@
+//! The bridge: what the runtime has finished, on its way to a Python event loop or thread.
+//!
+//! A runtime thread puts an arrival into the queue and, if the queue was empty, writes one byte
+//! into a socket pair. The loop's reader wakes once per batch and empties the queue with the GIL
+//! it holds anyway. The runtime never sees a Python object: waiters stay here, under a number.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyTuple};
+
+use super::error::{parts, raise};
+use super::hook::Call;
+use super::runtime::{self, Owned};
+use crate::error::{Error, ErrorKind};
+use crate::id::{PodIndex, ServiceName, Uid};
+
+/// What an operation answers.
+pub(super) enum Answer {
+    Nothing,
+    Pod(PodIndex),
+    MaybePod(Option<PodIndex>),
+    Flag(bool),
+    Won(bool, PodIndex),
+    Services(BTreeMap<ServiceName, PodIndex>),
+    Users(BTreeMap<PodIndex, Vec<Uid>>),
+}
+
+impl Answer {
+    fn into_python(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        Ok(match self {
+            Self::Nothing => py.None(),
+            Self::Pod(pod) => pod.get().into_pyobject(py)?.into_any().unbind(),
+            Self::MaybePod(pod) => pod
+                .map(PodIndex::get)
+                .into_pyobject(py)?
+                .into_any()
+                .unbind(),
+            Self::Flag(flag) => flag.into_pyobject(py)?.to_owned().into_any().unbind(),
+            Self::Won(won, pod) => (won, pod.get()).into_pyobject(py)?.into_any().unbind(),
+            Self::Services(services) => {
+                let table = PyDict::new(py);
+                for (service, pod) in services {
+                    table.set_item(service.as_str(), pod.get())?;
+                }
+                table.into_any().unbind()
+            }
+            Self::Users(users) => {
+                let table = PyDict::new(py);
+                for (pod, uids) in users {
+                    let uids = PyList::new(py, uids.iter().map(Uid::as_str))?;
+                    table.set_item(pod.get(), uids)?;
+                }
+                table.into_any().unbind()
+            }
+        })
+    }
+}
+
+type Outcome = Result<Answer, Error>;
+
+/// The half of a queue that the runtime sees.
+pub(super) struct Arrivals {
+    inbox: Mutex<Inbox>,
+    /// The writing end; the reading end stands beside it so that both live as long as anybody
+    /// who might write.
+    bell: UnixStream,
+    ear: UnixStream,
+}
+
+#[derive(Default)]
+struct Inbox {
+    done: Vec<(u64, Outcome)>,
+    calls: Vec<Call>,
+}
+
+impl std::fmt::Debug for Arrivals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Arrivals").finish_non_exhaustive()
+    }
+}
+
+impl Arrivals {
+    fn new() -> std::io::Result<Self> {
+        let (bell, ear) = UnixStream::pair()?;
+        bell.set_nonblocking(true)?;
+        ear.set_nonblocking(true)?;
+        Ok(Self {
+            inbox: Mutex::default(),
+            bell,
+            ear,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn arrive(&self, put: impl FnOnce(&mut Inbox)) {
+        let was_empty = {
+            let mut inbox = self.lock();
+            let was_empty = inbox.done.is_empty() && inbox.calls.is_empty();
+            put(&mut inbox);
+            was_empty
+        };
+        if was_empty {
+            self.ring();
+        }
+    }
+
+    /// Wakes whoever listens. A full pipe means that it is being woken already, and a closed one
+    /// that the loop has ended and nobody waits any more.
+    pub(super) fn ring(&self) {
+        let _full_or_closed = (&self.bell).write(&[1]);
+    }
+
+    /// Puts a hook call into the queue.
+    pub(super) fn call(&self, call: Call) {
+        self.arrive(|inbox| inbox.calls.push(call));
+    }
+
+    fn hear(&self) {
+        let mut bytes = [0; 64];
+        while matches!((&self.ear).read(&mut bytes), Ok(count) if count == bytes.len()) {}
+    }
+}
+
+/// An operation under way. However it ends, even by a panic, its waiter hears of it.
+struct Pending {
+    arrivals: Arc<Arrivals>,
+    waiter: u64,
+    outcome: Option<Outcome>,
+}
+
+impl Pending {
+    fn settle(mut self, outcome: Outcome) {
+        self.outcome = Some(outcome);
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        let outcome = self.outcome.take().unwrap_or_else(|| {
+            Err(Error::new(
+                ErrorKind::Internal,
+                "the operation ended without an answer",
+            ))
+        });
+        self.arrivals
+            .arrive(|inbox| inbox.done.push((self.waiter, outcome)));
+    }
+}
+
+/// The completion queue of one event loop, or of podlink's callback thread.
+#[pyclass(frozen, module = "podlink._podlink")]
+pub(super) struct CompletionQueue {
+    arrivals: Owned<Arc<Arrivals>>,
+    next: AtomicU64,
+    /// Who waits, by number. Only touched with the GIL held.
+    waiters: Mutex<HashMap<u64, Py<PyAny>>>,
+}
+
+#[pymethods]
+impl CompletionQueue {
+    #[new]
+    fn new(py: Python<'_>) -> PyResult<Self> {
+        let arrivals = Arrivals::new().map_err(|cause| {
+            let error = Error::new(
+                ErrorKind::Internal,
+                "no socket pair for the completion queue",
+            );
+            raise(py, &error.caused_by(cause))
+        })?;
+        Ok(Self {
+            arrivals: Owned::new(Arc::new(arrivals)),
+            next: AtomicU64::new(0),
+            waiters: Mutex::default(),
+        })
+    }
+
+    /// The descriptor that becomes readable when there is something to drain.
+    fn fileno(&self, py: Python<'_>) -> PyResult<i32> {
+        Ok(self.arrivals.get(py)?.ear.as_raw_fd())
+    }
+
+    /// Everything that has arrived: (waiter, value, None) or (waiter, None, error parts).
+    fn drain<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let arrivals = self.arrivals.get(py)?;
+        arrivals.hear();
+        let done = std::mem::take(&mut arrivals.lock().done);
+        let drained = PyList::empty(py);
+        let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+        for (number, outcome) in done {
+            if let Some(waiter) = waiters.remove(&number) {
+                drained.append(delivered(py, waiter, outcome)?)?;
+            }
+        }
+        Ok(drained)
+    }
+
+    /// The hook calls that have arrived: (callable, arguments, reply).
+    fn take_calls<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+        let calls = std::mem::take(&mut self.arrivals.get(py)?.lock().calls);
+        calls.into_iter().map(|call| call.into_python(py)).collect()
+    }
+
+    /// Wakes whoever listens, though nothing has arrived.
+    fn ring(&self, py: Python<'_>) -> PyResult<()> {
+        self.arrivals.get(py)?.ring();
+        Ok(())
+    }
+
+    /// How many operations are waited for.
+    fn __len__(&self) -> usize {
+        self.waiters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+    }
+}
+
+fn delivered<'py>(
+    py: Python<'py>,
+    waiter: Py<PyAny>,
+    outcome: Outcome,
+) -> PyResult<Bound<'py, PyTuple>> {
+    match outcome {
+        Ok(answer) => (waiter, answer.into_python(py)?, py.None()).into_pyobject(py),
+        Err(error) => (waiter, py.None(), parts(py, &error)?).into_pyobject(py),
+    }
+}
+
+impl CompletionQueue {
+    /// Starts `work` on the runtime; its end is delivered to `waiter` by a later `drain`. Whoever
+    /// stops waiting takes nothing with him: the work goes on.
+    pub(super) fn spawn(
+        &self,
+        py: Python<'_>,
+        waiter: Py<PyAny>,
+        work: impl Future<Output = Outcome> + Send + 'static,
+    ) -> PyResult<()> {
+        let runtime = runtime::handle(py)?;
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let arrivals = Arc::clone(self.arrivals.get(py)?);
+        self.waiters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(number, waiter);
+        let pending = Pending {
+            arrivals,
+            waiter: number,
+            outcome: None,
+        };
+        runtime.spawn(async move {
+            let outcome = work.await;
+            pending.settle(outcome);
+        });
+        Ok(())
+    }
+
+    /// The half that the runtime may keep.
+    pub(super) fn arrivals(&self, py: Python<'_>) -> PyResult<Arc<Arrivals>> {
+        Ok(Arc::clone(self.arrivals.get(py)?))
+    }
+}

@@ -1,0 +1,69 @@
+//! `podlink.Store`, the compiled half.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+
+use super::argument;
+use super::error::OrRaise;
+use super::queue::{Answer, CompletionQueue};
+use super::runtime::Owned;
+use crate::clock::Clock;
+use crate::config::StoreConfig;
+use crate::executor::{self, Executor};
+
+/// How long a ping may take when the caller names no time.
+const PING_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// A store that drivers share. Holds no connection until the first call.
+#[pyclass(frozen, module = "podlink._podlink")]
+pub(super) struct StoreCore {
+    executor: Owned<Arc<dyn Executor>>,
+    #[pyo3(get)]
+    shown: String,
+}
+
+#[pymethods]
+impl StoreCore {
+    #[new]
+    fn new(url: &Bound<'_, PyAny>, options: BTreeMap<String, String>) -> PyResult<Self> {
+        let py = url.py();
+        let options: Vec<(String, String)> = options.into_iter().collect();
+        let config = StoreConfig::parse(argument::text("url", url)?, &options).or_raise(py)?;
+        let executor = executor::open(&config, Clock::System).or_raise(py)?;
+        Ok(Self {
+            executor: Owned::new(executor),
+            shown: config.shown,
+        })
+    }
+
+    fn ping(
+        &self,
+        py: Python<'_>,
+        queue: &CompletionQueue,
+        waiter: Py<PyAny>,
+        timeout: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let executor = self.executor(py)?;
+        let timeout = argument::timeout(timeout)?.unwrap_or(PING_TIMEOUT);
+        let deadline = Clock::System.deadline(timeout);
+        queue.spawn(py, waiter, async move {
+            executor.ping(deadline).await.map(|()| Answer::Nothing)
+        })
+    }
+
+    fn close(&self, py: Python<'_>, queue: &CompletionQueue, waiter: Py<PyAny>) -> PyResult<()> {
+        let executor = self.executor(py)?;
+        queue.spawn(py, waiter, async move {
+            executor.close().await;
+            Ok(Answer::Nothing)
+        })
+    }
+}
+
+impl StoreCore {
+    pub(super) fn executor(&self, py: Python<'_>) -> PyResult<Arc<dyn Executor>> {
+        Ok(Arc::clone(self.executor.get(py)?))
+    }
+}

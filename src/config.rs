@@ -1,0 +1,599 @@
+//! Every figure that users may set, as plain data: checked once when built, trusted afterwards.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use percent_encoding::percent_decode_str;
+use url::Url;
+
+use crate::error::{Error, Result};
+use crate::id::{invalid, shown};
+use crate::route::pick::Strategy;
+
+/// Where the shared state lives, read from a URL.
+#[derive(Clone)]
+pub struct StoreConfig {
+    /// What to open.
+    pub address: Address,
+    /// The URL without its credentials, for people.
+    pub shown: String,
+}
+
+/// What a store URL names.
+#[derive(Clone)]
+pub enum Address {
+    /// In this process. The same name is the same store; no name is a store of one's own.
+    Memory(Option<String>),
+    /// One Redis or Valkey server.
+    Server(Box<ServerAddress>),
+}
+
+/// How to reach one Redis or Valkey server.
+#[derive(Clone)]
+pub struct ServerAddress {
+    /// Host and port, or a socket file.
+    pub endpoint: Endpoint,
+    /// ACL user; the server's default user if there is none.
+    pub username: Option<String>,
+    /// Password.
+    pub password: Option<String>,
+    /// Database number.
+    pub db: i64,
+    /// TLS, if the scheme asks for it.
+    pub tls: Option<TlsFiles>,
+    /// How long connecting and logging in may take.
+    pub connect_timeout: Duration,
+}
+
+/// Host and port, or a socket file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// TCP.
+    Tcp(String, u16),
+    /// A Unix domain socket.
+    Unix(PathBuf),
+}
+
+/// The files that TLS needs, all PEM. They are read when the connection is made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The authorities to trust, instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// This client's certificate.
+    pub cert_file: Option<PathBuf>,
+    /// The key of this client's certificate.
+    pub key_file: Option<PathBuf>,
+}
+
+const SCHEMES: &str = "memory://, redis://, rediss://, valkey://, valkeys://, redis+unix:// or \
+                       valkey+unix://";
+const OPTIONS: &str = "db, username, password, connect_timeout, ca_file, cert_file, key_file";
+
+impl StoreConfig {
+    /// Reads a store URL.
+    ///
+    /// `options` are given beside the URL and mean the same as its query: `db`, `username`,
+    /// `password`, `connect_timeout` (seconds), `ca_file`, `cert_file`, `key_file`. They win over
+    /// the URL.
+    ///
+    /// # Errors
+    /// `InvalidParameter` that names the part that is wrong, never a credential.
+    pub fn parse(url: &str, options: &[(String, String)]) -> Result<Self> {
+        let wrong = || invalid("url", &shown_url(url), &format!("a URL like {SCHEMES}"));
+        let parsed = Url::parse(url).map_err(|_| wrong())?;
+        let mut all: Vec<(String, String)> = parsed.query_pairs().into_owned().collect();
+        all.extend(options.iter().cloned());
+        let shown = shown_url(url);
+        match parsed.scheme() {
+            "memory" => {
+                let host = parsed
+                    .host_str()
+                    .filter(|h| !h.is_empty())
+                    .map(str::to_owned);
+                if let Some((name, _)) = all.first() {
+                    return Err(invalid(
+                        "url",
+                        &format!("option {name:?}"),
+                        "memory:// without options",
+                    ));
+                }
+                if !matches!(parsed.path(), "" | "/") {
+                    return Err(invalid("url", &shown, "memory:// or memory://name"));
+                }
+                Ok(Self {
+                    address: Address::Memory(host),
+                    shown,
+                })
+            }
+            "redis" | "valkey" => Self::server(&parsed, &all, None, shown),
+            "rediss" | "valkeys" => Self::server(&parsed, &all, Some(TlsFiles::default()), shown),
+            "redis+unix" | "valkey+unix" | "unix" => Self::socket(&parsed, &all, shown),
+            _ => Err(wrong()),
+        }
+    }
+
+    fn server(
+        url: &Url,
+        options: &[(String, String)],
+        tls: Option<TlsFiles>,
+        shown: String,
+    ) -> Result<Self> {
+        const DEFAULT_PORT: u16 = 6379;
+        let host = url
+            .host_str()
+            .filter(|host| !host.is_empty())
+            .ok_or_else(|| {
+                invalid(
+                    "url",
+                    &shown,
+                    "a URL with a host, like redis://localhost:6379/0",
+                )
+            })?;
+        // An IPv6 address stands in brackets in a URL, and without them everywhere else.
+        let host = host
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
+        let mut server = ServerAddress {
+            endpoint: Endpoint::Tcp(host, url.port().unwrap_or(DEFAULT_PORT)),
+            username: decoded(url.username()),
+            password: url.password().and_then(decoded),
+            db: 0,
+            tls,
+            connect_timeout: CONNECT_TIMEOUT,
+        };
+        match url.path().trim_start_matches('/') {
+            "" => {}
+            path => server.db = database(path)?,
+        }
+        server.apply(options)?;
+        Ok(Self {
+            address: Address::Server(Box::new(server)),
+            shown,
+        })
+    }
+
+    fn socket(url: &Url, options: &[(String, String)], shown: String) -> Result<Self> {
+        let path = decoded(url.path())
+            .filter(|path| path.len() > 1)
+            .ok_or_else(|| {
+                invalid(
+                    "url",
+                    &shown,
+                    "a URL with a path, like redis+unix:///run/redis.sock?db=0",
+                )
+            })?;
+        let mut server = ServerAddress {
+            endpoint: Endpoint::Unix(PathBuf::from(path)),
+            username: decoded(url.username()),
+            password: url.password().and_then(decoded),
+            db: 0,
+            tls: None,
+            connect_timeout: CONNECT_TIMEOUT,
+        };
+        server.apply(options)?;
+        Ok(Self {
+            address: Address::Server(Box::new(server)),
+            shown,
+        })
+    }
+}
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+impl ServerAddress {
+    fn apply(&mut self, options: &[(String, String)]) -> Result<()> {
+        for (name, value) in options {
+            match name.as_str() {
+                "db" => self.db = database(value)?,
+                "username" => self.username = Some(value.clone()),
+                "password" => self.password = Some(value.clone()),
+                "connect_timeout" => {
+                    let seconds = value.parse().map_err(|_| {
+                        invalid("connect_timeout", &shown(value), "a number of seconds")
+                    })?;
+                    self.connect_timeout =
+                        seconds_within("connect_timeout", seconds, 0.001, 600.0)?;
+                }
+                "ca_file" | "cert_file" | "key_file" => self.tls_file(name, value)?,
+                _ => {
+                    return Err(invalid(
+                        "url",
+                        &format!("unknown option {}", shown(name)),
+                        &format!("given with options from {OPTIONS}"),
+                    ));
+                }
+            }
+        }
+        match &self.tls {
+            Some(tls) if tls.cert_file.is_some() != tls.key_file.is_some() => Err(invalid(
+                "url",
+                "only one of cert_file and key_file",
+                "given with both or neither",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn tls_file(&mut self, name: &str, value: &str) -> Result<()> {
+        let Some(tls) = &mut self.tls else {
+            let given = format!("option {name} without TLS");
+            return Err(invalid(
+                "url",
+                &given,
+                "rediss:// or valkeys:// for TLS options",
+            ));
+        };
+        let path = Some(PathBuf::from(value));
+        match name {
+            "ca_file" => tls.ca_file = path,
+            "cert_file" => tls.cert_file = path,
+            _ => tls.key_file = path,
+        }
+        Ok(())
+    }
+}
+
+fn database(text: &str) -> Result<i64> {
+    let number = text
+        .parse()
+        .ok()
+        .filter(|db| (0..=i64::from(i32::MAX)).contains(db));
+    number.ok_or_else(|| invalid("db", &shown(text), "a database number from 0"))
+}
+
+fn decoded(part: &str) -> Option<String> {
+    let text = percent_decode_str(part).decode_utf8_lossy().into_owned();
+    (!text.is_empty()).then_some(text)
+}
+
+/// A URL without user, password and query: what may be shown to people.
+fn shown_url(url: &str) -> String {
+    let bare = url.split(['?', '#']).next().unwrap_or_default();
+    match (bare.find("://"), bare.rfind('@')) {
+        (Some(scheme), Some(at)) if at > scheme => {
+            format!("{}***@{}", &bare[..scheme + 3], &bare[at + 1..])
+        }
+        // Without a scheme nobody knows which part is the password.
+        (None, Some(_)) => "***".to_owned(),
+        _ => bare.to_owned(),
+    }
+}
+
+impl fmt::Debug for StoreConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("StoreConfig").field(&self.shown).finish()
+    }
+}
+
+impl fmt::Debug for ServerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerAddress")
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Reads a number of seconds within a range, ends included.
+///
+/// # Errors
+/// `InvalidParameter` that names the parameter, the figure and the range.
+pub fn seconds_within(what: &'static str, seconds: f64, least: f64, most: f64) -> Result<Duration> {
+    if seconds.is_finite() && seconds >= least && seconds <= most {
+        return Ok(Duration::from_secs_f64(seconds));
+    }
+    Err(invalid(
+        what,
+        &seconds.to_string(),
+        &format!("{least} to {most} seconds"),
+    ))
+}
+
+/// What happens to a user whose pod came back as a new process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnRestart {
+    /// The user stays with the pod index.
+    SamePod,
+    /// The user is placed afresh.
+    BestPod,
+}
+
+impl OnRestart {
+    /// The rule with this name.
+    ///
+    /// # Errors
+    /// `InvalidParameter` that lists the names.
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "same_pod" => Ok(Self::SamePod),
+            "best_pod" => Ok(Self::BestPod),
+            _ => Err(invalid("on_restart", &shown(name), "same_pod or best_pod")),
+        }
+    }
+}
+
+/// The figures of a client driver.
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// How long a link made by `compute` lasts.
+    pub link_ttl: Duration,
+    /// How long an answer may come from the local cache.
+    pub cache_ttl: Duration,
+    /// How many links the local cache holds.
+    pub cache_capacity: u64,
+    /// How a new user's pod is chosen.
+    pub strategy: Strategy,
+    /// The deadline of a call that names none.
+    pub timeout: Duration,
+    /// What happens to a user whose pod came back as a new process.
+    pub on_restart: OnRestart,
+}
+
+impl ClientConfig {
+    /// Checks the figures and how they relate.
+    ///
+    /// # Errors
+    /// `InvalidParameter` that names the figure, or both figures.
+    pub fn check(self) -> Result<Self> {
+        within("link_ttl", self.link_ttl, 1.0, 3_153_600_000.0)?;
+        within("cache_ttl", self.cache_ttl, 0.0, 3_153_600_000.0)?;
+        within("timeout", self.timeout, 0.001, 3600.0)?;
+        if self.cache_capacity == 0 {
+            return Err(invalid("cache_capacity", "0", "at least 1 entry"));
+        }
+        if self.cache_ttl > self.link_ttl {
+            return Err(relation(
+                "cache_ttl",
+                self.cache_ttl,
+                "at most",
+                "link_ttl",
+                self.link_ttl,
+            ));
+        }
+        Ok(self)
+    }
+}
+
+/// The figures of a route info driver, and of the state cache inside a client driver.
+#[derive(Debug, Clone)]
+pub struct RouteInfoConfig {
+    /// How often the pods of a service in use are read.
+    pub refresh: Duration,
+    /// A READY pod above this load gets no new users while another one is below.
+    pub overload_limit: Option<i64>,
+    /// A service that nobody asked for this long is no longer read.
+    pub idle: Duration,
+}
+
+impl RouteInfoConfig {
+    /// Checks the figures.
+    ///
+    /// # Errors
+    /// `InvalidParameter` that names the figure.
+    pub fn check(self) -> Result<Self> {
+        within("refresh", self.refresh, 0.01, 3600.0)?;
+        within("idle", self.idle, 1.0, 86_400.0)?;
+        if self.idle < self.refresh {
+            return Err(relation(
+                "idle",
+                self.idle,
+                "at least",
+                "refresh",
+                self.refresh,
+            ));
+        }
+        Ok(self)
+    }
+}
+
+impl Default for RouteInfoConfig {
+    fn default() -> Self {
+        Self {
+            refresh: Duration::from_secs(1),
+            overload_limit: None,
+            idle: Duration::from_secs(600),
+        }
+    }
+}
+
+/// The three durations of a lease (docs/decisions/0006).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseTimes {
+    /// How long a renewal is proof of life.
+    pub lease: Duration,
+    /// How long after its lease a pod may not be declared dead.
+    pub grace: Duration,
+    /// A longer silence of everybody is an outage of the store, and moves nobody.
+    pub gap: Duration,
+}
+
+/// The figures of a server driver.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// How long a renewal is proof of life, and what surrounds it.
+    pub times: LeaseTimes,
+    /// How often the lease is renewed and the state published.
+    pub renew: Duration,
+    /// The pod stops acting this much before its lease ends.
+    pub guard: Duration,
+    /// The share of the CPU in the published load, 0 to 1.
+    pub cpu_factor: f64,
+    /// How long a removed link stays as a hint.
+    pub link_grace: Duration,
+    /// The deadline of a call that names none.
+    pub timeout: Duration,
+}
+
+impl ServerConfig {
+    /// Checks the figures and how they relate (docs/decisions/0006).
+    ///
+    /// # Errors
+    /// `InvalidParameter` that names the figure, or both figures.
+    pub fn check(self) -> Result<Self> {
+        let LeaseTimes { lease, grace, gap } = self.times;
+        within("lease", lease, 0.1, 3600.0)?;
+        within("grace", grace, 0.0, 3600.0)?;
+        within("gap", gap, 0.01, 3600.0)?;
+        within("renew", self.renew, 0.01, 3600.0)?;
+        within("guard", self.guard, 0.0, 3600.0)?;
+        within("link_grace", self.link_grace, 0.0, 3_153_600_000.0)?;
+        within("timeout", self.timeout, 0.001, 3600.0)?;
+        if !(0.0..=1.0).contains(&self.cpu_factor) {
+            return Err(invalid(
+                "cpu_factor",
+                &self.cpu_factor.to_string(),
+                "0 to 1",
+            ));
+        }
+        if self.guard >= lease {
+            return Err(relation("guard", self.guard, "below", "lease", lease));
+        }
+        let usable = lease - self.guard;
+        if self.renew >= usable {
+            return Err(relation(
+                "renew",
+                self.renew,
+                "below",
+                "lease - guard",
+                usable,
+            ));
+        }
+        if gap < self.renew * 2 {
+            return Err(relation(
+                "gap",
+                gap,
+                "at least",
+                "2 × renew",
+                self.renew * 2,
+            ));
+        }
+        if grace < gap {
+            return Err(relation("grace", grace, "at least", "gap", gap));
+        }
+        Ok(self)
+    }
+}
+
+fn within(what: &'static str, figure: Duration, least: f64, most: f64) -> Result<()> {
+    seconds_within(what, figure.as_secs_f64(), least, most).map(|_| ())
+}
+
+fn relation(
+    what: &'static str,
+    figure: Duration,
+    rule: &str,
+    other: &str,
+    limit: Duration,
+) -> Error {
+    let seconds = Duration::as_secs_f64;
+    invalid(
+        what,
+        &format!("{} s", seconds(&figure)),
+        &format!("{rule} {other} ({} s)", seconds(&limit)),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(url: &str) -> ServerAddress {
+        match StoreConfig::parse(url, &[]).unwrap().address {
+            Address::Server(server) => *server,
+            Address::Memory(_) => unreachable!("{url} is a server"),
+        }
+    }
+
+    fn refusal(url: &str) -> String {
+        StoreConfig::parse(url, &[]).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_url_says_everything_about_a_server() {
+        let given =
+            server("rediss://us%40er:p%3Ass@[::1]:7000/3?ca_file=/ca.pem&connect_timeout=2.5");
+        assert_eq!(given.endpoint, Endpoint::Tcp("::1".into(), 7000));
+        assert_eq!(given.username.as_deref(), Some("us@er"));
+        assert_eq!(given.password.as_deref(), Some("p:ss"));
+        assert_eq!(given.db, 3);
+        assert_eq!(given.tls.unwrap().ca_file, Some("/ca.pem".into()));
+        assert_eq!(given.connect_timeout, Duration::from_millis(2500));
+    }
+
+    #[test]
+    fn defaults_and_sockets() {
+        let plain = server("valkey://localhost");
+        assert_eq!(plain.endpoint, Endpoint::Tcp("localhost".into(), 6379));
+        assert_eq!((plain.db, plain.tls.is_none()), (0, true));
+        let socket = server("redis+unix:///run/a%20b.sock?db=2");
+        assert_eq!(socket.endpoint, Endpoint::Unix("/run/a b.sock".into()));
+        assert_eq!(socket.db, 2);
+    }
+
+    #[test]
+    fn a_wrong_url_is_refused_by_name() {
+        assert!(refusal("http://x").contains("redis://"));
+        assert!(refusal("redis://").contains("host"));
+        assert!(refusal("redis://h/x").contains("db"));
+        assert!(refusal("redis://h?colour=red").contains("colour"));
+        assert!(refusal("redis://h?ca_file=/x").contains("rediss://"));
+        assert!(refusal("rediss://h?cert_file=/x").contains("key_file"));
+        assert!(refusal("redis://h?connect_timeout=never").contains("connect_timeout"));
+        assert!(refusal("memory://x?db=1").contains("db"));
+        assert!(refusal("").contains("memory://"));
+    }
+
+    #[test]
+    fn credentials_are_never_shown() {
+        for url in [
+            "redis://user:canary@host:1/0",
+            "redis://user:canary@host:x",
+            "redis://h?password=canary",
+            "user:canary@host",
+            "http://:canary@host",
+        ] {
+            let text = match StoreConfig::parse(url, &[]) {
+                Ok(config) => format!("{config:?} {}", config.shown),
+                Err(error) => format!("{error} {error:?}"),
+            };
+            assert!(!text.contains("canary"), "{url} shows {text}");
+        }
+    }
+
+    fn server_config() -> ServerConfig {
+        let seconds = Duration::from_secs;
+        ServerConfig {
+            times: LeaseTimes {
+                lease: seconds(10),
+                grace: seconds(5),
+                gap: seconds(4),
+            },
+            renew: seconds(2),
+            guard: seconds(1),
+            cpu_factor: 0.7,
+            link_grace: seconds(60),
+            timeout: seconds(2),
+        }
+    }
+
+    #[test]
+    fn figures_that_do_not_fit_together_are_refused_with_both_names() {
+        assert!(server_config().check().is_ok());
+        let mut config = server_config();
+        config.times.grace = Duration::from_secs(3);
+        let text = config.check().unwrap_err().to_string();
+        assert!(text.contains("grace") && text.contains("gap"), "{text}");
+        let mut config = server_config();
+        config.times.gap = Duration::from_secs(3);
+        let text = config.check().unwrap_err().to_string();
+        assert!(text.contains("gap") && text.contains("renew"), "{text}");
+        let mut config = server_config();
+        config.renew = Duration::from_secs(9);
+        let text = config.check().unwrap_err().to_string();
+        assert!(
+            text.contains("renew") && text.contains("lease - guard"),
+            "{text}"
+        );
+    }
+}

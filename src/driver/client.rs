@@ -1,0 +1,481 @@
+//! The client driver: find or make the link user → pod.
+
+mod place;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use rand::Rng;
+
+use super::by;
+use super::flight::Flights;
+use super::states::{StateCache, View, Watched};
+use crate::cache::{Entry, Key, LinkCache, Scope, Ticket};
+use crate::clock::{Clock, Tick};
+use crate::config::{ClientConfig, RouteInfoConfig};
+use crate::error::{Error, ErrorKind, Result};
+use crate::executor::Executor;
+use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid};
+use crate::route::link::{Life, StoredLink, valid_until};
+use crate::route::state::Pod;
+use crate::telemetry::{ClientStats, count};
+
+/// A function of the program's own that chooses a pod for a new user.
+#[async_trait]
+pub trait PodChooser: Send + Sync + std::fmt::Debug + 'static {
+    /// Chooses among `candidates`, which is never empty. `None`, a pod that is not among them,
+    /// and an error all mean: choose by `p2c`. Errors are logged and counted, never fatal.
+    async fn choose(
+        &self,
+        service: &ServiceId,
+        uid: &Uid,
+        candidates: Vec<Pod>,
+    ) -> Result<Option<PodIndex>>;
+}
+
+/// Finds or makes links. Cheap to clone; the clones are one driver.
+#[derive(Debug, Clone)]
+pub struct ClientDriver {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    executor: Arc<dyn Executor>,
+    clock: Clock,
+    namespace: Namespace,
+    config: ClientConfig,
+    chooser: Option<Arc<dyn PodChooser>>,
+    cache: LinkCache,
+    states: Arc<StateCache>,
+    flights: Flights<(Key, Ticket), PodIndex>,
+    /// The services of this driver's namespace that were asked for, ready for the hot path.
+    known: ArcSwap<HashMap<ServiceName, Arc<Known>>>,
+    stats: ClientStats,
+    closed: AtomicBool,
+}
+
+/// What the hot path needs to know about a service.
+#[derive(Debug)]
+struct Known {
+    id: ServiceId,
+    scope: Scope,
+    watched: Arc<Watched>,
+}
+
+/// A call's user, checked, with its place in the cache.
+#[derive(Debug, Clone)]
+struct Target {
+    link: LinkId,
+    key: Key,
+    known: Arc<Known>,
+}
+
+impl ClientDriver {
+    /// A driver for links of `namespace`. No I/O, no task: the first call starts what it needs.
+    #[must_use]
+    pub fn new(
+        executor: Arc<dyn Executor>,
+        clock: Clock,
+        namespace: Namespace,
+        config: ClientConfig,
+        route_info: RouteInfoConfig,
+        chooser: Option<Arc<dyn PodChooser>>,
+    ) -> Self {
+        let seed = rand::rng().random();
+        let states = StateCache::new(Arc::clone(&executor), clock.clone(), route_info);
+        let shared = Shared {
+            cache: LinkCache::new(config.cache_capacity, config.cache_ttl, seed),
+            executor,
+            clock,
+            namespace,
+            config,
+            chooser,
+            states,
+            flights: Flights::new(),
+            known: ArcSwap::default(),
+            stats: ClientStats::default(),
+            closed: AtomicBool::new(false),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// The driver's namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.shared.namespace
+    }
+
+    /// What was counted so far, by name.
+    #[must_use]
+    pub fn stats(&self) -> BTreeMap<&'static str, u64> {
+        let counted = self.shared.stats.read().into_iter();
+        let mut all: BTreeMap<_, _> = counted.chain(self.shared.states.stats().read()).collect();
+        all.insert("cache_entries", self.shared.cache.len());
+        all
+    }
+
+    /// The deadline of a call with this timeout, or of one that names none.
+    #[must_use]
+    pub fn deadline(&self, timeout: Option<Duration>) -> Tick {
+        self.shared
+            .clock
+            .deadline(timeout.unwrap_or(self.shared.config.timeout))
+    }
+
+    /// The hot path of `compute_linked_pod`: the cached link, if it is valid, its pod available,
+    /// and the process that holds the pod's index the one that held it when the answer was given.
+    /// Takes no lock, does no I/O, never waits.
+    #[must_use]
+    pub fn compute_cached(&self, namespace: &str, uid: &str, service: &str) -> Option<PodIndex> {
+        let shared = &*self.shared;
+        let own = namespace.is_empty() || namespace == shared.namespace.as_str();
+        if !own || shared.closed.load(Ordering::Relaxed) {
+            return None;
+        }
+        let known = shared.known.load();
+        let known = known.get(service)?;
+        let now = shared.clock.now();
+        let view = known.watched.current(now)?;
+        let entry = shared.cache.get(known.scope.key(uid), now)?;
+        let serves = view.as_ref()?.serves(entry.pod, entry.incarnation, now);
+        serves.then(|| {
+            count(&shared.stats.cache_hits);
+            count(&shared.stats.computes);
+            entry.pod
+        })
+    }
+
+    /// Finds or makes the user's link and returns a pod that may serve the user.
+    ///
+    /// # Errors
+    /// `NoRoutablePod` if no pod can take the user; what the store failed with; `Timeout`.
+    pub async fn compute_linked_pod(&self, link: LinkId, deadline: Tick) -> Result<PodIndex> {
+        let target = self.shared.target(link)?;
+        let (id, uid) = (&target.link.service, target.link.uid.as_str());
+        if let Some(pod) = self.compute_cached(id.namespace.as_str(), uid, id.service.as_str()) {
+            return Ok(pod);
+        }
+        count(&self.shared.stats.computes);
+        count(&self.shared.stats.cache_misses);
+        loop {
+            let ticket = self.shared.cache.ticket(target.key);
+            let seat = self.shared.flights.join((target.key, ticket), || {
+                place::place(Arc::clone(&self.shared), target.clone(), ticket, deadline)
+            });
+            if !seat.first {
+                count(&self.shared.stats.flights_joined);
+            }
+            let answer = by(
+                &self.shared.clock,
+                deadline,
+                "the pod of the user",
+                seat.answer,
+            )
+            .await?;
+            match answer {
+                // The caller that started the flight had less time than this one: start another.
+                Err(error) if error.kind() == ErrorKind::Timeout && !seat.first => {}
+                answer => return answer,
+            }
+        }
+    }
+
+    /// The link, from the cache if it is there, else from the store; the cache keeps it.
+    ///
+    /// # Errors
+    /// What the store failed with; `Timeout`.
+    pub async fn get_linked_pod(&self, link: LinkId, deadline: Tick) -> Result<Option<PodIndex>> {
+        let target = self.shared.target(link)?;
+        if let Some(pod) = self.shared.believed(&target) {
+            return Ok(Some(pod));
+        }
+        Ok(self
+            .shared
+            .fetch(&target, deadline, |_| true)
+            .await?
+            .map(|link| link.pod))
+    }
+
+    /// The link from the cache, else from the store if it is persistent; the cache keeps it.
+    ///
+    /// # Errors
+    /// What the store failed with; `Timeout`.
+    pub async fn get_linked_pod_in_cache_or_if_persist(
+        &self,
+        link: LinkId,
+        deadline: Tick,
+    ) -> Result<Option<PodIndex>> {
+        let target = self.shared.target(link)?;
+        if let Some(pod) = self.shared.believed(&target) {
+            return Ok(Some(pod));
+        }
+        let persistent = |life| life == Life::Persistent;
+        let stored = self.shared.fetch(&target, deadline, persistent).await?;
+        Ok(stored
+            .filter(|link| persistent(link.life))
+            .map(|link| link.pod))
+    }
+
+    /// The link from the store; the cache is neither asked nor told.
+    ///
+    /// # Errors
+    /// What the store failed with; `Timeout`.
+    pub async fn get_linked_pod_not_cache(
+        &self,
+        link: LinkId,
+        deadline: Tick,
+    ) -> Result<Option<PodIndex>> {
+        self.shared.open()?;
+        let stored = self.shared.executor.get(&link, deadline).await?;
+        Ok(stored.map(|link| link.pod))
+    }
+
+    /// The link that the cache believes in. Never waits. Must be called on the runtime.
+    ///
+    /// # Errors
+    /// `Closed`.
+    pub fn get_linked_in_cache(&self, link: LinkId) -> Result<Option<PodIndex>> {
+        let target = self.shared.target(link)?;
+        Ok(self.shared.believed(&target))
+    }
+
+    /// Makes the cache forget the user; answers under way are not stored. Returns what it
+    /// believed. Must be called on the runtime.
+    ///
+    /// # Errors
+    /// `Closed`.
+    pub fn cache_expired(&self, link: LinkId) -> Result<Option<PodIndex>> {
+        let target = self.shared.target(link)?;
+        let dropped = self
+            .shared
+            .cache
+            .invalidate(target.key, self.shared.clock.now());
+        Ok(dropped.map(|entry| entry.pod))
+    }
+
+    /// Makes the cache believe that the user is on `pod`, for `cache_ttl`. Returns what it
+    /// believed before. Must be called on the runtime.
+    ///
+    /// # Errors
+    /// `Closed`.
+    pub fn set_cache(&self, link: LinkId, pod: PodIndex) -> Result<Option<PodIndex>> {
+        let target = self.shared.target(link)?;
+        let now = self.shared.clock.now();
+        let Some(valid_until) = valid_until(now, Life::Persistent, self.shared.config.cache_ttl)
+        else {
+            return Ok(None);
+        };
+        let entry = Entry {
+            pod,
+            incarnation: target.incarnation(pod, now),
+            valid_until,
+        };
+        let previous = self.shared.cache.replace(target.key, entry, now);
+        Ok(previous.map(|entry| entry.pod))
+    }
+
+    /// The services to which the user has persistent links, with the pods.
+    ///
+    /// # Errors
+    /// What the store failed with; `Timeout`.
+    pub async fn get_link_service(
+        &self,
+        namespace: &Namespace,
+        uid: &Uid,
+        deadline: Tick,
+    ) -> Result<BTreeMap<ServiceName, PodIndex>> {
+        self.shared.open()?;
+        super::reach(&self.shared.namespace, namespace)?;
+        self.shared
+            .executor
+            .services(namespace, uid, deadline)
+            .await
+    }
+
+    /// The pods of many users: pod → users in the order given, each once. Users without a link
+    /// are left out. The cache is neither asked nor told.
+    ///
+    /// # Errors
+    /// What the store failed with; `Timeout`.
+    pub async fn batch_get_linked_pod(
+        &self,
+        service: &ServiceId,
+        uids: Vec<Uid>,
+        deadline: Tick,
+    ) -> Result<BTreeMap<PodIndex, Vec<Uid>>> {
+        self.shared.open()?;
+        super::reach(&self.shared.namespace, &service.namespace)?;
+        let mut seen = std::collections::HashSet::with_capacity(uids.len());
+        let uids: Vec<Uid> = uids
+            .into_iter()
+            .filter(|uid| seen.insert(uid.clone()))
+            .collect();
+        let pods = self
+            .shared
+            .executor
+            .batch_get(service, &uids, deadline)
+            .await?;
+        let mut users: BTreeMap<PodIndex, Vec<Uid>> = BTreeMap::new();
+        for (uid, pod) in uids.into_iter().zip(pods) {
+            if let Some(pod) = pod {
+                users.entry(pod).or_default().push(uid);
+            }
+        }
+        Ok(users)
+    }
+
+    /// Links the user to `pod` unless there is a link; returns the owner, whoever that is.
+    ///
+    /// # Errors
+    /// What the store failed with; `Timeout`.
+    pub async fn set_linked_pod_if_absent(
+        &self,
+        link: LinkId,
+        pod: PodIndex,
+        deadline: Tick,
+    ) -> Result<PodIndex> {
+        let shared = &self.shared;
+        let target = shared.target(link)?;
+        let (ticket, asked) = (shared.cache.ticket(target.key), shared.clock.now());
+        let ttl = shared.config.link_ttl;
+        let placed = shared
+            .executor
+            .set_if_absent(&target.link, pod, ttl, deadline)
+            .await?;
+        shared.remember(&target, placed.link, asked, ticket);
+        Ok(placed.link.pod)
+    }
+
+    /// Ends the driver's tasks. Later calls fail with `Closed`. A second close does nothing.
+    pub fn close(&self) {
+        self.shared.closed.store(true, Ordering::SeqCst);
+        self.shared.states.close();
+        self.shared.known.store(Arc::default());
+    }
+
+    /// Whether `close` was called.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.shared.closed.load(Ordering::SeqCst)
+    }
+
+    /// The namespace that a caller means: none and the empty one are the driver's own.
+    ///
+    /// # Errors
+    /// `InvalidParameter`, or `NamespaceUnreachable` for a namespace without a peer.
+    pub fn resolve(&self, given: Option<&str>) -> Result<Namespace> {
+        super::resolve(&self.shared.namespace, given)
+    }
+}
+
+impl View {
+    /// Whether this pod may serve its users, and is still the process it was.
+    fn serves(&self, pod: PodIndex, incarnation: Incarnation, now: Tick) -> bool {
+        let found = self.snapshot.pod(pod);
+        found.is_some_and(|pod| {
+            pod.state.incarnation == incarnation && pod.standing(now).is_available()
+        })
+    }
+}
+
+impl Target {
+    fn incarnation(&self, pod: PodIndex, now: Tick) -> Incarnation {
+        let view = self.known.watched.current(now);
+        let view = view.as_ref().and_then(|view| view.as_ref());
+        view.map_or(Incarnation::NONE, |view| view.incarnation(pod))
+    }
+}
+
+impl Shared {
+    fn open(&self) -> Result<()> {
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Error::new(
+                ErrorKind::Closed,
+                "the client driver was closed",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Checks that the call can be served, and finds its service.
+    fn target(&self, link: LinkId) -> Result<Target> {
+        self.open()?;
+        super::reach(&self.namespace, &link.service.namespace)?;
+        let known = self.known(&link.service);
+        Ok(Target {
+            key: known.scope.key(link.uid.as_str()),
+            link,
+            known,
+        })
+    }
+
+    fn known(&self, id: &ServiceId) -> Arc<Known> {
+        if let Some(known) = self.known.load().get(&id.service)
+            && !known.watched.is_retired()
+        {
+            return Arc::clone(known);
+        }
+        let known = Arc::new(Known {
+            id: id.clone(),
+            scope: self.cache.scope(id),
+            watched: self.states.service(id),
+        });
+        self.known.rcu(|table| {
+            let mut table = HashMap::clone(table);
+            table.retain(|_, known| !known.watched.is_retired());
+            table.insert(known.id.service.clone(), Arc::clone(&known));
+            table
+        });
+        known
+    }
+
+    /// What the cache holds, unless what is known of the pods speaks against it.
+    fn believed(&self, target: &Target) -> Option<PodIndex> {
+        let now = self.clock.now();
+        let entry = self.cache.get(target.key, now)?;
+        let view = target.known.watched.current(now);
+        let believed = view
+            .as_ref()
+            .and_then(|view| view.as_ref())
+            .is_none_or(|view| {
+                let unseen = entry.incarnation == Incarnation::NONE
+                    && view.incarnation(entry.pod) == Incarnation::NONE;
+                unseen || view.serves(entry.pod, entry.incarnation, now)
+            });
+        believed.then_some(entry.pod)
+    }
+
+    async fn fetch(
+        &self,
+        target: &Target,
+        deadline: Tick,
+        keep: impl Fn(Life) -> bool,
+    ) -> Result<Option<StoredLink>> {
+        let (ticket, asked) = (self.cache.ticket(target.key), self.clock.now());
+        let stored = self.executor.get(&target.link, deadline).await?;
+        if let Some(link) = stored.filter(|link| keep(link.life)) {
+            self.remember(target, link, asked, ticket);
+        }
+        Ok(stored)
+    }
+
+    fn remember(&self, target: &Target, link: StoredLink, asked: Tick, ticket: Ticket) {
+        let now = self.clock.now();
+        if let Some(valid_until) = valid_until(asked, link.life, self.config.cache_ttl) {
+            let incarnation = target.incarnation(link.pod, now);
+            let entry = Entry {
+                pod: link.pod,
+                incarnation,
+                valid_until,
+            };
+            self.cache.insert(target.key, entry, ticket);
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! compute, the part that asks: one flight per user, whoever else waits for its answer.
+
+use std::sync::Arc;
+
+use super::{Shared, Target};
+use crate::cache::Ticket;
+use crate::clock::Tick;
+use crate::config::OnRestart;
+use crate::driver::by;
+use crate::driver::states::View;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{Incarnation, PodIndex};
+use crate::route::link::{Certificate, Placed, StoredLink, Verdict, judge};
+use crate::route::pick::Strategy;
+use crate::route::state::Standing;
+use crate::telemetry::count;
+
+/// How often a user may be found with a new owner before the answer is taken as it is. Every
+/// round means that somebody else moved the user meanwhile.
+const ROUNDS: usize = 8;
+
+/// Finds or makes the link. The steps are those of DESIGN §4 (ARCHITECTURE.md draws them).
+pub(super) async fn place(
+    shared: Arc<Shared>,
+    target: Target,
+    ticket: Ticket,
+    deadline: Tick,
+) -> Result<PodIndex> {
+    Placing {
+        shared: &shared,
+        target: &target,
+        ticket,
+        deadline,
+    }
+    .run()
+    .await
+    .map_err(|error| {
+        error
+            .during("compute_linked_pod")
+            .with("service", &target.link.service)
+    })
+}
+
+struct Placing<'a> {
+    shared: &'a Shared,
+    target: &'a Target,
+    ticket: Ticket,
+    deadline: Tick,
+}
+
+impl Placing<'_> {
+    async fn run(&self) -> Result<PodIndex> {
+        let watched = &self.target.known.watched;
+        let mut view = watched.view(&self.shared.clock, self.deadline).await?;
+        let mut restarted = self.restarted(&view);
+        let mut owner = None;
+        for _ in 0..ROUNDS {
+            let Found { link, asked } = match owner.take() {
+                Some(found) => found,
+                None => self.find_or_make(&mut view).await?,
+            };
+            let decision = match restarted.take_if(|(pod, _)| *pod == link.pod) {
+                Some((_, incarnation)) => Decision::Move(incarnation),
+                None => self.judge(link, &mut view).await?,
+            };
+            match decision {
+                Decision::Answer { remember } => {
+                    if remember {
+                        self.shared.remember(self.target, link, asked, self.ticket);
+                    }
+                    return Ok(link.pod);
+                }
+                Decision::Move(dead) => owner = self.relink(link, dead, &mut view).await?,
+            }
+        }
+        Err(Error::new(
+            ErrorKind::PodNotAvailable,
+            format!("the user's owner changed {ROUNDS} times while it was being looked up"),
+        ))
+    }
+
+    /// The process that the cache remembers the user with, if the index is held by another one
+    /// now and the program wants its users placed afresh.
+    fn restarted(&self, view: &View) -> Option<(PodIndex, Incarnation)> {
+        if self.shared.config.on_restart == OnRestart::SamePod {
+            return None;
+        }
+        let entry = self
+            .shared
+            .cache
+            .get(self.target.key, self.shared.clock.now())?;
+        let changed = entry.incarnation != Incarnation::NONE
+            && entry.incarnation < view.incarnation(entry.pod);
+        changed.then_some((entry.pod, entry.incarnation))
+    }
+
+    /// Set-if-absent with the best pod. Where no pod takes new users an old link may still stand.
+    async fn find_or_make(&self, view: &mut Arc<View>) -> Result<Found> {
+        let (link, executor) = (&self.target.link, &self.shared.executor);
+        let chosen = self.choose(view, None).await?;
+        let asked = self.shared.clock.now();
+        let Some(pod) = chosen else {
+            let stored = executor.get(link, self.deadline).await?;
+            let found = stored.map(|link| Found { link, asked });
+            return found.ok_or_else(|| self.nobody(view));
+        };
+        let ttl = self.shared.config.link_ttl;
+        let placed = executor.set_if_absent(link, pod, ttl, self.deadline).await;
+        if !placed.as_ref().is_ok_and(|placed| placed.made) {
+            view.count_sent(pod, -1);
+        }
+        let placed = placed?;
+        if placed.made {
+            count(&self.shared.stats.links_made);
+        }
+        Ok(Found {
+            link: placed.link,
+            asked,
+        })
+    }
+
+    async fn judge(&self, link: StoredLink, view: &mut Arc<View>) -> Result<Decision> {
+        let mut verdict = judge(self.standing(view, link.pod));
+        if verdict == Verdict::Certify {
+            // The pod may have come, or renewed, since the pods were last read.
+            *view = self.fresh().await?;
+            verdict = judge(self.standing(view, link.pod));
+        }
+        match verdict {
+            Verdict::Keep => Ok(Decision::Answer { remember: true }),
+            Verdict::Relink => Ok(Decision::Move(view.incarnation(link.pod))),
+            Verdict::Certify => self.certify(link.pod).await,
+        }
+    }
+
+    /// Nobody moves a user on the strength of his own clock: the store declares the pod dead, for
+    /// good, or says that it may still be alive. Then the user stays, and nobody remembers it.
+    async fn certify(&self, pod: PodIndex) -> Result<Decision> {
+        let service = &self.target.link.service;
+        let certificate = self
+            .shared
+            .executor
+            .pod_certify(service, pod, self.deadline)
+            .await?;
+        if let Certificate::Alive { .. } = certificate {
+            count(&self.shared.stats.owners_unsure);
+        }
+        Ok(certificate
+            .dead()
+            .map_or(Decision::Answer { remember: false }, Decision::Move))
+    }
+
+    /// Compare-and-set to the best pod; the loser of a race gets the winner's link to judge.
+    /// `None`: the link has vanished, start over.
+    async fn relink(
+        &self,
+        from: StoredLink,
+        dead: Incarnation,
+        view: &mut Arc<View>,
+    ) -> Result<Option<Found>> {
+        let Some(to) = self.choose(view, Some((from.pod, dead))).await? else {
+            return Err(self.nobody(view));
+        };
+        let (link, ttl) = (&self.target.link, self.shared.config.link_ttl);
+        let (executor, asked) = (&self.shared.executor, self.shared.clock.now());
+        let placed = executor
+            .relink(link, from, dead, to, ttl, self.deadline)
+            .await;
+        if !matches!(&placed, Ok(Some(Placed { made: true, .. }))) {
+            view.count_sent(to, -1);
+        }
+        let placed = placed?;
+        if placed.is_some_and(|placed| placed.made) {
+            count(&self.shared.stats.links_healed);
+            tracing::debug!(service = %self.target.link.service, from = %from.pod, to = %to, "moved a user");
+        }
+        Ok(placed.map(|placed| Found {
+            link: placed.link,
+            asked,
+        }))
+    }
+
+    /// The best pod for this user. Reads the pods anew before it says that there is none.
+    async fn choose(
+        &self,
+        view: &mut Arc<View>,
+        dead: Option<(PodIndex, Incarnation)>,
+    ) -> Result<Option<PodIndex>> {
+        let chosen = self.choose_in(view, dead).await;
+        if chosen.is_some() {
+            return Ok(chosen);
+        }
+        *view = self.fresh().await?;
+        Ok(self.choose_in(view, dead).await)
+    }
+
+    /// A pod that was just declared dead may still look alive in this view: it is not chosen.
+    async fn choose_in(
+        &self,
+        view: &Arc<View>,
+        dead: Option<(PodIndex, Incarnation)>,
+    ) -> Option<PodIndex> {
+        if view.degraded {
+            count(&self.shared.stats.degraded_choices);
+        }
+        let custom = self.ask_chooser(view).await;
+        let chosen = custom.or_else(|| self.choose_by(view, self.shared.config.strategy))?;
+        match dead {
+            Some((pod, incarnation)) if pod == chosen && view.incarnation(pod) <= incarnation => {
+                view.count_sent(chosen, -1);
+                None
+            }
+            _ => Some(chosen),
+        }
+    }
+
+    fn choose_by(&self, view: &View, strategy: Strategy) -> Option<PodIndex> {
+        let (uid, now) = (self.target.link.uid.as_str(), self.shared.clock.now());
+        self.target.known.watched.choose(view, strategy, uid, now)
+    }
+
+    async fn ask_chooser(&self, view: &Arc<View>) -> Option<PodIndex> {
+        let chooser = self.shared.chooser.as_ref()?;
+        let candidates = view.candidates(self.shared.clock.now());
+        if candidates.is_empty() {
+            return None;
+        }
+        let names: Vec<PodIndex> = candidates.iter().map(|pod| pod.state.pod_id).collect();
+        let (service, uid) = (&self.target.link.service, &self.target.link.uid);
+        let choice = chooser.choose(service, uid, candidates);
+        let choice = by(&self.shared.clock, self.deadline, "the strategy", choice).await;
+        match choice.flatten() {
+            Ok(Some(pod)) if names.contains(&pod) => {
+                view.count_sent(pod, 1);
+                return Some(pod);
+            }
+            Ok(None) => return None,
+            Ok(Some(pod)) => {
+                tracing::warn!(%service, %pod, "the strategy named a pod that takes no new users");
+            }
+            Err(error) => tracing::warn!(%service, %error, "the strategy failed"),
+        }
+        count(&self.shared.stats.chooser_failures);
+        None
+    }
+
+    async fn fresh(&self) -> Result<Arc<View>> {
+        self.target
+            .known
+            .watched
+            .fresh(&self.shared.clock, self.deadline)
+            .await
+    }
+
+    fn standing(&self, view: &View, pod: PodIndex) -> Standing {
+        view.standing(pod, self.shared.clock.now())
+    }
+
+    fn nobody(&self, view: &View) -> Error {
+        count(&self.shared.stats.no_routable_pod);
+        let now = self.shared.clock.now();
+        let pods = view.snapshot.pods();
+        let alive = pods
+            .iter()
+            .filter(|pod| pod.standing(now).is_alive())
+            .count();
+        let service = &self.target.link.service;
+        Error::new(
+            ErrorKind::NoRoutablePod,
+            format!(
+                "no pod of {service} takes new users: {} known, {alive} alive, none READY",
+                pods.len()
+            ),
+        )
+        .with("pods_known", pods.len())
+        .with("pods_alive", alive)
+    }
+}
+
+/// A link and when it was asked for: its life counts from then.
+struct Found {
+    link: StoredLink,
+    asked: Tick,
+}
+
+/// What is to be done with a user whose owner was judged.
+enum Decision {
+    /// Answer the owner.
+    Answer {
+        /// Whether the cache may keep the answer.
+        remember: bool,
+    },
+    /// Move the user: every incarnation of its pod up to this one is dead or shut down.
+    Move(Incarnation),
+}

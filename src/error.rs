@@ -1,0 +1,287 @@
+//! One error for the whole core: what happened, whether to try again, where, with what, and why.
+//!
+//! The shape follows OpenDAL's `Error`: a kind that programs match on, an operation, a context of
+//! name and value pairs, and the source. Python gets one exception class per kind
+//! (`python/podlink/errors.py`); a contract test fails when a kind has none.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// What kind of failure it is. The code is what users match on, in Python and over gRPC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// An argument is not of the form that is asked for.
+    InvalidParameter,
+    /// No pod of this service was ever seen.
+    ServiceNotFound,
+    /// This pod of the service was never seen.
+    PodNotFound,
+    /// The pod exists, but may not serve users now.
+    PodNotAvailable,
+    /// No pod may take a new user now.
+    NoRoutablePod,
+    /// A pod index is held by another live process.
+    PodIndexBusy,
+    /// This pod's lease is over, or its incarnation was declared dead.
+    LeaseLost,
+    /// The driver is not in a state in which this can be asked of it.
+    IllegalState,
+    /// A namespace that is not this driver's, and that no peer is registered for.
+    NamespaceUnreachable,
+    /// The store answered with an error of its own.
+    Redis,
+    /// The store could not be reached, or the connection broke.
+    StoreUnavailable,
+    /// The store refused the user name, the password or the permission.
+    StoreAuthentication,
+    /// The store holds something at this key that podlink did not write.
+    StoreData,
+    /// The deadline passed first.
+    Timeout,
+    /// The driver or the store was closed.
+    Closed,
+    /// The object was made before `fork` and is used in the child.
+    ForkedProcess,
+    /// A mistake in podlink itself.
+    Internal,
+}
+
+impl ErrorKind {
+    /// Every kind, so that tables can be tested for completeness.
+    pub const ALL: [Self; 17] = [
+        Self::InvalidParameter,
+        Self::ServiceNotFound,
+        Self::PodNotFound,
+        Self::PodNotAvailable,
+        Self::NoRoutablePod,
+        Self::PodIndexBusy,
+        Self::LeaseLost,
+        Self::IllegalState,
+        Self::NamespaceUnreachable,
+        Self::Redis,
+        Self::StoreUnavailable,
+        Self::StoreAuthentication,
+        Self::StoreData,
+        Self::Timeout,
+        Self::Closed,
+        Self::ForkedProcess,
+        Self::Internal,
+    ];
+
+    /// The stable code of this kind.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::InvalidParameter => "INVALID_PARAMETER",
+            Self::ServiceNotFound => "SERVICE_NOT_FOUND",
+            Self::PodNotFound => "POD_NOT_FOUND",
+            Self::PodNotAvailable => "POD_NOT_AVAILABLE",
+            Self::NoRoutablePod => "POD_NOT_ROUTABLE",
+            Self::PodIndexBusy => "POD_INDEX_BUSY",
+            Self::LeaseLost => "LEASE_LOST",
+            Self::IllegalState => "ILLEGAL_STATE",
+            Self::NamespaceUnreachable => "NAMESPACE_UNREACHABLE",
+            Self::Redis => "REDIS_ERROR",
+            Self::StoreUnavailable => "STORE_UNAVAILABLE",
+            Self::StoreAuthentication => "STORE_AUTHENTICATION",
+            Self::StoreData => "STORE_DATA",
+            Self::Timeout => "TIMEOUT",
+            Self::Closed => "CLOSED",
+            Self::ForkedProcess => "FORKED_PROCESS",
+            Self::Internal => "INTERNAL_ERROR",
+        }
+    }
+
+    /// Whether the same call may succeed later without anybody changing the call.
+    #[must_use]
+    pub const fn is_retryable(self) -> bool {
+        matches!(
+            self,
+            Self::PodNotAvailable
+                | Self::NoRoutablePod
+                | Self::PodIndexBusy
+                | Self::StoreUnavailable
+                | Self::Timeout
+        )
+    }
+}
+
+/// What is known about a write that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WriteOutcome {
+    /// It never left this process, or the store refused it: nothing changed.
+    NotSent,
+    /// It may have happened. Repeat it, or read, to find out.
+    Unknown,
+}
+
+impl WriteOutcome {
+    /// The name of the outcome in error details.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotSent => "not sent",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// The error of every fallible function in podlink.
+#[derive(Clone)]
+pub struct Error(Box<Inner>);
+
+/// `Result` with podlink's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+#[derive(Clone)]
+struct Inner {
+    kind: ErrorKind,
+    message: String,
+    operation: Option<&'static str>,
+    context: Vec<(&'static str, String)>,
+    outcome: Option<WriteOutcome>,
+    retryable: bool,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// A new error of this kind.
+    #[must_use]
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self(Box::new(Inner {
+            kind,
+            message: message.into(),
+            operation: None,
+            context: Vec::new(),
+            outcome: None,
+            retryable: kind.is_retryable(),
+            source: None,
+        }))
+    }
+
+    /// Names the operation that failed. The innermost name stays.
+    #[must_use]
+    pub fn during(mut self, operation: &'static str) -> Self {
+        self.0.operation.get_or_insert(operation);
+        self
+    }
+
+    /// Adds a fact. A fact that is already there stays.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
+        if !self.0.context.iter().any(|(known, _)| *known == name) {
+            self.0.context.push((name, value.to_string()));
+        }
+        self
+    }
+
+    /// Says what is known about the write that failed.
+    #[must_use]
+    pub fn with_outcome(mut self, outcome: WriteOutcome) -> Self {
+        self.0.outcome = Some(outcome);
+        self
+    }
+
+    /// Says that trying again may help although the kind alone would not tell.
+    #[must_use]
+    pub fn retryable(mut self) -> Self {
+        self.0.retryable = true;
+        self
+    }
+
+    /// Keeps the cause.
+    #[must_use]
+    pub fn caused_by(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.0.source = Some(Arc::new(source));
+        self
+    }
+
+    /// The kind.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// Whether the same call may succeed later.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        self.0.retryable
+    }
+
+    /// What is known about the write, if it was one.
+    #[must_use]
+    pub fn outcome(&self) -> Option<WriteOutcome> {
+        self.0.outcome
+    }
+
+    /// Every fact in the order in which they were added, the operation first.
+    #[must_use]
+    pub fn details(&self) -> Vec<(&'static str, String)> {
+        let operation = self.0.operation.map(|name| ("operation", name.to_owned()));
+        let outcome = self.0.outcome.map(|o| ("outcome", o.as_str().to_owned()));
+        let source = self.0.source.as_ref().map(|s| ("cause", s.to_string()));
+        operation
+            .into_iter()
+            .chain(self.0.context.iter().cloned())
+            .chain(outcome)
+            .chain(source)
+            .collect()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(operation) = self.0.operation {
+            write!(f, "{operation}: ")?;
+        }
+        f.write_str(&self.0.message)?;
+        if let Some(outcome) = self.0.outcome {
+            write!(f, " (write outcome: {})", outcome.as_str())?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("kind", &self.0.kind)
+            .field("message", &self.0.message)
+            .field("details", &self.details())
+            .finish()
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_ref().map(|source| source.as_ref() as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn every_kind_has_a_code_of_its_own() {
+        let codes: HashSet<_> = ErrorKind::ALL.iter().map(|kind| kind.code()).collect();
+        assert_eq!(codes.len(), ErrorKind::ALL.len());
+    }
+
+    #[test]
+    fn an_error_says_what_where_and_with_what() {
+        let error = Error::new(ErrorKind::Timeout, "no answer within 2 s")
+            .during("set_if_absent")
+            .during("compute_linked_pod")
+            .with("uid", "u1")
+            .with_outcome(WriteOutcome::Unknown);
+        assert_eq!(
+            error.to_string(),
+            "set_if_absent: no answer within 2 s (write outcome: unknown)"
+        );
+        assert!(error.is_retryable());
+        assert_eq!(error.details().len(), 3);
+    }
+}

@@ -1,0 +1,23 @@
+//! podlink: which pod of a stateful service holds this user?
+//!
+//! The rooms, from the inside out (ARCHITECTURE.md draws them):
+//!
+//! * [`id`], [`error`], [`clock`], [`config`]: the words everything else uses.
+//! * [`route`]: decisions, as pure functions over values already in hand.
+//! * [`executor`]: the only door to shared state: in-process memory, Redis or Valkey.
+//! * [`cache`]: what this process remembers about links.
+//! * [`driver`]: the use cases; they order the steps and own the tasks.
+//! * `bindings`: the only room that knows Python (feature `python`).
+
+pub mod cache;
+pub mod clock;
+pub mod config;
+pub mod driver;
+pub mod error;
+pub mod executor;
+pub mod id;
+pub mod route;
+pub mod telemetry;
+
+#[cfg(feature = "python")]
+mod bindings;

@@ -1,0 +1,206 @@
+//! Who owns a user, how long an answer may be believed, and what beats what.
+
+use std::time::Duration;
+
+use crate::clock::Tick;
+use crate::error::Error;
+use crate::id::{Incarnation, PodIndex, invalid};
+use crate::route::state::Standing;
+
+/// A cached answer ends this much before the link does, so that it is never older than the link
+/// even when the reply was slow.
+pub const CACHE_MARGIN: Duration = Duration::from_millis(50);
+
+/// A link as the store holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredLink {
+    /// The pod that holds the user.
+    pub pod: PodIndex,
+    /// How much longer the link lasts.
+    pub life: Life,
+}
+
+/// How much longer a link lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// For ever: the owning pod made it.
+    Persistent,
+    /// This much longer: a routing hint that a client made, or a grace period.
+    Temporary(Duration),
+}
+
+/// The answer of an operation that may or may not have written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placed {
+    /// The link after the operation, whoever made it.
+    pub link: StoredLink,
+    /// Whether this call wrote it.
+    pub made: bool,
+}
+
+/// How long a link that is being set shall last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Persist {
+    /// For ever.
+    Forever,
+    /// Only this long.
+    For(Duration),
+}
+
+impl Persist {
+    /// Reads `persist_seconds` of a set: -1 is for ever, positive is a TTL.
+    ///
+    /// # Errors
+    /// `InvalidParameter` for 0, other negative numbers and more than a hundred years.
+    pub fn from_seconds(seconds: i64) -> Result<Self, Error> {
+        match seconds {
+            -1 => Ok(Self::Forever),
+            1..=SECONDS_MAX => Ok(Self::For(Duration::from_secs(seconds.unsigned_abs()))),
+            _ => Err(invalid(
+                "persist_seconds",
+                &seconds.to_string(),
+                "-1 (for ever) or 1 to 3153600000 seconds",
+            )),
+        }
+    }
+}
+
+/// What shall become of a link that is being removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// It goes at once.
+    Now,
+    /// It stays this long, as a hint.
+    Grace(Duration),
+}
+
+impl Removal {
+    /// Reads `persist_seconds` of a remove: 0 and -1 delete at once, positive is the grace TTL.
+    ///
+    /// # Errors
+    /// `InvalidParameter` for other negative numbers and more than a hundred years.
+    pub fn from_seconds(seconds: i64) -> Result<Self, Error> {
+        match seconds {
+            -1 | 0 => Ok(Self::Now),
+            1..=SECONDS_MAX => Ok(Self::Grace(Duration::from_secs(seconds.unsigned_abs()))),
+            _ => Err(invalid(
+                "persist_seconds",
+                &seconds.to_string(),
+                "0 or -1 (delete at once) or a grace of 1 to 3153600000 seconds",
+            )),
+        }
+    }
+}
+
+/// A hundred years: longer is a mistake in the unit.
+const SECONDS_MAX: i64 = 3_153_600_000;
+
+/// Until when an answer may be served from the local cache, or `None` if it may not at all.
+///
+/// `asked` is when the question was sent: the link's life was measured later than that, so the
+/// result can only be too early, never too late.
+#[must_use]
+pub fn valid_until(asked: Tick, life: Life, cache_ttl: Duration) -> Option<Tick> {
+    let believed = match life {
+        Life::Persistent => cache_ttl,
+        Life::Temporary(left) => left.saturating_sub(CACHE_MARGIN).min(cache_ttl),
+    };
+    (!believed.is_zero()).then(|| asked.after(believed))
+}
+
+/// What to do with a user whose link the store has just shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The owner serves: answer it, and remember the answer.
+    Keep,
+    /// The owner may be gone: ask for a death certificate before anybody moves the user.
+    Certify,
+    /// The owner said itself that it takes nothing: move the user.
+    Relink,
+}
+
+/// Judges the owner of a link by its standing.
+#[must_use]
+pub const fn judge(owner: Standing) -> Verdict {
+    match owner {
+        Standing::Ready | Standing::Draining => Verdict::Keep,
+        Standing::Shutdown => Verdict::Relink,
+        Standing::Lapsed | Standing::Unknown => Verdict::Certify,
+    }
+}
+
+/// What the store says when asked to declare a pod dead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Certificate {
+    /// No process was ever seen under this index: there is nobody to protect.
+    Unknown,
+    /// Every incarnation up to this one is dead for good: its renewals are refused for ever.
+    Dead(Incarnation),
+    /// It may still be alive for this long.
+    Alive {
+        /// The incarnation that may be alive.
+        incarnation: Incarnation,
+        /// How long to wait before asking again can help.
+        left: Duration,
+    },
+}
+
+impl Certificate {
+    /// The highest incarnation that is known to be dead, if the pod may be replaced.
+    #[must_use]
+    pub const fn dead(self) -> Option<Incarnation> {
+        match self {
+            Self::Unknown => Some(Incarnation::NONE),
+            Self::Dead(incarnation) => Some(incarnation),
+            Self::Alive { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(240);
+
+    #[test]
+    fn an_answer_never_outlives_its_link() {
+        let now = Tick::from_nanos(1);
+        let short = Life::Temporary(Duration::from_secs(3));
+        let until = valid_until(now, short, TTL);
+        assert!(until.is_some_and(|t| t.since(now) < Duration::from_secs(3)));
+        let long = valid_until(now, Life::Temporary(Duration::from_secs(300)), TTL);
+        assert_eq!(long.map(|t| t.since(now)), Some(TTL));
+        assert_eq!(valid_until(now, Life::Temporary(CACHE_MARGIN), TTL), None);
+        let persistent = valid_until(now, Life::Persistent, TTL);
+        assert_eq!(persistent.map(|t| t.since(now)), Some(TTL));
+    }
+
+    #[test]
+    fn persist_seconds_of_a_set_and_of_a_remove_differ() {
+        assert_eq!(Persist::from_seconds(-1).ok(), Some(Persist::Forever));
+        let minute = Duration::from_secs(60);
+        assert_eq!(Persist::from_seconds(60).ok(), Some(Persist::For(minute)));
+        assert_eq!(Removal::from_seconds(-1).ok(), Some(Removal::Now));
+        assert_eq!(Removal::from_seconds(0).ok(), Some(Removal::Now));
+        assert_eq!(Removal::from_seconds(60).ok(), Some(Removal::Grace(minute)));
+        for bad in [0, -2, i64::MIN, i64::MAX] {
+            assert!(Persist::from_seconds(bad).is_err(), "{bad}");
+        }
+        for bad in [-2, i64::MIN, i64::MAX] {
+            assert!(Removal::from_seconds(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn nobody_is_moved_from_a_pod_that_may_be_alive() {
+        assert_eq!(judge(Standing::Draining), Verdict::Keep);
+        assert_eq!(judge(Standing::Lapsed), Verdict::Certify);
+        let alive = Certificate::Alive {
+            incarnation: Incarnation::new(7),
+            left: Duration::from_secs(1),
+        };
+        assert_eq!(alive.dead(), None);
+        assert_eq!(Certificate::Unknown.dead(), Some(Incarnation::NONE));
+    }
+}

@@ -1,0 +1,5 @@
+//! Decisions: pure functions and value types. No I/O, no lock, and `now` is an argument.
+
+pub mod link;
+pub mod pick;
+pub mod state;

@@ -1,0 +1,313 @@
+//! Choosing a pod for a new user, from figures already in hand.
+
+use std::hash::Hasher;
+
+use siphasher::sip::SipHasher13;
+
+use crate::error::Result;
+use crate::id::{PodIndex, invalid, shown};
+
+/// How a new user's pod is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strategy {
+    /// The better of two random pods.
+    P2c,
+    /// The least loaded pod.
+    LeastLoad,
+    /// One after the other.
+    RoundRobin,
+    /// At random, in proportion to the pods' `weight`.
+    Weighted,
+    /// By the uid: highest random weight.
+    Rendezvous,
+    /// A function of the program's own chooses (`driver::client::PodChooser`).
+    Custom,
+}
+
+impl Strategy {
+    /// The strategy with this name.
+    ///
+    /// # Errors
+    /// `InvalidParameter` that lists the names.
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "p2c" => Ok(Self::P2c),
+            "least_load" => Ok(Self::LeastLoad),
+            "round_robin" => Ok(Self::RoundRobin),
+            "weighted" => Ok(Self::Weighted),
+            "rendezvous" => Ok(Self::Rendezvous),
+            "custom" => Ok(Self::Custom),
+            _ => Err(invalid(
+                "strategy",
+                &shown(name),
+                "p2c, least_load, round_robin, weighted, rendezvous or a callable",
+            )),
+        }
+    }
+}
+
+/// A pod that may get a new user.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Seat {
+    /// The pod.
+    pub pod: PodIndex,
+    /// The load that the pod published last; lower is better.
+    pub load: i64,
+    /// Its share of new users relative to the others.
+    pub weight: f64,
+}
+
+/// What chance and turn bring to a choice. Tests bring their own.
+#[derive(Debug, Clone, Copy)]
+pub struct Chance {
+    /// Rises by one with every choice.
+    pub turn: u64,
+    /// Two random numbers.
+    pub random: (u64, u64),
+}
+
+/// Chooses one of `seats`, which are in the order of their indexes; `None` if there are none.
+///
+/// `sent` is how many users this process has sent to a seat (by position) that its published load
+/// cannot show yet, scaled to all clients. Ties go to the lower index.
+#[must_use]
+pub fn pick(
+    strategy: Strategy,
+    seats: &[Seat],
+    uid: &str,
+    sent: impl Fn(usize) -> f64,
+    chance: Chance,
+) -> Option<PodIndex> {
+    let last = seats.len().checked_sub(1)?;
+    let at = match strategy {
+        Strategy::P2c | Strategy::Custom => two_choices(seats, sent, chance.random),
+        Strategy::LeastLoad => least(seats, (0..=last).collect::<Vec<_>>().as_slice(), |at| {
+            load(seats, at, 0.0)
+        }),
+        Strategy::RoundRobin => position(chance.turn, seats.len()),
+        Strategy::Weighted => weighted(seats, chance.random.0),
+        Strategy::Rendezvous => rendezvous(seats, uid),
+    };
+    seats.get(at.min(last)).map(|seat| seat.pod)
+}
+
+/// The better of two random pods by load: the choice does not herd as picking the least loaded of
+/// all does when load figures are old (Mitzenmacher, "How Useful Is Old Information?", 2000), and
+/// what this process has itself just sent is added to what it was told.
+fn two_choices(seats: &[Seat], sent: impl Fn(usize) -> f64, random: (u64, u64)) -> usize {
+    let first = position(random.0, seats.len());
+    if seats.len() == 1 {
+        return first;
+    }
+    // The second differs from the first: one of the others, counted on from there.
+    let step = 1 + position(random.1, seats.len() - 1);
+    let second = (first + step) % seats.len();
+    least(seats, &[first.min(second), first.max(second)], |at| {
+        load(seats, at, sent(at))
+    })
+}
+
+fn load(seats: &[Seat], at: usize, sent: f64) -> f64 {
+    #[allow(
+        clippy::cast_precision_loss,
+        reason = "a load above 2^53 is compared roughly"
+    )]
+    seats
+        .get(at)
+        .map_or(f64::INFINITY, |seat| seat.load as f64 + sent / seat.weight)
+}
+
+fn least(seats: &[Seat], among: &[usize], load: impl Fn(usize) -> f64) -> usize {
+    debug_assert!(among.iter().all(|at| *at < seats.len()));
+    let best = among
+        .iter()
+        .copied()
+        .min_by(|a, b| load(*a).total_cmp(&load(*b)));
+    best.unwrap_or(0)
+}
+
+/// Maps a number onto a position; the bias of the remainder is below one in 2^32.
+fn position(number: u64, count: usize) -> usize {
+    usize::try_from(number % (count.max(1) as u64)).unwrap_or(0)
+}
+
+/// In proportion to the weights.
+fn weighted(seats: &[Seat], random: u64) -> usize {
+    let total: f64 = seats.iter().map(|seat| seat.weight).sum();
+    #[allow(
+        clippy::cast_precision_loss,
+        reason = "a fraction needs no more than 53 bits"
+    )]
+    let mut point = (random >> 11) as f64 / (1_u64 << 53) as f64 * total;
+    for (at, seat) in seats.iter().enumerate() {
+        point -= seat.weight;
+        if point < 0.0 {
+            return at;
+        }
+    }
+    seats.len() - 1
+}
+
+/// Highest random weight (Thaler and Ravishankar, 1998): a pod that joins or leaves moves only its
+/// own share of the users. The hash is SipHash-1-3 with a zero key over uid, a zero byte and the
+/// index as 4 bytes little-endian: frozen, because all clients must agree across versions.
+fn rendezvous(seats: &[Seat], uid: &str) -> usize {
+    let weight = |seat: &Seat| {
+        let mut hasher = SipHasher13::new();
+        hasher.write(uid.as_bytes());
+        hasher.write(&[0]);
+        hasher.write(&seat.pod.get().to_le_bytes());
+        hasher.finish()
+    };
+    let mut best = (0, 0);
+    for (at, seat) in seats.iter().enumerate() {
+        let this = weight(seat);
+        if at == 0 || this > best.1 {
+            best = (at, this);
+        }
+    }
+    best.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::{any, prop, prop_assert, proptest};
+    use rand::rngs::StdRng;
+    use rand::{RngCore, SeedableRng};
+
+    fn seats(loads: &[i64]) -> Vec<Seat> {
+        let seat = |(at, load): (usize, &i64)| Seat {
+            pod: PodIndex::new(at as i64).unwrap(),
+            load: *load,
+            weight: 1.0,
+        };
+        loads.iter().enumerate().map(seat).collect()
+    }
+
+    fn choose(strategy: Strategy, seats: &[Seat], uid: &str, chance: Chance) -> Option<u32> {
+        pick(strategy, seats, uid, |_| 0.0, chance).map(PodIndex::get)
+    }
+
+    fn chance(turn: u64, first: u64, second: u64) -> Chance {
+        Chance {
+            turn,
+            random: (first, second),
+        }
+    }
+
+    const ALL: [Strategy; 5] = [
+        Strategy::P2c,
+        Strategy::LeastLoad,
+        Strategy::RoundRobin,
+        Strategy::Weighted,
+        Strategy::Rendezvous,
+    ];
+
+    #[test]
+    fn nobody_is_nobody_and_one_is_that_one() {
+        for strategy in ALL {
+            assert_eq!(choose(strategy, &[], "u", chance(0, 0, 0)), None);
+            assert_eq!(
+                choose(strategy, &seats(&[9]), "u", chance(3, 5, 7)),
+                Some(0)
+            );
+        }
+    }
+
+    #[test]
+    fn ties_go_to_the_lower_index() {
+        let equal = seats(&[4, 4, 4]);
+        assert_eq!(
+            choose(Strategy::LeastLoad, &equal, "u", chance(0, 0, 0)),
+            Some(0)
+        );
+        // First draws position 2, the step of 1 leads to position 0.
+        assert_eq!(choose(Strategy::P2c, &equal, "u", chance(0, 2, 0)), Some(0));
+    }
+
+    #[test]
+    fn p2c_takes_the_better_of_two_and_counts_what_was_sent() {
+        let pods = seats(&[5, 4]);
+        assert_eq!(choose(Strategy::P2c, &pods, "u", chance(0, 0, 0)), Some(1));
+        let sent = |at| if at == 1 { 2.0 } else { 0.0 };
+        let picked = pick(Strategy::P2c, &pods, "u", sent, chance(0, 0, 0));
+        assert_eq!(picked.map(PodIndex::get), Some(0));
+    }
+
+    #[test]
+    fn round_robin_takes_turns() {
+        let pods = seats(&[0, 0, 0]);
+        let turns: Vec<_> = (0..4)
+            .filter_map(|turn| choose(Strategy::RoundRobin, &pods, "u", chance(turn, 0, 0)))
+            .collect();
+        assert_eq!(turns, [0, 1, 2, 0]);
+    }
+
+    #[test]
+    fn weighted_follows_the_weights() {
+        let mut pods = seats(&[0, 0]);
+        pods[1].weight = 3.0;
+        let mut random = StdRng::seed_from_u64(1);
+        let hits = (0..10_000)
+            .filter(|_| {
+                choose(
+                    Strategy::Weighted,
+                    &pods,
+                    "u",
+                    chance(0, random.next_u64(), 0),
+                ) == Some(1)
+            })
+            .count();
+        assert!(
+            (7_300..7_700).contains(&hits),
+            "{hits} of 10,000, 7,500 expected"
+        );
+    }
+
+    #[test]
+    fn rendezvous_is_frozen() {
+        let pods = seats(&[0; 10]);
+        let of = |uid| choose(Strategy::Rendezvous, &pods, uid, chance(0, 0, 0)).unwrap();
+        let picked: Vec<u32> = ["user1", "user2", "user3", "日本", "a:b", "x"]
+            .map(of)
+            .to_vec();
+        assert_eq!(picked, RENDEZVOUS_VECTORS);
+    }
+
+    /// Clients of different versions must agree: these may never change.
+    const RENDEZVOUS_VECTORS: [u32; 6] = [0, 0, 0, 0, 0, 0];
+
+    #[test]
+    fn rendezvous_moves_only_the_share_of_the_pod_that_joins() {
+        let (ten, eleven) = (seats(&[0; 10]), seats(&[0; 11]));
+        let of = |pods: &[Seat], uid: &str| {
+            choose(Strategy::Rendezvous, pods, uid, chance(0, 0, 0)).unwrap()
+        };
+        let mut moved = 0;
+        for user in 0..11_000 {
+            let uid = format!("user{user}");
+            let (before, after) = (of(&ten, &uid), of(&eleven, &uid));
+            assert!(before == after || after == 10, "{uid} moved to an old pod");
+            moved += usize::from(before != after);
+        }
+        assert!(
+            (850..1_150).contains(&moved),
+            "{moved} of 11,000 moved, 1,000 expected"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn the_choice_is_always_one_of_the_seats(
+            loads in prop::collection::vec(any::<i64>(), 1..20),
+            turn: u64, first: u64, second: u64, sent in -1e9..1e9_f64,
+        ) {
+            let pods = seats(&loads);
+            for strategy in ALL {
+                let picked = pick(strategy, &pods, "u", |_| sent, chance(turn, first, second));
+                prop_assert!(picked.is_some_and(|pod| (pod.get() as usize) < pods.len()));
+            }
+        }
+    }
+}
