@@ -449,7 +449,7 @@ impl Shared {
             .pod_renew(service, &state, times, deadline)
             .await?
         {
-            Renewed::Done => {
+            Renewed::Done { .. } => {
                 let valid = sent.after(times.lease.saturating_sub(self.config.guard));
                 self.valid_until.store(valid.as_nanos(), Ordering::SeqCst);
                 count(&self.stats.published);
