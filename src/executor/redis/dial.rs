@@ -161,15 +161,22 @@ impl Dialer {
             .set_connection_timeout(None)
             .set_pipeline_buffer_size(QUEUE);
         let made = MultiplexedConnection::new_with_config(&bare, stream, config).await;
-        let lost = || Failure::passing(self.unavailable("the server closed the connection"));
-        let (mut connection, driver) = made.map_err(|_| lost())?;
+        let broken = |error: redis::RedisError| {
+            Failure::passing(self.unavailable(&error.to_string()).caused_by(error))
+        };
+        let (mut connection, driver) = made.map_err(broken)?;
         let mut driver: Driver = Box::pin(driver);
         let (commands, steps) = self.login_commands();
-        let replies = tokio::select! {
-            () = &mut driver => return Err(lost()),
-            replies = connection.send_packed_commands(&commands, 0, steps.len()) => replies,
+        let replies = {
+            let mut replies =
+                std::pin::pin!(connection.send_packed_commands(&commands, 0, steps.len()));
+            tokio::select! {
+                replies = &mut replies => replies,
+                // The driver has told the waiting commands why it ended.
+                () = &mut driver => replies.await,
+            }
         };
-        for (step, reply) in steps.iter().zip(replies.map_err(|_| lost())?) {
+        for (step, reply) in steps.iter().zip(replies.map_err(broken)?) {
             self.judge(*step, &reply)?;
         }
         Ok((connection, driver))
@@ -275,7 +282,8 @@ enum Step {
     Courtesy,
 }
 
-fn is_replica(hello: &Value) -> bool {
+/// Whether the reply to HELLO is that of a replica.
+pub(super) fn is_replica(hello: &Value) -> bool {
     let bulk =
         |value: &Value, text: &str| matches!(value, Value::BulkString(b) if b == text.as_bytes());
     let replica = |role: &Value| bulk(role, "replica") || bulk(role, "slave");
