@@ -13,6 +13,7 @@ import atexit
 import functools
 import logging
 import os
+import queue
 import select
 import threading
 import weakref
@@ -27,6 +28,9 @@ from .errors import PodlinkError, from_core
 
 _log = logging.getLogger("podlink.callbacks")
 _log.parent.addHandler(logging.NullHandler())  # type: ignore[union-attr]  # it is "podlink"
+
+HookCall = tuple[Callable[..., Any], tuple[Any, ...], _podlink.Reply]
+"""A Python function that the core calls, its arguments, and where its answer goes."""
 
 Start = Callable[..., None]
 """A method of the compiled module: (queue, waiter, *arguments) starts an operation."""
@@ -72,11 +76,11 @@ def _settle(waiter: Any, value: object, error: _podlink.ErrorParts | None) -> No
 
 def _wake_from_thread(
     loop: weakref.ref[asyncio.AbstractEventLoop],
-    queue: _podlink.CompletionQueue,
+    arrivals: _podlink.CompletionQueue,
     drain: weakref.WeakMethod[Callable[[], None]],
 ) -> None:
     poller = select.poll()
-    poller.register(queue.fileno(), select.POLLIN)
+    poller.register(arrivals.fileno(), select.POLLIN)
     drained = threading.Event()
 
     def drain_on_loop() -> None:
@@ -232,13 +236,15 @@ class Submitter:
 
 
 class CallbackThread:
-    """The one thread that serves programs without a loop, runs strategies that are Python
-    functions, and hands the core's log records to ``logging``.
+    """The one thread that serves programs without a loop and hands the core's log records to
+    ``logging``. Strategies that are Python functions have a thread beside it: a slow one must not
+    hold up everybody's results.
     """
 
     def __init__(self) -> None:
         self.queue = _podlink.CompletionQueue()
         self._stopping = False
+        self._hooks: queue.SimpleQueue[HookCall] | None = None
         self._thread = threading.Thread(target=self._run, name="podlink-callbacks", daemon=True)
         self._thread.start()
 
@@ -255,18 +261,32 @@ class CallbackThread:
                 _settle(waiter, value, error)
             except BaseException:  # noqa: BLE001 - not even sys.exit() may end everybody's thread
                 _log.debug("what ended a callback ends here", exc_info=True)
-        for function, arguments, reply in self.queue.take_calls():
-            try:
-                reply.answer(function(*arguments))
-            except BaseException as error:  # noqa: BLE001 - the core logs and counts it
-                reply.fail(f"{type(error).__name__}: {error}")
+        for call in self.queue.take_calls():
+            self._hook_calls().put(call)
         _forward_logs()
+
+    def _hook_calls(self) -> queue.SimpleQueue[HookCall]:
+        if self._hooks is None:
+            self._hooks = queue.SimpleQueue()
+            threading.Thread(
+                target=_run_hooks, args=(self._hooks,), name="podlink-hooks", daemon=True
+            ).start()
+        return self._hooks
 
     def stop(self) -> None:
         """Ends the thread, within a second."""
         self._stopping = True
         self.queue.ring()
         self._thread.join(timeout=1.0)
+
+
+def _run_hooks(calls: queue.SimpleQueue[HookCall]) -> None:
+    while True:
+        function, arguments, reply = calls.get()
+        try:
+            reply.answer(function(*arguments))
+        except BaseException as error:  # noqa: BLE001 - the core logs and counts it
+            reply.fail(f"{type(error).__name__}: {error}")
 
 
 def _forward_logs() -> None:
