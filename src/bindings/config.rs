@@ -33,11 +33,10 @@ impl ClientSettings {
         on_restart: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
         let py = link_ttl.py();
-        let capacity = argument::integer("cache_capacity", cache_capacity)?;
         let config = ClientConfig {
             link_ttl: seconds("link_ttl", link_ttl)?,
             cache_ttl: seconds("cache_ttl", cache_ttl)?,
-            cache_capacity: u64::try_from(capacity).unwrap_or(0),
+            cache_capacity: argument::count("cache_capacity", cache_capacity)?,
             strategy: Strategy::parse(argument::text("strategy", strategy)?).or_raise(py)?,
             timeout: seconds("timeout", timeout)?,
             on_restart: OnRestart::parse(argument::text("on_restart", on_restart)?).or_raise(py)?,

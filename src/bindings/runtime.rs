@@ -22,6 +22,12 @@ static RUNTIME: Mutex<Option<(u64, Handle)>> = Mutex::new(None);
 #[pyfunction]
 pub(super) fn after_fork_in_child() {
     GENERATION.fetch_add(1, Ordering::SeqCst);
+    super::log::after_fork_in_child();
+}
+
+/// How many forks lie between the first process and this one.
+pub(super) fn generation() -> u64 {
+    GENERATION.load(Ordering::SeqCst)
 }
 
 /// The runtime, started by the first call in this process.
