@@ -62,6 +62,8 @@ class LoopBridge:
                 waiter.set_result(value)
             else:
                 waiter.set_exception(from_core(*error))
+        for hook, arguments, reply in self.queue.take_calls():
+            hook(reply, *arguments)
 
 
 def _wake_from_thread(
@@ -110,7 +112,8 @@ class _Last(threading.local):
 _last = _Last()
 
 
-def _bridge(loop: asyncio.AbstractEventLoop) -> LoopBridge:
+def bridge_of(loop: asyncio.AbstractEventLoop) -> LoopBridge:
+    """The bridge of this loop, made by the first call."""
     if _last.loop() is loop:
         bridge = _last.bridge()
         if bridge is not None:
@@ -134,7 +137,7 @@ def call(start: Start, *arguments: object) -> asyncio.Future[Any]:
     """
     loop = asyncio.get_running_loop()
     waiter = loop.create_future()
-    start(_bridge(loop).queue, waiter, *arguments)
+    start(bridge_of(loop).queue, waiter, *arguments)
     return waiter
 
 
@@ -196,7 +199,7 @@ class Submitter:
             start(callback_thread().queue, submitted, *arguments)
         else:
             submitted = Submitted(callback, self._run)
-            start(_bridge(loop).queue, submitted, *arguments)
+            start(bridge_of(loop).queue, submitted, *arguments)
         return submitted.future
 
     def poll(self) -> int:
@@ -217,7 +220,7 @@ class Submitter:
 
 class CallbackThread:
     """The one thread that serves programs without a loop, runs strategies that are Python
-    functions, and hands the core's log records to ``logging``.
+    functions, and hands the core's log records to ``logging``. Other hooks leave it at once.
     """
 
     def __init__(self) -> None:
@@ -241,11 +244,8 @@ class CallbackThread:
                 waiter.set_result(value)
             else:
                 waiter.set_exception(from_core(*error))
-        for function, arguments, reply in self.queue.take_calls():
-            try:
-                reply.answer(function(*arguments))
-            except Exception as error:  # the core logs and counts it
-                reply.fail(f"{type(error).__name__}: {error}")
+        for hook, arguments, reply in self.queue.take_calls():
+            hook(reply, *arguments)
         _forward_logs()
 
     def stop(self) -> None:

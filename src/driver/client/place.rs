@@ -52,6 +52,9 @@ impl Placing<'_> {
     async fn run(&self) -> Result<PodIndex> {
         let watched = &self.target.known.watched;
         let mut view = watched.view(&self.shared.clock, self.deadline).await?;
+        if let Some(pod) = self.adopt(&view) {
+            return Ok(pod);
+        }
         let mut restarted = self.restarted(&view);
         let mut owner = None;
         for _ in 0..ROUNDS {
@@ -77,6 +80,20 @@ impl Placing<'_> {
             ErrorKind::PodNotAvailable,
             format!("the user's owner changed {ROUNDS} times while it was being looked up"),
         ))
+    }
+
+    /// What the program told the cache before the pods were known: believed from now on for the
+    /// process that holds the pod's index.
+    fn adopt(&self, view: &View) -> Option<PodIndex> {
+        let now = self.shared.clock.now();
+        let entry = self.shared.cache.get(self.target.key, now)?;
+        let serves = view.standing(entry.pod, now).is_available();
+        if entry.incarnation != Incarnation::NONE || !serves {
+            return None;
+        }
+        let entry = self.target.entry(entry.pod, entry.valid_until, now);
+        let adopted = self.shared.cache.insert(self.target.key, entry, self.ticket);
+        adopted.then_some(entry.pod)
     }
 
     /// The process that the cache remembers the user with, if the index is held by another one
