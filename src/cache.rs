@@ -174,7 +174,9 @@ impl LinkCache {
     pub fn count_on(&self, service: u32, pod: PodIndex, now: Tick) -> u64 {
         let on_pod = |entry: &Entry| entry.service == service && entry.pod == pod;
         let entries = self.entries.iter().map(|(_, entry)| entry);
-        entries.filter(|entry| on_pod(entry) && now < entry.valid_until).count() as u64
+        entries
+            .filter(|entry| on_pod(entry) && now < entry.valid_until)
+            .count() as u64
     }
 
     /// About how many entries there are.
@@ -231,7 +233,10 @@ impl TagCache {
 
     /// What is remembered: a service, or that there is none.
     #[must_use]
-    #[allow(clippy::option_option, reason = "not remembered, remembered as absent, remembered")]
+    #[allow(
+        clippy::option_option,
+        reason = "not remembered, remembered as absent, remembered"
+    )]
     pub fn get(&self, tag: &Tag, now: Tick) -> Option<Option<ServiceName>> {
         let (service, valid_until) = self.entries.get(tag)?;
         (now < valid_until).then_some(service)
@@ -244,7 +249,8 @@ impl TagCache {
         } else {
             self.absent_ttl
         };
-        self.entries.insert(tag.clone(), (service, asked.after(ttl)));
+        self.entries
+            .insert(tag.clone(), (service, asked.after(ttl)));
     }
 
     /// Forgets a tag.

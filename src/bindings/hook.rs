@@ -28,7 +28,11 @@ pub(super) struct Hook {
 
 impl Hook {
     /// Calls of `callable` are run by whoever empties `queue`.
-    pub(super) fn new(callable: Py<PyAny>, queue: &CompletionQueue, py: Python<'_>) -> PyResult<Self> {
+    pub(super) fn new(
+        callable: Py<PyAny>,
+        queue: &CompletionQueue,
+        py: Python<'_>,
+    ) -> PyResult<Self> {
         let callable = Arc::new(callable);
         let home = queue.arrivals(py)?;
         Ok(Self { callable, home })
@@ -113,8 +117,10 @@ impl Arguments {
         match self {
             Self::Nothing => Ok(PyTuple::empty(py)),
             Self::Choose(uid, candidates) => {
-                let candidates: PyResult<Vec<_>> =
-                    candidates.iter().map(|pod| state_fields(py, &pod.state)).collect();
+                let candidates: PyResult<Vec<_>> = candidates
+                    .iter()
+                    .map(|pod| state_fields(py, &pod.state))
+                    .collect();
                 (uid.as_str(), candidates?).into_pyobject(py)
             }
             Self::User(link) => (
@@ -194,7 +200,10 @@ impl Reply {
 
 impl Reply {
     fn take(&self) -> Option<Recipient> {
-        self.to.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.to
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 }
 
@@ -223,7 +232,9 @@ pub(super) fn await_hook(
     runtime::handle(py)?.spawn(async move {
         // It has answered already if all went well; a cancelled one has not.
         if answered.await.is_err() {
-            reply.get().fail("the hook's coroutine was cancelled".to_owned());
+            reply
+                .get()
+                .fail("the hook's coroutine was cancelled".to_owned());
         }
     });
     Ok(())
@@ -255,11 +266,16 @@ pub(super) struct PythonAudience {
 
 impl Audience for PythonAudience {
     fn hear(&self, service: &ServiceId, changes: &[Change]) {
-        if self.service.as_ref().is_some_and(|wanted| wanted != service) {
+        if self
+            .service
+            .as_ref()
+            .is_some_and(|wanted| wanted != service)
+        {
             return;
         }
         for change in changes {
-            self.hook.tell(Arguments::Changed(service.clone(), change.clone()));
+            self.hook
+                .tell(Arguments::Changed(service.clone(), change.clone()));
         }
     }
 }
@@ -270,7 +286,8 @@ pub(super) struct PythonLostPod(pub(super) Hook);
 
 impl LostPodHook for PythonLostPod {
     fn lost(&self, service: &ServiceId, pod: PodIndex, users_cached: u64) {
-        self.0.tell(Arguments::Lost(service.clone(), pod, users_cached));
+        self.0
+            .tell(Arguments::Lost(service.clone(), pod, users_cached));
     }
 }
 
@@ -288,7 +305,10 @@ impl PythonPodHooks {
     }
 
     pub(super) fn add(hooks: &Mutex<Vec<Hook>>, hook: Hook) {
-        hooks.lock().unwrap_or_else(PoisonError::into_inner).push(hook);
+        hooks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(hook);
     }
 }
 
@@ -308,7 +328,9 @@ impl PodHooks for PythonPodHooks {
     async fn drain(&self, link: &LinkId) -> Result<(), Error> {
         let mut failure = None;
         for hook in Self::all(&self.drain) {
-            let answer = hook.ask(Arguments::User(link.clone()), Recipient::Done).await;
+            let answer = hook
+                .ask(Arguments::User(link.clone()), Recipient::Done)
+                .await;
             failure = failure.or(answer.err());
         }
         failure.map_or(Ok(()), Err)

@@ -59,7 +59,9 @@ impl InfoCore {
         let deadline = self.deadline(timeout)?;
         queue.spawn(namespace.py(), waiter, async move {
             let states = driver.all_states(&service, deadline).await;
-            states.map(Answer::States).map_err(|error| error.during("get_all_service_state"))
+            states
+                .map(Answer::States)
+                .map_err(|error| error.during("get_all_service_state"))
         })
     }
 
@@ -75,7 +77,9 @@ impl InfoCore {
         let deadline = self.deadline(timeout)?;
         queue.spawn(namespace.py(), waiter, async move {
             let states = driver.ready_states(&service, deadline).await;
-            states.map(Answer::States).map_err(|error| error.during("get_ready_service_state"))
+            states
+                .map(Answer::States)
+                .map_err(|error| error.during("get_ready_service_state"))
         })
     }
 
@@ -91,7 +95,8 @@ impl InfoCore {
         let deadline = self.deadline(timeout)?;
         queue.spawn(namespace.py(), waiter, async move {
             let pod = driver.best_pod(&service, deadline).await;
-            pod.map(Answer::MaybePod).map_err(|error| error.during("get_service_best_pod"))
+            pod.map(Answer::MaybePod)
+                .map_err(|error| error.during("get_service_best_pod"))
         })
     }
 
@@ -107,7 +112,9 @@ impl InfoCore {
         let deadline = self.deadline(timeout)?;
         queue.spawn(namespace.py(), waiter, async move {
             let ready = driver.is_workload_ready(&service, deadline).await;
-            ready.map(Answer::Flag).map_err(|error| error.during("is_workload_ready"))
+            ready
+                .map(Answer::Flag)
+                .map_err(|error| error.during("is_workload_ready"))
         })
     }
 
@@ -121,12 +128,16 @@ impl InfoCore {
     ) -> PyResult<()> {
         let py = namespace.py();
         let driver = self.driver.get(py)?.clone();
-        let namespace = driver.resolve(argument::namespace(namespace)?).or_raise(py)?;
+        let namespace = driver
+            .resolve(argument::namespace(namespace)?)
+            .or_raise(py)?;
         let tag = Tag::new(argument::text("tag", tag)?).or_raise(py)?;
         let deadline = self.deadline(timeout)?;
         queue.spawn(py, waiter, async move {
             let service = driver.service_by_tag(&namespace, &tag, deadline).await;
-            service.map(Answer::Name).map_err(|error| error.during("get_service_name_by_tag"))
+            service
+                .map(Answer::Name)
+                .map_err(|error| error.during("get_service_name_by_tag"))
         })
     }
 
@@ -144,8 +155,11 @@ impl InfoCore {
         let tag = Tag::new(argument::text("tag", tag)?).or_raise(py)?;
         let deadline = self.deadline(timeout)?;
         queue.spawn(py, waiter, async move {
-            let set = driver.set_tag(&id.namespace, &tag, &id.service, deadline).await;
-            set.map(Answer::Flag).map_err(|error| error.during("set_global_service_name_tag"))
+            let set = driver
+                .set_tag(&id.namespace, &tag, &id.service, deadline)
+                .await;
+            set.map(Answer::Flag)
+                .map_err(|error| error.during("set_global_service_name_tag"))
         })
     }
 
@@ -213,7 +227,9 @@ impl InfoCore {
     ) -> PyResult<Registration> {
         let py = namespace.py();
         let driver = self.driver.get(py)?;
-        let namespace = driver.resolve(argument::namespace(namespace)?).or_raise(py)?;
+        let namespace = driver
+            .resolve(argument::namespace(namespace)?)
+            .or_raise(py)?;
         let hook = Hook::new(hook, queue, py)?;
         let named = !service_name.is_none();
         let service = named.then(|| argument::service(service_name)).transpose()?;
@@ -256,7 +272,9 @@ impl InfoCore {
     ) -> PyResult<(InfoDriver, ServiceId)> {
         let py = namespace.py();
         let driver = self.driver.get(py)?.clone();
-        let namespace = driver.resolve(argument::namespace(namespace)?).or_raise(py)?;
+        let namespace = driver
+            .resolve(argument::namespace(namespace)?)
+            .or_raise(py)?;
         let service = argument::service(service_name)?;
         Ok((driver, ServiceId { namespace, service }))
     }
@@ -326,7 +344,11 @@ impl Registration {
 impl Registration {
     /// Takes the hook back. A second time does nothing.
     fn unregister(&self, py: Python<'_>) -> PyResult<()> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let kept = self
+            .kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(kept) = &kept {
             let kept = kept.get(py)?;
             kept.states.tell_no_more(&kept.audience);

@@ -55,7 +55,9 @@ impl ServerCore {
         };
         log::listen(callbacks.arrivals(py)?);
         let config = config.0.clone();
-        let load = load.map(|(queue, hook)| Hook::new(hook, &queue, py)).transpose()?;
+        let load = load
+            .map(|(queue, hook)| Hook::new(hook, &queue, py))
+            .transpose()?;
         let hooks = Arc::new(PythonPodHooks {
             load,
             ..PythonPodHooks::default()
@@ -104,7 +106,9 @@ impl ServerCore {
         let until = driver.deadline(Some(given));
         queue.spawn(py, waiter, async move {
             let report = driver.stop(rule, until).await;
-            report.map(Answer::Drained).map_err(|error| error.during("stop"))
+            report
+                .map(Answer::Drained)
+                .map_err(|error| error.during("stop"))
         })
     }
 

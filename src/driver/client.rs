@@ -59,7 +59,11 @@ impl Audience for LostPods {
         };
         let lost = changes.iter().filter(|change| change.now.is_none());
         let lost: Vec<PodIndex> = lost.map(|change| change.pod).collect();
-        let number = client.known.load().get(&service.service).map(|known| known.number);
+        let number = client
+            .known
+            .load()
+            .get(&service.service)
+            .map(|known| known.number);
         let (hook, service) = (Arc::clone(&self.hook), service.clone());
         if lost.is_empty() || client.namespace != service.namespace {
             return;
@@ -100,7 +104,6 @@ struct Shared {
 /// What the hot path needs to know about a service.
 #[derive(Debug)]
 struct Known {
-    id: ServiceId,
     /// This driver's own number for the service, in cache entries.
     number: u32,
     scope: Scope,
@@ -481,7 +484,6 @@ impl Shared {
             let earlier = table.get(&id.service).map(|known| known.number);
             let next = u32::try_from(table.len()).unwrap_or(u32::MAX);
             let known = Known {
-                id: id.clone(),
                 number: earlier.unwrap_or(next),
                 scope: self.cache.scope(id),
                 watched: Arc::clone(&watched),
@@ -534,7 +536,8 @@ impl Shared {
     fn remember(&self, target: &Target, link: StoredLink, asked: Tick, ticket: Ticket) {
         let now = self.clock.now();
         if let Some(valid_until) = valid_until(asked, link.life, self.config.cache_ttl) {
-            self.cache.insert(target.key, target.entry(link.pod, valid_until, now), ticket);
+            self.cache
+                .insert(target.key, target.entry(link.pod, valid_until, now), ticket);
         }
     }
 }

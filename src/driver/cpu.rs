@@ -52,7 +52,9 @@ fn cores_of_this_pod(root: &Path) -> f64 {
 fn cpu_max(root: &Path) -> PathBuf {
     let own = std::fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
     let own = own.lines().find_map(|line| line.strip_prefix("0::/"));
-    root.join("sys/fs/cgroup").join(own.unwrap_or_default()).join("cpu.max")
+    root.join("sys/fs/cgroup")
+        .join(own.unwrap_or_default())
+        .join("cpu.max")
 }
 
 #[cfg(test)]

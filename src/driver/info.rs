@@ -103,11 +103,7 @@ impl InfoDriver {
     ///
     /// # Errors
     /// What the store failed with; `Timeout`.
-    pub async fn best_pod(
-        &self,
-        service: &ServiceId,
-        deadline: Tick,
-    ) -> Result<Option<PodIndex>> {
+    pub async fn best_pod(&self, service: &ServiceId, deadline: Tick) -> Result<Option<PodIndex>> {
         let watched = self.watched(service)?;
         let view = watched.view(&self.shared.clock, deadline).await?;
         // The strategies that need a user do not apply here.
@@ -132,7 +128,9 @@ impl InfoDriver {
     pub fn routable_pods(&self, service: &ServiceId) -> Result<States> {
         self.known(service, |view| {
             let pods = view.candidates(self.shared.clock.now());
-            pods.into_iter().map(|pod| (pod.state.pod_id, pod.state)).collect()
+            pods.into_iter()
+                .map(|pod| (pod.state.pod_id, pod.state))
+                .collect()
         })
     }
 
@@ -210,7 +208,10 @@ impl InfoDriver {
     ) -> Result<bool> {
         self.check(namespace)?;
         let shared = &self.shared;
-        let set = shared.executor.set_tag(namespace, tag, service, deadline).await;
+        let set = shared
+            .executor
+            .set_tag(namespace, tag, service, deadline)
+            .await;
         // Whatever happened, what was known of the tag before is worth nothing.
         shared.tags.forget(tag);
         set
@@ -272,6 +273,7 @@ impl InfoDriver {
 impl Shared {
     fn those(&self, view: &View, wanted: fn(Standing) -> bool) -> States {
         let pods = view.snapshot.those(self.clock.now(), wanted);
-        pods.map(|pod| (pod.state.pod_id, Arc::clone(&pod.state))).collect()
+        pods.map(|pod| (pod.state.pod_id, Arc::clone(&pod.state)))
+            .collect()
     }
 }

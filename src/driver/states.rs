@@ -111,7 +111,8 @@ impl StateCache {
 
     /// Tells `audience` nothing any more.
     pub fn tell_no_more(&self, audience: &Arc<dyn Audience>) {
-        self.audience().retain(|other| !Arc::ptr_eq(other, audience));
+        self.audience()
+            .retain(|other| !Arc::ptr_eq(other, audience));
     }
 
     fn audience(&self) -> MutexGuard<'_, Vec<Arc<dyn Audience>>> {
@@ -120,11 +121,19 @@ impl StateCache {
 
     async fn load(&self, watched: &Watched) -> Result<()> {
         let asked = self.clock.now();
-        let pods = self.executor.pods(&watched.id, asked.after(LOAD_TIMEOUT)).await?;
+        let pods = self
+            .executor
+            .pods(&watched.id, asked.after(LOAD_TIMEOUT))
+            .await?;
         watched.report(&pods, &self.stats);
         let snapshot = Snapshot::new(pods.records, asked, self.policy());
         let previous = watched.view.load_full();
-        let view = View::new(snapshot, previous.as_deref(), pods.watchers, self.clock.now());
+        let view = View::new(
+            snapshot,
+            previous.as_deref(),
+            pods.watchers,
+            self.clock.now(),
+        );
         watched.view.store(Some(Arc::new(view)));
         Ok(())
     }
@@ -179,7 +188,9 @@ impl StateCache {
             return;
         }
         let audience = self.audience().clone();
-        audience.iter().for_each(|each| each.hear(&watched.id, &changes));
+        audience
+            .iter()
+            .for_each(|each| each.hear(&watched.id, &changes));
     }
 }
 
@@ -205,7 +216,10 @@ async fn keep(cache: Weak<StateCache>, watched: Arc<Watched>) {
             return;
         }
         // ±10 %, so that a thousand clients do not ask in step.
-        let pause = cache.config.refresh.mul_f64(rand::rng().random_range(0.9..1.1));
+        let pause = cache
+            .config
+            .refresh
+            .mul_f64(rand::rng().random_range(0.9..1.1));
         let stats = Arc::clone(&cache.stats);
         drop(cache);
         tokio::select! {

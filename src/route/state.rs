@@ -270,7 +270,11 @@ impl Snapshot {
     }
 
     fn judged_at(&self, now: Tick) -> Tick {
-        if self.serves_stale(now) { self.asked } else { now }
+        if self.serves_stale(now) {
+            self.asked
+        } else {
+            now
+        }
     }
 
     /// The pod with this index.
@@ -281,7 +285,9 @@ impl Snapshot {
         if let Some(pod) = self.pods.get(guess).filter(|p| p.state.pod_id == index) {
             return Some(pod);
         }
-        let found = self.pods.binary_search_by_key(&index, |pod| pod.state.pod_id);
+        let found = self
+            .pods
+            .binary_search_by_key(&index, |pod| pod.state.pod_id);
         found.ok().and_then(|at| self.pods.get(at))
     }
 
@@ -289,7 +295,8 @@ impl Snapshot {
     #[must_use]
     pub fn standing(&self, index: PodIndex, now: Tick) -> Standing {
         let at = self.judged_at(now);
-        self.pod(index).map_or(Standing::Unknown, |pod| pod.standing(at))
+        self.pod(index)
+            .map_or(Standing::Unknown, |pod| pod.standing(at))
     }
 
     /// The pods whose standing at `now` is as asked for, in the order of their indexes.
@@ -317,7 +324,9 @@ impl Snapshot {
             };
         }
         // Everybody is overloaded: the least loaded takes them, rather than nobody.
-        let least = ready.into_iter().min_by_key(|pod| (pod.state.load_state, pod.state.pod_id));
+        let least = ready
+            .into_iter()
+            .min_by_key(|pod| (pod.state.load_state, pod.state.pod_id));
         Routable {
             pods: least.into_iter().collect(),
             degraded: true,
@@ -334,14 +343,25 @@ impl Snapshot {
         let mut changes = Vec::new();
         for (pod, state) in &alive {
             let previous = seen.get(pod).cloned();
-            if previous.as_ref().is_none_or(|previous| previous.differs(state)) {
+            if previous
+                .as_ref()
+                .is_none_or(|previous| previous.differs(state))
+            {
                 let now = Some(Arc::clone(state));
-                changes.push(Change { pod: *pod, previous, now });
+                changes.push(Change {
+                    pod: *pod,
+                    previous,
+                    now,
+                });
             }
         }
         for (pod, state) in std::mem::replace(seen, alive) {
             if !seen.contains_key(&pod) {
-                changes.push(Change { pod, previous: Some(state), now: None });
+                changes.push(Change {
+                    pod,
+                    previous: Some(state),
+                    now: None,
+                });
             }
         }
         changes
@@ -443,7 +463,11 @@ mod tests {
             (RoutingState::Shutdown, 0, Standing::Lapsed),
         ];
         for (routing, left, expected) in rows {
-            let snapshot = Snapshot::new(vec![record(0, routing, 0, left)], Tick::ZERO, Policy::default());
+            let snapshot = Snapshot::new(
+                vec![record(0, routing, 0, left)],
+                Tick::ZERO,
+                Policy::default(),
+            );
             let standing = snapshot.standing(PodIndex::new(0).unwrap(), Tick::ZERO);
             assert_eq!(standing, expected, "{routing:?} with {left} s left");
         }
@@ -454,7 +478,7 @@ mod tests {
         let snapshot = Snapshot::new(
             vec![record(3, RoutingState::Ready, 0, 10)],
             Tick::ZERO,
-            None,
+            Policy::default(),
         );
         let pod = PodIndex::new(3).unwrap();
         assert_eq!(snapshot.standing(pod, at(9)), Standing::Ready);
@@ -512,7 +536,9 @@ mod tests {
     #[test]
     fn every_change_is_told_once() {
         let pods = |pods: &[(i64, RoutingState, u64)]| {
-            let records = pods.iter().map(|(i, routing, left)| record(*i, *routing, 0, *left));
+            let records = pods
+                .iter()
+                .map(|(i, routing, left)| record(*i, *routing, 0, *left));
             Snapshot::new(records.collect(), Tick::ZERO, Policy::default())
         };
         let told = |snapshot: &Snapshot, seen: &mut Seen, now| -> Vec<(u32, bool, bool)> {
@@ -522,7 +548,10 @@ mod tests {
         };
         let mut seen = Seen::new();
         let both = pods(&[(0, RoutingState::Ready, 10), (1, RoutingState::Ready, 20)]);
-        assert_eq!(told(&both, &mut seen, at(0)), [(0, false, true), (1, false, true)]);
+        assert_eq!(
+            told(&both, &mut seen, at(0)),
+            [(0, false, true), (1, false, true)]
+        );
         assert_eq!(told(&both, &mut seen, at(1)), []);
         // A lease ended, although the store shows the same as before.
         assert_eq!(told(&both, &mut seen, at(10)), [(0, true, false)]);

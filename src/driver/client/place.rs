@@ -7,7 +7,7 @@ use crate::cache::Ticket;
 use crate::clock::Tick;
 use crate::config::OnRestart;
 use crate::driver::by;
-use crate::driver::states::View;
+use crate::driver::view::View;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, PodIndex};
 use crate::route::link::{Certificate, Placed, StoredLink, Verdict, judge};
@@ -92,7 +92,10 @@ impl Placing<'_> {
             return None;
         }
         let entry = self.target.entry(entry.pod, entry.valid_until, now);
-        let adopted = self.shared.cache.insert(self.target.key, entry, self.ticket);
+        let adopted = self
+            .shared
+            .cache
+            .insert(self.target.key, entry, self.ticket);
         adopted.then_some(entry.pod)
     }
 

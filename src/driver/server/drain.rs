@@ -72,7 +72,13 @@ impl ServerDriver {
         }
         let mut stopped = shared.stopped.subscribe();
         let done = stopped.wait_for(Option::is_some);
-        let report = by(&shared.clock, deadline.after(MARGIN), "the stop under way", done).await?;
+        let report = by(
+            &shared.clock,
+            deadline.after(MARGIN),
+            "the stop under way",
+            done,
+        )
+        .await?;
         Ok(report.ok().and_then(|report| *report).unwrap_or_default())
     }
 }
@@ -102,12 +108,20 @@ impl Shared {
         // Withdrawing matters most: it has a share of the time that nobody can take from it.
         let reserve = (deadline.since(started) / 4).min(Duration::from_secs(2));
         let users_until = Tick::from_nanos(
-            deadline.as_nanos().saturating_sub(u64::try_from(reserve.as_nanos()).unwrap_or(0)),
+            deadline
+                .as_nanos()
+                .saturating_sub(u64::try_from(reserve.as_nanos()).unwrap_or(0)),
         );
         self.say(RoutingState::DenyNewCall, users_until).await;
         let users: Vec<LinkId> = self.owned().iter().cloned().collect();
         let total = users.len() as u64;
-        let _out_of_time = by(&self.clock, users_until, "drain hooks", self.ask_hooks(users)).await;
+        let _out_of_time = by(
+            &self.clock,
+            users_until,
+            "drain hooks",
+            self.ask_hooks(users),
+        )
+        .await;
         let handed_over = AtomicU64::new(0);
         let giving = self.give_away(rule, &handed_over, users_until);
         let _out_of_time = by(&self.clock, users_until, "the links of the pod", giving).await;
@@ -149,7 +163,9 @@ impl Shared {
                 tracing::warn!(service = %self.info.service, %error, "a drain hook failed");
             }
         };
-        stream::iter(users).for_each_concurrent(HOOKS_AT_ONCE, ask).await;
+        stream::iter(users)
+            .for_each_concurrent(HOOKS_AT_ONCE, ask)
+            .await;
     }
 
     /// Treats the users that are still owned by the rule.
@@ -184,12 +200,16 @@ impl Shared {
                 }
             }
         };
-        stream::iter(users).for_each_concurrent(LINKS_AT_ONCE, give).await;
+        stream::iter(users)
+            .for_each_concurrent(LINKS_AT_ONCE, give)
+            .await;
     }
 
     async fn release(&self, link: &LinkId, deadline: Tick) -> Result<()> {
         let owner = Some(self.info.pod);
-        self.executor.remove(link, owner, self.grace(), deadline).await?;
+        self.executor
+            .remove(link, owner, self.grace(), deadline)
+            .await?;
         Ok(())
     }
 
@@ -219,7 +239,9 @@ impl Shared {
         };
         let (incarnation, ttl) = (self.lock().incarnation, self.config.link_grace);
         let executor = &self.executor;
-        let moved = executor.relink(link, from, incarnation, to, ttl, deadline).await?;
+        let moved = executor
+            .relink(link, from, incarnation, to, ttl, deadline)
+            .await?;
         Ok(moved.is_some_and(|placed| placed.made))
     }
 

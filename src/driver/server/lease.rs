@@ -132,7 +132,10 @@ impl Shared {
         self.notice_lapse();
         let (state, times) = (self.published(), self.config.times);
         let (service, sent) = (&self.info.service, self.clock.now());
-        let renewed = self.executor.pod_renew(service, &state, times, deadline).await?;
+        let renewed = self
+            .executor
+            .pod_renew(service, &state, times, deadline)
+            .await?;
         match renewed {
             Renewed::Done { leads } => {
                 let valid = sent.after(times.lease.saturating_sub(self.config.guard));
@@ -170,7 +173,11 @@ impl Shared {
     }
 
     pub(super) fn weighted_load(&self, state: &State) -> i64 {
-        weighted(self.config.cpu_factor, state.cpu_percent, state.reported_load)
+        weighted(
+            self.config.cpu_factor,
+            state.cpu_percent,
+            state.reported_load,
+        )
     }
 
     /// The state of the whole service, written by the pod that leads: the lowest-numbered alive
@@ -182,7 +189,9 @@ impl Shared {
             Ok(pods) => {
                 let workload = aggregate(&pods);
                 let ttl = times.lease + times.grace;
-                self.executor.set_workload(service, &workload, ttl, deadline).await
+                self.executor
+                    .set_workload(service, &workload, ttl, deadline)
+                    .await
             }
             Err(error) => Err(error),
         };
@@ -217,7 +226,9 @@ impl Shared {
     /// Withdraws the pod: successors and clients need not wait for its lease to end.
     pub(super) async fn end(&self, incarnation: Incarnation, deadline: Tick) -> Result<()> {
         let (service, pod) = (&self.info.service, self.info.pod);
-        self.executor.pod_end(service, pod, incarnation, deadline).await?;
+        self.executor
+            .pod_end(service, pod, incarnation, deadline)
+            .await?;
         Ok(())
     }
 
@@ -234,7 +245,9 @@ impl Shared {
         const TRIES: u32 = 4;
         let pause = self.config.renew / TRIES;
         for _ in 0..TRIES {
-            let deadline = self.clock.deadline(self.config.timeout.min(self.config.renew));
+            let deadline = self
+                .clock
+                .deadline(self.config.timeout.min(self.config.renew));
             let Err(error) = self.publish(deadline).await else {
                 return;
             };
@@ -300,7 +313,11 @@ fn aggregate(pods: &Pods) -> WorkloadState {
     let (replicas, ready) = (alive().count(), ready.count());
     let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     WorkloadState {
-        state: if ready > 0 { Readiness::Ready } else { Readiness::NotReady },
+        state: if ready > 0 {
+            Readiness::Ready
+        } else {
+            Readiness::NotReady
+        },
         replicas: number(replicas),
         ready_replicas: number(ready),
         update_time: pods.now_ms,
@@ -348,6 +365,7 @@ async fn loads(shared: Weak<Shared>, period: Duration) {
             Err(_) => count(&shared.stats.load_failures),
         }
         drop(shared);
-        tokio::time::sleep(period.mul_f64(rand::rng().random_range(0.9..1.1))).await;
+        let pause = period.mul_f64(rand::rng().random_range(0.9..1.1));
+        tokio::time::sleep(pause).await;
     }
 }

@@ -55,7 +55,8 @@ impl ServerDriver {
     pub async fn remove_linked_pod(&self, link: &LinkId, deadline: Tick) -> Result<bool> {
         let removal = self.shared.grace();
         let pod = self.shared.info.pod;
-        self.remove_linked_pod_with_id(link, pod, removal, deadline).await
+        self.remove_linked_pod_with_id(link, pod, removal, deadline)
+            .await
     }
 
     /// Removes the link if `owner` owns it.
@@ -72,7 +73,9 @@ impl ServerDriver {
         // Releasing needs no lease: it only gives away.
         self.shared.is_open("remove_linked_pod")?;
         let executor = &self.shared.executor;
-        let removed = executor.remove(link, Some(owner), removal, deadline).await?;
+        let removed = executor
+            .remove(link, Some(owner), removal, deadline)
+            .await?;
         if owner == self.shared.info.pod {
             // Removed, or somebody else's: not this pod's in either case.
             self.shared.owned().remove(link);
