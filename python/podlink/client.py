@@ -13,7 +13,7 @@ from ._bridge import Submitter, call, callback_thread
 from ._hooks import Listener, Quick
 from .callback import StatefulObjCallback
 from .config import ClientConfig, Duration, RouteInfoConfig, Strategy, check_type, seconds
-from .errors import InvalidParameterError
+from .errors import InvalidParameterError, InvalidParameterTypeError
 from .info import Registration, RouteInfoDriver
 from .state import StatefulServiceState
 from .store import Store
@@ -214,9 +214,7 @@ class ClientDriver:
         )
         return pod
 
-    def get_linked_in_cache(
-        self, namespace: str | None, uid: str, service_name: str
-    ) -> int | None:
+    def get_linked_in_cache(self, namespace: str | None, uid: str, service_name: str) -> int | None:
         """Returns the pod that the cache believes in, or ``None``. Never waits, no I/O.
 
         Example:
@@ -452,7 +450,7 @@ def bound(
     kwargs: dict[str, Any],
 ) -> tuple[Any, list[Any]]:
     """The compiled operation of that name, and its arguments in order, defaults filled in."""
-    if operation not in operations:
+    if not isinstance(operation, str) or operation not in operations:
         allowed = ", ".join(sorted(operations))
         raise InvalidParameterError(
             f"operation must be one of {allowed}, got {operation!r}",
@@ -472,11 +470,16 @@ def bound(
 def _uids(uids: Iterable[str]) -> list[str]:
     if isinstance(uids, str):
         # A str is an iterable of one-letter users: surely a mistake.
-        raise InvalidParameterError(
+        raise InvalidParameterTypeError(
             "uids must be an iterable of str, got a str",
             details={"parameter": "uids", "given": "a str", "allowed": "an iterable of str"},
         )
-    check_type("uids", uids, Iterable)
+    if not isinstance(uids, Iterable):
+        name = type(uids).__name__
+        raise InvalidParameterTypeError(
+            f"uids must be an iterable of str, got {name}",
+            details={"parameter": "uids", "given": name, "allowed": "an iterable of str"},
+        )
     return list(uids)
 
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from . import _podlink
 from .errors import InvalidParameterError, InvalidParameterTypeError
@@ -109,6 +109,14 @@ class ClientConfig(_Config):
         self._core()
 
     def _core(self) -> _podlink.ClientSettings:
+        strategy: object = self.strategy
+        if strategy == "custom":
+            # That is the core's word for a function, and here is none.
+            allowed = f"{', '.join(get_args(StrategyName))} or a callable"
+            raise InvalidParameterError(
+                f"strategy must be {allowed}, got 'custom'",
+                details={"parameter": "strategy", "given": "'custom'", "allowed": allowed},
+            )
         return _podlink.ClientSettings(
             link_ttl=seconds(self.link_ttl),
             cache_ttl=seconds(self.cache_ttl),

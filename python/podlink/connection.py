@@ -9,7 +9,7 @@ from .client import ClientDriver
 from .config import ClientConfig, RouteInfoConfig, ServerConfig
 from .info import RouteInfoDriver
 from .server import ServerDriver, ServerInfo
-from .store import Store
+from .store import Store, StoreOption
 
 __all__ = ["Connection", "connect"]
 
@@ -46,7 +46,12 @@ class Connection:
         """
         failures: list[BaseException] = []
         servers, self._servers = self._servers, []
-        for close in (*(server.aclose for server in servers), self.client.aclose, self.info.aclose, self.store.aclose):
+        for close in (
+            *(server.aclose for server in servers),
+            self.client.aclose,
+            self.info.aclose,
+            self.store.aclose,
+        ):
             try:
                 await close()
             except Exception as error:  # noqa: BLE001 - kept, and raised below
@@ -72,7 +77,7 @@ def connect(
     namespace: str = "default",
     config: ClientConfig | None = None,
     route_info: RouteInfoConfig | None = None,
-    **options: str | float,
+    **options: StoreOption,
 ) -> Connection:
     """Bundles a store and the drivers on it. No I/O: the first call connects.
 

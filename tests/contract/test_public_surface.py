@@ -1,0 +1,219 @@
+"""The names that users import and the arguments they call them with.
+
+Whoever adds to the surface adds a line here; whoever changes or removes one breaks users.
+"""
+
+import dataclasses
+import inspect
+import types
+from typing import Any
+
+import pytest
+
+import podlink
+
+EXPORTED = [
+    "ClientConfig",
+    "ClientDriver",
+    "ClosedError",
+    "Connection",
+    "DrainReport",
+    "ForkedProcessError",
+    "IllegalStateError",
+    "InternalError",
+    "InvalidParameterError",
+    "InvalidParameterTypeError",
+    "LeaseLostError",
+    "NamespaceUnreachableError",
+    "NoRoutablePodError",
+    "OperationTimeoutError",
+    "PodIndexBusyError",
+    "PodNotAvailableError",
+    "PodNotFoundError",
+    "PodlinkError",
+    "RouteInfoConfig",
+    "RoutingState",
+    "ServerConfig",
+    "ServerDriver",
+    "ServerInfo",
+    "ServiceNotFoundError",
+    "StatefulObjCallback",
+    "StatefulServiceState",
+    "Store",
+    "StoreAuthenticationError",
+    "StoreDataError",
+    "StoreError",
+    "StoreUnavailableError",
+    "__version__",
+    "connect",
+]
+
+# `self` left out; `async` where the call has to be awaited.
+_USER = "namespace: str | None, uid: str, service_name: str"
+_LIMIT = "*, timeout: Duration | None = None"
+_SUBMIT = (
+    "(operation: str, *args: Any, callback: StatefulObjCallback | None = None, "
+    "timeout: Duration | None = None, **kwargs: Any) -> Future[Any]"
+)
+_CALLBACKS = "*, callbacks: Literal['thread', 'poll'] = 'thread'"
+
+SIGNATURES = {
+    "ClientDriver": "(store: Store, namespace: str = 'default', config: ClientConfig | None = None"
+    ", *, route_info: RouteInfoConfig | None = None"
+    ", callbacks: Literal['thread', 'poll'] = 'thread') -> None",
+    "ClientDriver.aclose": "async () -> None",
+    "ClientDriver.batch_get_linked_pod": "async (namespace: str | None, uids: Iterable[str], "
+    f"service_name: str, {_LIMIT}) -> dict[int, list[str]]",
+    "ClientDriver.cache_expired": f"({_USER}) -> int | None",
+    "ClientDriver.compute_linked_pod": f"async ({_USER}, {_LIMIT}) -> int",
+    "ClientDriver.get_link_service": f"async (namespace: str | None, uid: str, {_LIMIT})"
+    " -> dict[str, int]",
+    "ClientDriver.get_linked_in_cache": f"({_USER}) -> int | None",
+    "ClientDriver.get_linked_pod": f"async ({_USER}, {_LIMIT}) -> int | None",
+    "ClientDriver.get_linked_pod_in_cache_or_if_persist": f"async ({_USER}, {_LIMIT})"
+    " -> int | None",
+    "ClientDriver.get_linked_pod_not_cache": f"async ({_USER}, {_LIMIT}) -> int | None",
+    "ClientDriver.poll_callbacks": "() -> int",
+    "ClientDriver.set_cache": f"({_USER}, pod_index: int) -> int | None",
+    "ClientDriver.set_linked_pod_if_absent": f"async ({_USER}, pod_index: int, {_LIMIT}) -> int",
+    "ClientDriver.stats": "() -> dict[str, int]",
+    "ClientDriver.submit": _SUBMIT,
+    "ServerDriver": "(store: Store, server_info: ServerInfo, config: ServerConfig | None = None"
+    f", {_CALLBACKS}) -> None",
+    "ServerDriver.aclose": "async () -> None",
+    "ServerDriver.get_load_state": "async () -> int",
+    "ServerDriver.get_routing_state": "async () -> RoutingState",
+    "ServerDriver.poll_callbacks": "() -> int",
+    "ServerDriver.remove_linked_pod": f"async ({_USER}, {_LIMIT}) -> bool",
+    "ServerDriver.remove_linked_pod_with_id": f"async ({_USER}, pod_index: int, "
+    f"persist_seconds: int, {_LIMIT}) -> bool",
+    "ServerDriver.set_linked_pod": f"async ({_USER}, pod_index: int, persist_seconds: int = -1"
+    f", {_LIMIT}) -> int | None",
+    "ServerDriver.set_routing_state": f"async (routing_state: RoutingState | str, {_LIMIT})"
+    " -> None",
+    "ServerDriver.start": f"async ({_LIMIT}) -> None",
+    "ServerDriver.stats": "() -> dict[str, int]",
+    "ServerDriver.submit": _SUBMIT,
+    "ServerDriver.try_set_linked_pod": f"async ({_USER}, pod_index: int, "
+    f"persist_seconds: int = -1, {_LIMIT}) -> tuple[bool, int]",
+    "ServerInfo.from_env": "(service_name: str | None = None, *, pod_index: int | None = None"
+    ", namespace: str | None = None, metadata: Mapping[str, str] | None = None"
+    ", environ: Mapping[str, str] | None = None) -> ServerInfo",
+    "StatefulObjCallback.on_error": "(error: Exception) -> None",
+    "StatefulObjCallback.on_success": "(result: Any) -> None",
+    "Store": "(url: str = 'memory://', **options: StoreOption) -> None",
+    "Store.aclose": "async () -> None",
+    "Store.ping": f"async ({_LIMIT}) -> None",
+    "Connection.aclose": "async () -> None",
+    "Connection.server": "(server_info: ServerInfo, config: ServerConfig | None = None)"
+    " -> ServerDriver",
+    "ClientConfig.from_env": "(environ: Mapping[str, str] | None = None) -> Self",
+    "ServerConfig.fast": "() -> ServerConfig",
+    "connect": "(url: str = 'memory://', *, namespace: str = 'default'"
+    ", config: ClientConfig | None = None, route_info: RouteInfoConfig | None = None"
+    ", **options: StoreOption) -> Connection",
+}
+
+DEFAULTS: dict[str, dict[str, object]] = {
+    "ClientConfig": {
+        "link_ttl": 300.0,
+        "cache_ttl": 240.0,
+        "cache_capacity": 1_000_000,
+        "strategy": "p2c",
+        "timeout": 2.0,
+        "on_restart": "same_pod",
+    },
+    "RouteInfoConfig": {"refresh": 1.0, "overload_limit": None, "idle": 600.0},
+    "ServerConfig": {
+        "lease": 10.0,
+        "renew": 2.0,
+        "guard": 1.0,
+        "gap": 4.0,
+        "grace": 5.0,
+        "cpu_factor": 0.7,
+        "link_grace": 60.0,
+        "timeout": 2.0,
+    },
+}
+
+
+class AsWritten(str):
+    """An annotation that is shown as it stands in the source, without quotes around it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def shown_signature(name: str) -> str:
+    """The signature of `Class.method` as a user reads it, without `self` and `cls`."""
+    found: Any = podlink
+    for part in name.split("."):
+        found = getattr(found, part)
+    called = getattr(found, "__init__") if isinstance(found, type) else found  # noqa: B009
+    signature = inspect.signature(called)
+    parameters = [
+        each.replace(annotation=AsWritten(each.annotation))
+        for each in signature.parameters.values()
+        if each.name != "self"
+    ]
+    returned = AsWritten(signature.return_annotation)
+    shown = str(signature.replace(parameters=parameters, return_annotation=returned))
+    return f"async {shown}" if inspect.iscoroutinefunction(called) else shown
+
+
+def test_the_exported_names_are_these() -> None:
+    assert podlink.__all__ == EXPORTED
+    assert sorted(podlink.__all__) == podlink.__all__
+    public = {
+        name
+        for name, value in vars(podlink).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert public | {"__version__"} == set(podlink.__all__)
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_a_signature_stays(name: str) -> None:
+    assert shown_signature(name) == SIGNATURES[name]
+
+
+@pytest.mark.parametrize("name", ["ClientDriver", "Store", "Connection"])
+def test_no_public_method_is_missing_here(name: str) -> None:
+    methods = {
+        f"{name}.{method}"
+        for method, value in vars(getattr(podlink, name)).items()
+        if not method.startswith("_") and inspect.isfunction(value)
+    }
+    assert methods == {row for row in SIGNATURES if row.startswith(f"{name}.")}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_configurations_are_frozen_and_have_these_defaults(name: str) -> None:
+    config = getattr(podlink, name)()
+    assert dataclasses.asdict(config) == DEFAULTS[name]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config, next(iter(DEFAULTS[name])), 5)
+    assert config == getattr(podlink, name)()
+
+
+def test_routing_states_are_plain_text_too() -> None:
+    assert [str(state) for state in podlink.RoutingState] == ["READY", "DENY_NEW_CALL", "SHUTDOWN"]
+    assert podlink.RoutingState("READY") == "READY"
+
+
+def test_a_callback_is_recognised_by_its_two_methods() -> None:
+    class Complete:
+        def on_success(self, result: object) -> None: ...
+
+        def on_error(self, error: Exception) -> None: ...
+
+    assert isinstance(Complete(), podlink.StatefulObjCallback)
+    assert not isinstance(object(), podlink.StatefulObjCallback)
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    from importlib.resources import files
+
+    assert files("podlink").joinpath("py.typed").is_file()
