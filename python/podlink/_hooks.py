@@ -50,6 +50,11 @@ class Hook:
             self._loop = weakref.ref(loop)
             self.home = bridge_of(loop).queue
 
+    def _fail(self, reply: _podlink.Reply, error: BaseException) -> None:
+        # The core counts and logs it, with what it was asked for.
+        self.failures += 1
+        reply.fail(f"{type(error).__name__}: {error}")
+
     def failed(self, error: BaseException) -> None:
         """Counts and logs an exception of the function."""
         self.failures += 1
@@ -94,15 +99,10 @@ class Question(Hook):
     def _answer(self, reply: _podlink.Reply, answer: Any) -> None:
         reply.answer(answer)
 
-    def _fail(self, reply: _podlink.Reply, error: Exception) -> None:
-        # The core counts and logs it, with what it was asked for.
-        self.failures += 1
-        reply.fail(f"{type(error).__name__}: {error}")
-
 
 class Quick(Hook):
-    """A hook that runs on the callback thread wherever it was registered, because the core needs
-    its answer in the middle of a compute.
+    """A hook that runs on podlink's hook thread wherever it was registered, because the core needs
+    its answer in the middle of a compute, and a loop may be busy.
     """
 
     def __init__(self, what: str, function: Callable[..., Any]) -> None:
@@ -113,9 +113,8 @@ class Quick(Hook):
         """Runs the function at once; the answer goes to ``reply``."""
         try:
             reply.answer(self._context.copy().run(self._function, *arguments))
-        except Exception as error:
-            self.failures += 1
-            reply.fail(f"{type(error).__name__}: {error}")
+        except BaseException as error:  # noqa: BLE001 - not even sys.exit() may end the thread
+            self._fail(reply, error)
 
 
 class Listener(Hook):

@@ -82,7 +82,7 @@ class ClientConfig(_Config):
         strategy: how a new user's pod is chosen. ``"p2c"``: the better of two random pods, by
             load. ``"least_load"``, ``"round_robin"``, ``"weighted"`` (at random, in proportion to
             each pod's metadata ``weight``), ``"rendezvous"`` (by uid). Or a function ``(uid,
-            candidates) -> pod_index | None``: it runs on podlink's callback thread, so it must be
+            candidates) -> pod_index | None``: it runs on a thread of podlink's, so it must be
             quick; if it raises, or names no candidate, ``p2c`` chooses.
         timeout: the deadline of a call that names none.
         on_restart: ``"same_pod"``: a user stays with a pod that came back as a new process.

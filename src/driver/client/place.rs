@@ -247,8 +247,11 @@ impl Placing<'_> {
         }
         let names: Vec<PodIndex> = candidates.iter().map(|pod| pod.state.pod_id).collect();
         let (service, uid) = (&self.target.link.service, &self.target.link.uid);
+        // Half of what is left: a function that does not answer costs time, and not the user.
+        let now = self.shared.clock.now();
+        let until = now.after(self.deadline.since(now) / 2);
         let choice = chooser.choose(service, uid, candidates);
-        let choice = by(&self.shared.clock, self.deadline, "the strategy", choice).await;
+        let choice = by(&self.shared.clock, until, "the strategy", choice).await;
         match choice.flatten() {
             Ok(Some(pod)) if names.contains(&pod) => {
                 view.count_sent(pod, 1);
