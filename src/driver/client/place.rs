@@ -1,6 +1,7 @@
 //! compute, the part that asks: one flight per user, whoever else waits for its answer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Shared, Target};
 use crate::cache::Ticket;
@@ -117,7 +118,7 @@ impl Placing<'_> {
     /// Set-if-absent with the best pod. Where no pod takes new users an old link may still stand.
     async fn find_or_make(&self, view: &mut Arc<View>) -> Result<Found> {
         let (link, executor) = (&self.target.link, &self.shared.executor);
-        let chosen = self.choose(view, None).await?;
+        let chosen = self.choose(view).await?;
         let asked = self.shared.clock.now();
         let Some(pod) = chosen else {
             let stored = executor.get(link, self.deadline).await?;
@@ -143,7 +144,7 @@ impl Placing<'_> {
         let mut verdict = judge(self.standing(view, link.pod));
         if verdict == Verdict::Certify {
             // The pod may have come, or renewed, since the pods were last read.
-            *view = self.fresh().await?;
+            self.renew(view).await?;
             verdict = judge(self.standing(view, link.pod));
         }
         match verdict {
@@ -178,7 +179,7 @@ impl Placing<'_> {
         dead: Incarnation,
         view: &mut Arc<View>,
     ) -> Result<Option<Found>> {
-        let Some(to) = self.choose(view, Some((from.pod, dead))).await? else {
+        let Some(to) = self.choose(view).await? else {
             return Err(self.nobody(view));
         };
         let (link, ttl) = (&self.target.link, self.shared.config.link_ttl);
@@ -200,38 +201,23 @@ impl Placing<'_> {
         }))
     }
 
-    /// The best pod for this user. Reads the pods anew before it says that there is none.
-    async fn choose(
-        &self,
-        view: &mut Arc<View>,
-        dead: Option<(PodIndex, Incarnation)>,
-    ) -> Result<Option<PodIndex>> {
-        let chosen = self.choose_in(view, dead).await;
+    /// The best pod for this user. Reads the pods anew before it says that there is none. A pod
+    /// from which users are moved is none of the candidates: it takes no new ones.
+    async fn choose(&self, view: &mut Arc<View>) -> Result<Option<PodIndex>> {
+        let chosen = self.choose_in(view).await;
         if chosen.is_some() {
             return Ok(chosen);
         }
-        *view = self.fresh().await?;
-        Ok(self.choose_in(view, dead).await)
+        self.renew(view).await?;
+        Ok(self.choose_in(view).await)
     }
 
-    /// A pod that was just declared dead may still look alive in this view: it is not chosen.
-    async fn choose_in(
-        &self,
-        view: &Arc<View>,
-        dead: Option<(PodIndex, Incarnation)>,
-    ) -> Option<PodIndex> {
+    async fn choose_in(&self, view: &Arc<View>) -> Option<PodIndex> {
         if view.degraded {
             count(&self.shared.stats.degraded_choices);
         }
         let custom = self.ask_chooser(view).await;
-        let chosen = custom.or_else(|| self.choose_by(view, self.shared.config.strategy))?;
-        match dead {
-            Some((pod, incarnation)) if pod == chosen && view.incarnation(pod) <= incarnation => {
-                view.count_sent(chosen, -1);
-                None
-            }
-            _ => Some(chosen),
-        }
+        custom.or_else(|| self.choose_by(view, self.shared.config.strategy))
     }
 
     fn choose_by(&self, view: &View, strategy: Strategy) -> Option<PodIndex> {
@@ -267,12 +253,15 @@ impl Placing<'_> {
         None
     }
 
-    async fn fresh(&self) -> Result<Arc<View>> {
-        self.target
-            .known
-            .watched
-            .fresh(&self.shared.clock, self.deadline)
-            .await
+    /// Reads the pods anew, unless that was only just done: a dead pod's thousand users should
+    /// not cause a thousand readings.
+    async fn renew(&self, view: &mut Arc<View>) -> Result<()> {
+        const FRESH: Duration = Duration::from_millis(50);
+        let (clock, watched) = (&self.shared.clock, &self.target.known.watched);
+        if clock.now().since(view.snapshot.asked()) > FRESH {
+            *view = watched.fresh(clock, self.deadline).await?;
+        }
+        Ok(())
     }
 
     fn standing(&self, view: &View, pod: PodIndex) -> Standing {
