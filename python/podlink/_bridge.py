@@ -63,6 +63,8 @@ class LoopBridge:
         """Delivers everything that has arrived. Runs on the loop."""
         for waiter, value, error in self.queue.drain():
             _settle(waiter, value, error)
+        for hook, arguments, reply in self.queue.take_calls():
+            hook(reply, *arguments)
 
 
 def _settle(waiter: Any, value: object, error: _podlink.ErrorParts | None) -> None:
@@ -122,7 +124,8 @@ class _Last(threading.local):
 _last = _Last()
 
 
-def _bridge(loop: asyncio.AbstractEventLoop) -> LoopBridge:
+def bridge_of(loop: asyncio.AbstractEventLoop) -> LoopBridge:
+    """The bridge of this loop, made by the first call."""
     if _last.loop() is loop:
         bridge = _last.bridge()
         if bridge is not None:
@@ -146,7 +149,7 @@ def call(start: Start, *arguments: object) -> asyncio.Future[Any]:
     """
     loop = asyncio.get_running_loop()
     waiter = loop.create_future()
-    start(_bridge(loop).queue, waiter, *arguments)
+    start(bridge_of(loop).queue, waiter, *arguments)
     return waiter
 
 
@@ -282,11 +285,8 @@ class CallbackThread:
 
 def _run_hooks(calls: queue.SimpleQueue[HookCall]) -> None:
     while True:
-        function, arguments, reply = calls.get()
-        try:
-            reply.answer(function(*arguments))
-        except BaseException as error:  # noqa: BLE001 - the core logs and counts it
-            reply.fail(f"{type(error).__name__}: {error}")
+        hook, arguments, reply = calls.get()
+        hook(reply, *arguments)  # catches what the program's own function raises
 
 
 def _forward_logs() -> None:

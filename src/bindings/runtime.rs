@@ -84,6 +84,11 @@ impl<T> Owned<T> {
         self.generation == GENERATION.load(Ordering::Relaxed)
     }
 
+    /// The value in the process that made it, `None` elsewhere.
+    pub(super) fn ours(&self) -> Option<&T> {
+        self.is_ours().then_some(&*self.value)
+    }
+
     /// The value, in the process that made it.
     pub(super) fn get(&self, py: Python<'_>) -> PyResult<&T> {
         if self.is_ours() {

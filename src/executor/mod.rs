@@ -4,6 +4,7 @@
 //! Valkey behave alike, call by call. Each link operation is one atomic step; the Lua files in
 //! `lua/` are its definition on a server, `memory.rs` is the same thing without one.
 
+mod changes;
 mod codec;
 mod memory;
 mod redis;
@@ -18,10 +19,11 @@ use async_trait::async_trait;
 use crate::clock::{Clock, Tick};
 use crate::config::{Address, LeaseTimes, StoreConfig};
 use crate::error::Result;
-use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid};
+use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
 use crate::route::link::{Certificate, Persist, Placed, Removal, StoredLink};
-use crate::route::state::{PodRecord, PodState};
+use crate::route::state::{PodRecord, PodState, WorkloadState};
 
+pub use changes::Changes;
 pub use memory::MemoryExecutor;
 pub use redis::{RedisExecutor, Stats};
 
@@ -140,6 +142,42 @@ pub trait Executor: Send + Sync + std::fmt::Debug + 'static {
     /// Every pod of a service with what is left of its lease.
     async fn pods(&self, service: &ServiceId, deadline: Tick) -> Result<Pods>;
 
+    /// Subscribes to the events of a service's pods: joins, leaves, deaths and changes of the
+    /// routing state, not loads. What happens after this call has returned is told; what happened
+    /// before, a look at the pods shows. The subscription ends when it is dropped, when its
+    /// connection is lost, and when the store is closed.
+    async fn listen(&self, service: &ServiceId, deadline: Tick) -> Result<Changes>;
+
+    /// Writes the state of the whole service. It lasts for `ttl`, so that a workload that nobody
+    /// keeps up disappears instead of staying ready for ever.
+    async fn set_workload(
+        &self,
+        service: &ServiceId,
+        workload: &WorkloadState,
+        ttl: Duration,
+        deadline: Tick,
+    ) -> Result<()>;
+
+    /// The state of the whole service, if somebody keeps it up.
+    async fn workload(&self, service: &ServiceId, deadline: Tick) -> Result<Option<WorkloadState>>;
+
+    /// Lets a tag stand for a service, whatever it stood for before; `true` if it does now.
+    async fn set_tag(
+        &self,
+        namespace: &Namespace,
+        tag: &Tag,
+        service: &ServiceName,
+        deadline: Tick,
+    ) -> Result<bool>;
+
+    /// The service that a tag stands for, or `None`.
+    async fn tag(
+        &self,
+        namespace: &Namespace,
+        tag: &Tag,
+        deadline: Tick,
+    ) -> Result<Option<ServiceName>>;
+
     /// Asks the store for a sign of life.
     async fn ping(&self, deadline: Tick) -> Result<()>;
 
@@ -187,7 +225,11 @@ pub enum Begun {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Renewed {
     /// The lease is renewed and the state published.
-    Done,
+    Done {
+        /// This pod speaks for the service: it has the lowest index of those that renew. After
+        /// the death of a leader another one leads within a lease and a renewal.
+        leads: bool,
+    },
     /// This incarnation was declared dead. It never comes back.
     Dead,
     /// A later process holds the index.
@@ -201,6 +243,11 @@ pub struct Pods {
     pub records: Vec<PodRecord>,
     /// The fields of the state hash that could not be read, and why.
     pub corrupt: Vec<(String, String)>,
+    /// How many listen to this service's events; 0 if the store does not tell. On a server all
+    /// that listen through one executor count as one, because they share a connection.
+    pub watchers: u64,
+    /// The store's clock: milliseconds since 1970.
+    pub now_ms: u64,
 }
 
 /// Opens a store. No I/O: the connection is made by the first call.
