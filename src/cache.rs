@@ -11,7 +11,7 @@ use std::time::Duration;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::clock::Tick;
-use crate::id::{Incarnation, PodIndex, ServiceId};
+use crate::id::{Incarnation, PodIndex, ServiceId, ServiceName, Tag};
 
 /// A remembered link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub struct Entry {
     pub pod: PodIndex,
     /// The process of that pod when the answer was given; `NONE` if nobody knew the pod.
     pub incarnation: Incarnation,
+    /// Which service the user belongs to: the driver's own number for it.
+    pub service: u32,
     /// When the answer may no longer be believed.
     pub valid_until: Tick,
 }
@@ -167,6 +169,16 @@ impl LinkCache {
             .filter(|entry| now < entry.valid_until)
     }
 
+    /// How many entries say that a user of this service is on this pod. Looks at every entry.
+    #[must_use]
+    pub fn count_on(&self, service: u32, pod: PodIndex, now: Tick) -> u64 {
+        let on_pod = |entry: &Entry| entry.service == service && entry.pod == pod;
+        let entries = self.entries.iter().map(|(_, entry)| entry);
+        entries
+            .filter(|entry| on_pod(entry) && now < entry.valid_until)
+            .count() as u64
+    }
+
     /// About how many entries there are.
     #[must_use]
     pub fn len(&self) -> u64 {
@@ -190,10 +202,67 @@ impl LinkCache {
     }
 }
 
+/// What this process remembers about tags, absent ones too.
+pub struct TagCache {
+    entries: moka::sync::Cache<Tag, (Option<ServiceName>, Tick)>,
+    ttl: Duration,
+    absent_ttl: Duration,
+}
+
+impl std::fmt::Debug for TagCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TagCache").finish_non_exhaustive()
+    }
+}
+
+impl TagCache {
+    /// A cache that believes a tag for `ttl`, and the absence of one for `absent_ttl` at most.
+    #[must_use]
+    pub fn new(ttl: Duration, absent_ttl: Duration) -> Self {
+        const CAPACITY: u64 = 10_000;
+        let bound = ttl.max(Duration::from_millis(1));
+        let entries = moka::sync::Cache::builder();
+        let entries = entries.max_capacity(CAPACITY).time_to_live(bound).build();
+        let absent_ttl = absent_ttl.min(ttl);
+        Self {
+            entries,
+            ttl,
+            absent_ttl,
+        }
+    }
+
+    /// What is remembered: a service, or that there is none.
+    #[must_use]
+    #[allow(
+        clippy::option_option,
+        reason = "not remembered, remembered as absent, remembered"
+    )]
+    pub fn get(&self, tag: &Tag, now: Tick) -> Option<Option<ServiceName>> {
+        let (service, valid_until) = self.entries.get(tag)?;
+        (now < valid_until).then_some(service)
+    }
+
+    /// Remembers an answer to a question that was sent at `asked`.
+    pub fn insert(&self, tag: &Tag, service: Option<ServiceName>, asked: Tick) {
+        let ttl = if service.is_some() {
+            self.ttl
+        } else {
+            self.absent_ttl
+        };
+        self.entries
+            .insert(tag.clone(), (service, asked.after(ttl)));
+    }
+
+    /// Forgets a tag.
+    pub fn forget(&self, tag: &Tag) {
+        self.entries.invalidate(tag);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{Namespace, ServiceName};
+    use crate::id::Namespace;
     use std::sync::Arc;
 
     fn service(namespace: &str, name: &str) -> ServiceId {
@@ -211,6 +280,7 @@ mod tests {
         Entry {
             pod: PodIndex::new(pod).unwrap(),
             incarnation: Incarnation::new(1),
+            service: 0,
             valid_until: Tick::from_nanos(until),
         }
     }
@@ -298,6 +368,36 @@ mod tests {
             insert.join().unwrap();
             assert_eq!(seen.or_else(|| cache.get(key, NOW)), None, "round {round}");
         }
+    }
+
+    #[test]
+    fn users_on_a_pod_are_counted_by_service() {
+        let cache = cache();
+        let scope = cache.scope(&service("a", "b"));
+        for (uid, pod, until) in [("u", 1, 100), ("v", 1, 100), ("w", 2, 100), ("x", 1, 5)] {
+            let key = scope.key(uid);
+            cache.insert(key, entry(pod, until), cache.ticket(key));
+        }
+        let one = PodIndex::new(1).unwrap();
+        assert_eq!(cache.count_on(0, one, NOW), 2);
+        assert_eq!(cache.count_on(1, one, NOW), 0);
+    }
+
+    #[test]
+    fn tags_and_their_absence_are_remembered_for_a_while() {
+        let seconds = Duration::from_secs;
+        let cache = TagCache::new(seconds(60), seconds(1));
+        let at = |s| Tick::ZERO.after(seconds(s));
+        let (known, absent) = (Tag::new("room").unwrap(), Tag::new("none").unwrap());
+        let name = ServiceName::new("room-service").ok();
+        cache.insert(&known, name.clone(), at(0));
+        cache.insert(&absent, None, at(0));
+        assert_eq!(cache.get(&known, at(59)), Some(name));
+        assert_eq!(cache.get(&known, at(60)), None);
+        assert_eq!(cache.get(&absent, at(0)), Some(None));
+        assert_eq!(cache.get(&absent, at(1)), None);
+        cache.forget(&known);
+        assert_eq!(cache.get(&known, at(1)), None);
     }
 
     #[test]

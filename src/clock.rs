@@ -100,6 +100,15 @@ fn system_now() -> Tick {
     Tick(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
 }
 
+/// How much CPU time this process has used, over all its threads.
+#[must_use]
+pub fn process_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
+    Duration::from_secs(seconds) + Duration::from_nanos(nanos)
+}
+
 /// Microseconds since 1970 by this machine's calendar clock. Only the in-memory store asks: it is
 /// its own server, and a server stamps states with calendar time.
 #[must_use]

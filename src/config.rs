@@ -85,6 +85,10 @@ impl StoreConfig {
         let mut all: Vec<(String, String)> = parsed.query_pairs().into_owned().collect();
         all.extend(options.iter().cloned());
         let shown = shown_url(url);
+        if parsed.fragment().is_some() {
+            let allowed = "without '#'; in a password write %23";
+            return Err(invalid("url", &shown, allowed));
+        }
         match parsed.scheme() {
             "memory" => {
                 let host = parsed
@@ -248,16 +252,16 @@ fn decoded(part: &str) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// A URL without user, password and query: what may be shown to people.
+/// A URL without user, password and query: what may be shown to people. A password may contain
+/// anything, also what ought to have been escaped, so all before the last `@` is hidden.
 fn shown_url(url: &str) -> String {
-    let bare = url.split(['?', '#']).next().unwrap_or_default();
-    match (bare.find("://"), bare.rfind('@')) {
-        (Some(scheme), Some(at)) if at > scheme => {
-            format!("{}***@{}", &bare[..scheme + 3], &bare[at + 1..])
-        }
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let bare = |text: &str| text.split(['?', '#']).next().unwrap_or_default().to_owned();
+    match (rest.rfind('@'), scheme) {
         // Without a scheme nobody knows which part is the password.
-        (None, Some(_)) => "***".to_owned(),
-        _ => bare.to_owned(),
+        (Some(_), "") => "***".to_owned(),
+        (Some(at), _) => format!("{scheme}://***@{}", bare(&rest[at + 1..])),
+        (None, _) => bare(url),
     }
 }
 
@@ -364,6 +368,10 @@ pub struct RouteInfoConfig {
     pub overload_limit: Option<i64>,
     /// A service that nobody asked for this long is no longer read.
     pub idle: Duration,
+    /// While the store cannot be read, judge pods as they were instead of letting leases end.
+    pub serve_stale: bool,
+    /// How long a tag may come from the local cache.
+    pub tag_ttl: Duration,
 }
 
 impl RouteInfoConfig {
@@ -374,6 +382,7 @@ impl RouteInfoConfig {
     pub fn check(self) -> Result<Self> {
         within("refresh", self.refresh, 0.01, 3600.0)?;
         within("idle", self.idle, 1.0, 86_400.0)?;
+        within("tag_ttl", self.tag_ttl, 0.0, 86_400.0)?;
         if self.idle < self.refresh {
             return Err(relation(
                 "idle",
@@ -387,16 +396,6 @@ impl RouteInfoConfig {
     }
 }
 
-impl Default for RouteInfoConfig {
-    fn default() -> Self {
-        Self {
-            refresh: Duration::from_secs(1),
-            overload_limit: None,
-            idle: Duration::from_secs(600),
-        }
-    }
-}
-
 /// The three durations of a lease (docs/decisions/0006).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseTimes {
@@ -406,6 +405,32 @@ pub struct LeaseTimes {
     pub grace: Duration,
     /// A longer silence of everybody is an outage of the store, and moves nobody.
     pub gap: Duration,
+}
+
+/// What becomes of the links that a pod still owns when it stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drain {
+    /// They become hints for `link_grace`.
+    Release,
+    /// They are handed to other pods that take new users.
+    Handover,
+    /// They stay as they are.
+    Keep,
+}
+
+impl Drain {
+    /// The rule with this name.
+    ///
+    /// # Errors
+    /// `InvalidParameter` that lists the names.
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "release" => Ok(Self::Release),
+            "handover" => Ok(Self::Handover),
+            "keep" => Ok(Self::Keep),
+            _ => Err(invalid("drain", &shown(name), "release, handover or keep")),
+        }
+    }
 }
 
 /// The figures of a server driver.
@@ -421,6 +446,8 @@ pub struct ServerConfig {
     pub cpu_factor: f64,
     /// How long a removed link stays as a hint.
     pub link_grace: Duration,
+    /// What becomes of the links that the pod still owns when it stops.
+    pub drain: Drain,
     /// The deadline of a call that names none.
     pub timeout: Duration,
 }
@@ -552,6 +579,10 @@ mod tests {
             "redis://h?password=canary",
             "user:canary@host",
             "http://:canary@host",
+            "redis://:12canary#ss@host",
+            "redis://u:canary?x@host",
+            "redis://u:canary/x@host",
+            "redis://u:12#canary@host",
         ] {
             let text = match StoreConfig::parse(url, &[]) {
                 Ok(config) => format!("{config:?} {}", config.shown),
@@ -573,6 +604,7 @@ mod tests {
             guard: seconds(1),
             cpu_factor: 0.7,
             link_grace: seconds(60),
+            drain: Drain::Release,
             timeout: seconds(2),
         }
     }

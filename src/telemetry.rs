@@ -55,6 +55,14 @@ counters!(
         refresh_failures,
         /// Unreadable states that were skipped.
         corrupt_states,
+        /// Transitions that the channel brought.
+        events,
+        /// Times the channel was lost; polling bridged it.
+        channel_losses,
+        /// Times the channel could not be had.
+        listen_failures,
+        /// Refresh periods in which stale states were served.
+        stale_periods,
     }
 );
 
@@ -65,8 +73,14 @@ counters!(
         published,
         /// Renewals that failed and were tried again.
         renew_failures,
-        /// Leases that were lost.
+        /// Leases that were lost: lapsed, declared dead, or taken by another process.
         leases_lost,
+        /// Failures and time-outs of the load function; the last value was kept.
+        load_failures,
+        /// Failures and time-outs of drain hooks.
+        drain_hook_failures,
+        /// Workload states written.
+        workloads_written,
     }
 );
 

@@ -41,6 +41,7 @@ from .errors import (
     StoreError,
     StoreUnavailableError,
 )
+from .info import Registration, RouteInfoDriver
 from .server import ServerDriver, ServerInfo
 from .state import DrainReport, RoutingState, StatefulServiceState
 from .store import Store
@@ -64,7 +65,9 @@ __all__ = [
     "PodNotAvailableError",
     "PodNotFoundError",
     "PodlinkError",
+    "Registration",
     "RouteInfoConfig",
+    "RouteInfoDriver",
     "RoutingState",
     "ServerConfig",
     "ServerDriver",

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import functools
 import logging
 import os
+import queue
 import select
 import threading
 import weakref
@@ -26,6 +28,9 @@ from .errors import PodlinkError, from_core
 
 _log = logging.getLogger("podlink.callbacks")
 _log.parent.addHandler(logging.NullHandler())  # type: ignore[union-attr]  # it is "podlink"
+
+HookCall = tuple[Callable[..., Any], tuple[Any, ...], _podlink.Reply]
+"""A Python function that the core calls, its arguments, and where its answer goes."""
 
 Start = Callable[..., None]
 """A method of the compiled module: (queue, waiter, *arguments) starts an operation."""
@@ -44,43 +49,52 @@ class LoopBridge:
         try:
             loop.add_reader(self.queue.fileno(), self.drain)
         except NotImplementedError:
-            # Such a loop is woken from a thread instead.
+            # Such a loop is woken from a thread instead, which ends with this bridge.
             thread = threading.Thread(
                 target=_wake_from_thread,
-                args=(self.loop, self.queue, self.drain),
+                args=(self.loop, self.queue, weakref.WeakMethod(self.drain)),
                 name="podlink-wake",
                 daemon=True,
             )
             thread.start()
+            weakref.finalize(self, self.queue.ring).atexit = False
 
     def drain(self) -> None:
         """Delivers everything that has arrived. Runs on the loop."""
         for waiter, value, error in self.queue.drain():
-            if waiter.done():
-                continue  # cancelled: whoever waited has left
-            if error is None:
-                waiter.set_result(value)
-            else:
-                waiter.set_exception(from_core(*error))
+            _settle(waiter, value, error)
+        for hook, arguments, reply in self.queue.take_calls():
+            hook(reply, *arguments)
+
+
+def _settle(waiter: Any, value: object, error: _podlink.ErrorParts | None) -> None:
+    if waiter.done():
+        return  # cancelled: whoever waited has left
+    if error is None:
+        waiter.set_result(value)
+    else:
+        waiter.set_exception(from_core(*error))
 
 
 def _wake_from_thread(
     loop: weakref.ref[asyncio.AbstractEventLoop],
-    queue: _podlink.CompletionQueue,
-    drain: Callable[[], None],
+    arrivals: _podlink.CompletionQueue,
+    drain: weakref.WeakMethod[Callable[[], None]],
 ) -> None:
     poller = select.poll()
-    poller.register(queue.fileno(), select.POLLIN)
+    poller.register(arrivals.fileno(), select.POLLIN)
     drained = threading.Event()
 
     def drain_on_loop() -> None:
-        drain()
+        bridge_drain = drain()
+        if bridge_drain is not None:
+            bridge_drain()
         drained.set()
 
     while True:
         poller.poll()
         running = loop()
-        if running is None:
+        if running is None or drain() is None:
             return
         drained.clear()
         try:
@@ -110,7 +124,8 @@ class _Last(threading.local):
 _last = _Last()
 
 
-def _bridge(loop: asyncio.AbstractEventLoop) -> LoopBridge:
+def bridge_of(loop: asyncio.AbstractEventLoop) -> LoopBridge:
+    """The bridge of this loop, made by the first call."""
     if _last.loop() is loop:
         bridge = _last.bridge()
         if bridge is not None:
@@ -134,19 +149,17 @@ def call(start: Start, *arguments: object) -> asyncio.Future[Any]:
     """
     loop = asyncio.get_running_loop()
     waiter = loop.create_future()
-    start(_bridge(loop).queue, waiter, *arguments)
+    start(bridge_of(loop).queue, waiter, *arguments)
     return waiter
 
 
 class Submitted:
-    """The waiter of a ``submit``: settles a ``concurrent.futures.Future`` and tells the callback."""
+    """The waiter of a ``submit``: settles a ``concurrent.futures.Future``, tells the callback."""
 
     __slots__ = ("_callback", "_deliver", "future")
 
     def __init__(
-        self,
-        callback: StatefulObjCallback | None,
-        deliver: Callable[[Callable[[], None]], None],
+        self, callback: StatefulObjCallback | None, deliver: Callable[[Callable[[], None]], object]
     ) -> None:
         self.future: Future[Any] = Future()
         self._callback = callback
@@ -189,14 +202,15 @@ class Submitter:
     ) -> Future[Any]:
         """Starts an operation from wherever the program is."""
         try:
-            loop = asyncio.get_running_loop()
+            deliver: Callable[[Callable[[], None]], object] = functools.partial(
+                self._run_on, asyncio.get_running_loop()
+            )
         except RuntimeError:
             deliver = self._run if self._polled is None else self._polled.append
-            submitted = Submitted(callback, deliver)
-            start(callback_thread().queue, submitted, *arguments)
-        else:
-            submitted = Submitted(callback, self._run)
-            start(_bridge(loop).queue, submitted, *arguments)
+        submitted = Submitted(callback, deliver)
+        # Never by way of the loop: the future must be settled even if the loop ends first, or is
+        # blocked by somebody who waits for this very future.
+        start(callback_thread().queue, submitted, *arguments)
         return submitted.future
 
     def poll(self) -> int:
@@ -207,22 +221,33 @@ class Submitter:
             count += 1
         return count
 
+    def _run_on(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+        try:
+            loop.call_soon_threadsafe(self._run, callback)
+        except RuntimeError:
+            _log.warning("a callback was not called: the loop that it belongs to has closed")
+            self.failures += 1
+
     def _run(self, callback: Callable[[], None]) -> None:
         try:
             callback()
-        except Exception:
-            self.failures += 1
+        except BaseException as error:
             _log.exception("a callback raised")
+            self.failures += 1
+            if not isinstance(error, Exception):
+                raise
 
 
 class CallbackThread:
-    """The one thread that serves programs without a loop, runs strategies that are Python
-    functions, and hands the core's log records to ``logging``.
+    """The one thread that serves programs without a loop and hands the core's log records to
+    ``logging``. Strategies that are Python functions have a thread beside it: a slow one must not
+    hold up everybody's results.
     """
 
     def __init__(self) -> None:
         self.queue = _podlink.CompletionQueue()
         self._stopping = False
+        self._hooks: queue.SimpleQueue[HookCall] | None = None
         self._thread = threading.Thread(target=self._run, name="podlink-callbacks", daemon=True)
         self._thread.start()
 
@@ -235,24 +260,33 @@ class CallbackThread:
 
     def _deliver(self) -> None:
         for waiter, value, error in self.queue.drain():
-            if waiter.done():
-                continue
-            if error is None:
-                waiter.set_result(value)
-            else:
-                waiter.set_exception(from_core(*error))
-        for function, arguments, reply in self.queue.take_calls():
             try:
-                reply.answer(function(*arguments))
-            except Exception as error:  # the core logs and counts it
-                reply.fail(f"{type(error).__name__}: {error}")
+                _settle(waiter, value, error)
+            except BaseException:  # noqa: BLE001 - not even sys.exit() may end everybody's thread
+                _log.debug("what ended a callback ends here", exc_info=True)
+        for call in self.queue.take_calls():
+            self._hook_calls().put(call)
         _forward_logs()
+
+    def _hook_calls(self) -> queue.SimpleQueue[HookCall]:
+        if self._hooks is None:
+            self._hooks = queue.SimpleQueue()
+            threading.Thread(
+                target=_run_hooks, args=(self._hooks,), name="podlink-hooks", daemon=True
+            ).start()
+        return self._hooks
 
     def stop(self) -> None:
         """Ends the thread, within a second."""
         self._stopping = True
         self.queue.ring()
         self._thread.join(timeout=1.0)
+
+
+def _run_hooks(calls: queue.SimpleQueue[HookCall]) -> None:
+    while True:
+        hook, arguments, reply = calls.get()
+        hook(reply, *arguments)  # catches what the program's own function raises
 
 
 def _forward_logs() -> None:

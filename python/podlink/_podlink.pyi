@@ -7,6 +7,8 @@ __all__ = [
     "ClientCore",
     "ClientSettings",
     "CompletionQueue",
+    "InfoCore",
+    "Registration",
     "Reply",
     "RouteInfoSettings",
     "ServerCore",
@@ -14,15 +16,18 @@ __all__ = [
     "StoreCore",
     "__version__",
     "after_fork_in_child",
+    "await_hook",
     "error_codes",
     "take_logs",
 ]
 
 __version__: str
 
+StateFields = tuple[int, str, int, str, int, int, dict[str, str]]
 ErrorParts = tuple[str, str, bool, dict[str, str]]
 
 def after_fork_in_child() -> None: ...
+def await_hook(event_loop: Any, context: Any, answering: Any, reply: Reply) -> None: ...
 def error_codes() -> list[tuple[str, bool]]: ...
 def take_logs() -> tuple[list[tuple[int, str, str]], int]: ...
 @final
@@ -54,7 +59,16 @@ class ClientSettings:
 
 @final
 class RouteInfoSettings:
-    def __new__(cls, *, refresh: Any, overload_limit: Any, idle: Any) -> RouteInfoSettings: ...
+    def __new__(
+        cls,
+        *,
+        refresh: Any,
+        overload_limit: Any,
+        idle: Any,
+        serve_stale: bool,
+        tag_ttl: Any,
+        timeout: Any,
+    ) -> RouteInfoSettings: ...
 
 @final
 class ServerSettings:
@@ -68,6 +82,7 @@ class ServerSettings:
         grace: Any,
         cpu_factor: Any,
         link_grace: Any,
+        drain: Any,
         timeout: Any,
     ) -> ServerSettings: ...
 
@@ -86,7 +101,7 @@ class ClientCore:
         store: StoreCore,
         namespace: Any,
         config: ClientSettings,
-        route_info: RouteInfoSettings,
+        info: InfoCore,
         callbacks: CompletionQueue,
         chooser: Any,
     ) -> ClientCore: ...
@@ -142,6 +157,7 @@ class ClientCore:
         service_name: Any,
         timeout: Any,
     ) -> None: ...
+    def on_pod_lost(self, queue: CompletionQueue, hook: Any) -> Registration: ...
     def set_cache(
         self, namespace: Any, uid: Any, service_name: Any, pod_index: Any
     ) -> int | None: ...
@@ -169,11 +185,14 @@ class ServerCore:
         metadata: Mapping[str, str],
         config: ServerSettings,
         callbacks: CompletionQueue,
+        load: tuple[CompletionQueue, Any] | None,
     ) -> ServerCore: ...
     def get_load_state(self) -> int: ...
     def get_routing_state(self) -> str: ...
     def holds_lease(self) -> bool: ...
     def incarnation(self) -> int: ...
+    def on_drain(self, queue: CompletionQueue, hook: Any) -> None: ...
+    def on_lease_lost(self, queue: CompletionQueue, hook: Any) -> None: ...
     def remove_linked_pod(
         self,
         queue: CompletionQueue,
@@ -211,7 +230,7 @@ class ServerCore:
     ) -> None: ...
     def start(self, queue: CompletionQueue, waiter: Any, timeout: Any) -> None: ...
     def stats(self) -> dict[str, int]: ...
-    def stop(self, queue: CompletionQueue, waiter: Any, timeout: Any) -> None: ...
+    def stop(self, queue: CompletionQueue, waiter: Any, deadline: Any, drain: Any) -> None: ...
     def try_set_linked_pod(
         self,
         queue: CompletionQueue,
@@ -223,3 +242,72 @@ class ServerCore:
         persist_seconds: Any,
         timeout: Any,
     ) -> None: ...
+    def weighted_load(self) -> int: ...
+
+@final
+class Registration:
+    def unregister(self) -> None: ...
+
+@final
+class InfoCore:
+    def __new__(
+        cls,
+        store: StoreCore,
+        namespace: Any,
+        config: RouteInfoSettings,
+        callbacks: CompletionQueue,
+    ) -> InfoCore: ...
+    def age(self, namespace: Any, service_name: Any) -> float | None: ...
+    def alive_pods(self, namespace: Any, service_name: Any) -> dict[int, StateFields]: ...
+    def close(self) -> None: ...
+    def get_all_service_state(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        service_name: Any,
+        timeout: Any,
+    ) -> None: ...
+    def get_ready_service_state(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        service_name: Any,
+        timeout: Any,
+    ) -> None: ...
+    def get_service_best_pod(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        service_name: Any,
+        timeout: Any,
+    ) -> None: ...
+    def get_service_name_by_tag(
+        self, queue: CompletionQueue, waiter: Any, namespace: Any, tag: Any, timeout: Any
+    ) -> None: ...
+    def is_pod_available(self, namespace: Any, service_name: Any, pod_index: Any) -> bool: ...
+    def is_pod_routable(self, namespace: Any, service_name: Any, pod_index: Any) -> bool: ...
+    def is_workload_ready(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        service_name: Any,
+        timeout: Any,
+    ) -> None: ...
+    def register(
+        self, queue: CompletionQueue, namespace: Any, service_name: Any, hook: Any
+    ) -> Registration: ...
+    def routable_pods(self, namespace: Any, service_name: Any) -> dict[int, StateFields]: ...
+    def set_global_service_name_tag(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        tag: Any,
+        service_name: Any,
+        timeout: Any,
+    ) -> None: ...
+    def stats(self) -> dict[str, int]: ...

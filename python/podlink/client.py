@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from . import _podlink
 from ._bridge import Submitter, call, callback_thread
+from ._hooks import Listener, Quick
 from .callback import StatefulObjCallback
 from .config import ClientConfig, Duration, RouteInfoConfig, Strategy, check_type, seconds
 from .errors import InvalidParameterError, InvalidParameterTypeError
+from .info import Registration, RouteInfoDriver
 from .state import StatefulServiceState
 from .store import Store
 
@@ -43,7 +45,7 @@ class ClientDriver:
         store: where the links are.
         namespace: the driver's own namespace.
         config: its figures.
-        route_info: the figures of what it knows of the pods.
+        route_info: what it knows of the pods: a driver to share, or the figures of one of its own.
         callbacks: who runs the callbacks of ``submit`` when there is no event loop:
             ``"thread"``, podlink's callback thread, or ``"poll"``, whoever calls
             ``poll_callbacks()``.
@@ -69,14 +71,16 @@ class ClientDriver:
         namespace: str = "default",
         config: ClientConfig | None = None,
         *,
-        route_info: RouteInfoConfig | None = None,
+        route_info: RouteInfoDriver | RouteInfoConfig | None = None,
         callbacks: Literal["thread", "poll"] = "thread",
     ) -> None:
         check_type("store", store, Store)
         config = ClientConfig() if config is None else config
-        route_info = RouteInfoConfig() if route_info is None else route_info
         check_type("config", config, ClientConfig)
-        check_type("route_info", route_info, RouteInfoConfig)
+        self._owns_route_info = not isinstance(route_info, RouteInfoDriver)
+        if not isinstance(route_info, RouteInfoDriver):
+            route_info = RouteInfoDriver(store, namespace, route_info)
+        self.route_info = route_info
         self._submitter = Submitter(callbacks)
         self.config = config
         self.namespace = namespace
@@ -84,7 +88,7 @@ class ClientDriver:
             store._core,
             namespace,
             config._core(),
-            route_info._core(),
+            self.route_info._core,
             callback_thread().queue,
             _chooser(config.strategy),
         )
@@ -368,16 +372,50 @@ class ClientDriver:
         """
         return self._submitter.poll()
 
+    def on_pod_lost(
+        self,
+        callback: Callable[[int, int], object],
+        service_name: str | None = None,
+    ) -> Registration:
+        """Calls ``callback(pod, users_cached)`` whenever a pod is lost: dead or withdrawn.
+
+        ``users_cached`` is how many users this driver's cache remembers with the pod. The
+        callback may be sync or async; it runs where it was registered (see
+        ``RouteInfoDriver.register_routing_state_changed_event``).
+
+        Args:
+            callback: what to call.
+            service_name: only for this service; ``None``: for every service that this driver
+                computes for.
+
+        Returns:
+            A handle whose ``unregister()`` takes the callback back.
+        """
+
+        def wanted(service: str, pod: int, users_cached: int) -> tuple[Any, ...] | None:
+            return (pod, users_cached) if service_name in (None, service) else None
+
+        listener = Listener("callback", callback, wanted)
+        return Registration(self._core.on_pod_lost(listener.home, listener), listener)
+
     def stats(self) -> dict[str, int]:
-        """Returns every counter of the driver by name, since it was made."""
-        return {**self._core.stats(), "callback_failures": self._submitter.failures}
+        """Returns every counter of the driver by name, since it was made; those of what it knows
+        of the pods among them.
+        """
+        return {
+            **self.route_info.stats(),
+            **self._core.stats(),
+            "callback_failures": self._submitter.failures,
+        }
 
     async def aclose(self) -> None:
         """Ends the driver's tasks. Later calls raise ``ClosedError``; a second close does nothing.
 
-        The store stays open.
+        The store stays open, and so does a route info driver that was given.
         """
         self._core.close()
+        if self._owns_route_info:
+            await self.route_info.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -452,4 +490,4 @@ def _chooser(strategy: Strategy) -> Any:
     def choose(uid: str, candidates: Sequence[Any]) -> int | None:
         return strategy(uid, [StatefulServiceState._from_core(fields) for fields in candidates])
 
-    return choose
+    return Quick("strategy", choose)

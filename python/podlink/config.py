@@ -82,7 +82,7 @@ class ClientConfig(_Config):
         strategy: how a new user's pod is chosen. ``"p2c"``: the better of two random pods, by
             load. ``"least_load"``, ``"round_robin"``, ``"weighted"`` (at random, in proportion to
             each pod's metadata ``weight``), ``"rendezvous"`` (by uid). Or a function ``(uid,
-            candidates) -> pod_index | None``: it runs on podlink's callback thread, so it must be
+            candidates) -> pod_index | None``: it runs on a thread of podlink's, so it must be
             quick; if it raises, or names no candidate, ``p2c`` chooses.
         timeout: the deadline of a call that names none.
         on_restart: ``"same_pod"``: a user stays with a pod that came back as a new process.
@@ -136,6 +136,12 @@ class RouteInfoConfig(_Config):
         overload_limit: a READY pod above this load gets no new users while another one is below;
             if all are above, the least loaded one does. ``None``: no limit.
         idle: a service that nobody asked for this long is no longer read.
+        serve_stale: while the store cannot be read, judge pods as they were when it last could;
+            otherwise they stop counting as alive when their leases end. Counted in ``stats()``.
+        tag_ttl: how long a service tag may come from the local cache; 0 turns that cache off.
+        link_cache_ttl: how long clients may believe a link: what
+            ``RouteInfoDriver.get_link_info_cache_time_secs()`` tells them.
+        timeout: the deadline of a call that names none.
 
     Raises:
         InvalidParameterError: a figure is out of its range or does not fit another.
@@ -144,6 +150,10 @@ class RouteInfoConfig(_Config):
     refresh: Duration = 1.0
     overload_limit: int | None = None
     idle: Duration = 600.0
+    serve_stale: bool = False
+    tag_ttl: Duration = 60.0
+    link_cache_ttl: Duration = 240.0
+    timeout: Duration = 2.0
 
     def __post_init__(self) -> None:
         self._core()
@@ -153,6 +163,9 @@ class RouteInfoConfig(_Config):
             refresh=seconds(self.refresh),
             overload_limit=self.overload_limit,
             idle=seconds(self.idle),
+            serve_stale=self.serve_stale,
+            tag_ttl=seconds(self.tag_ttl),
+            timeout=seconds(self.timeout),
         )
 
 
@@ -173,6 +186,9 @@ class ServerConfig(_Config):
         grace: how long after its lease a pod may not be declared dead. At least ``gap``.
         cpu_factor: the share of the CPU in the published load, 0 to 1.
         link_grace: how long a removed link stays as a hint.
+        drain: what becomes of the users that the pod still owns when it stops. ``"release"``:
+            their links become hints for ``link_grace``. ``"handover"``: their links are handed
+            to other pods. ``"keep"``: their links stay as they are.
         timeout: the deadline of a call that names none.
 
     Raises:
@@ -187,6 +203,7 @@ class ServerConfig(_Config):
     grace: Duration = 5.0
     cpu_factor: float = 0.7
     link_grace: Duration = 60.0
+    drain: Literal["release", "handover", "keep"] = "release"
     timeout: Duration = 2.0
 
     def __post_init__(self) -> None:
@@ -206,7 +223,18 @@ class ServerConfig(_Config):
             grace=seconds(self.grace),
             cpu_factor=self.cpu_factor,
             link_grace=seconds(self.link_grace),
+            drain=self.drain,
             timeout=seconds(self.timeout),
+        )
+
+
+def check_callable(what: str, given: object) -> None:
+    """Refuses what cannot be called."""
+    if not callable(given):
+        name = type(given).__name__
+        raise InvalidParameterTypeError(
+            f"{what} must be callable, got {name}",
+            details={"parameter": what, "given": name, "allowed": "a callable"},
         )
 
 

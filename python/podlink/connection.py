@@ -7,6 +7,7 @@ from typing import Self
 
 from .client import ClientDriver
 from .config import ClientConfig, RouteInfoConfig, ServerConfig
+from .info import RouteInfoDriver
 from .server import ServerDriver, ServerInfo
 from .store import Store, StoreOption
 
@@ -14,15 +15,18 @@ __all__ = ["Connection", "connect"]
 
 
 class Connection:
-    """A store, a client driver and any number of server drivers; made by :func:`connect`.
+    """A store, a client driver, a route info driver and any number of server drivers; made by
+    :func:`connect`.
 
     Attributes:
         store: the store.
-        client: a client driver on it.
+        info: what is known of the pods, shared with the client.
+        client: a client driver.
     """
 
-    def __init__(self, store: Store, client: ClientDriver) -> None:
+    def __init__(self, store: Store, info: RouteInfoDriver, client: ClientDriver) -> None:
         self.store = store
+        self.info = info
         self.client = client
         self._servers: list[ServerDriver] = []
 
@@ -36,7 +40,7 @@ class Connection:
         return server
 
     async def aclose(self) -> None:
-        """Stops the servers, closes the client, then the store. A second close does nothing.
+        """Stops the servers, closes the client and the route info driver, then the store. A second close does nothing.
 
         All are closed even if one fails; the first failure is raised then.
         """
@@ -45,6 +49,7 @@ class Connection:
         for close in (
             *(server.aclose for server in servers),
             self.client.aclose,
+            self.info.aclose,
             self.store.aclose,
         ):
             try:
@@ -93,4 +98,5 @@ def connect(
         ...         return await compute("prod", "user123", "user-service")
     """
     store = Store(url, **options)
-    return Connection(store, ClientDriver(store, namespace, config, route_info=route_info))
+    info = RouteInfoDriver(store, namespace, route_info)
+    return Connection(store, info, ClientDriver(store, namespace, config, route_info=info))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any, Literal, Self
 
 from . import _podlink
 from ._bridge import Submitter, call, callback_thread
+from ._hooks import Listener, Question
 from .callback import StatefulObjCallback
 from .client import bound
-from .config import Duration, ServerConfig, check_type, seconds
+from .config import Duration, ServerConfig, check_callable, check_type, seconds
 from .errors import InvalidParameterError
 from .state import DrainReport, RoutingState
 from .store import Store
@@ -130,7 +130,8 @@ class ServerDriver:
 
     Between ``start`` and ``stop`` a task of podlink's own renews the lease and publishes the
     state every ``config.renew``, whatever the event loop does. Use it with ``async with``, or
-    call ``start`` and ``stop``. podlink installs no signal handlers; this wires SIGTERM::
+    call ``start`` and ``stop``. podlink installs no signal handlers; this wires SIGTERM to a
+    clean stop::
 
         loop.add_signal_handler(signal.SIGTERM, stopping.set)  # stopping = asyncio.Event()
 
@@ -144,6 +145,9 @@ class ServerDriver:
         store: where links and states are.
         server_info: who this pod is; see :meth:`ServerInfo.from_env`.
         config: its figures.
+        load: a sync or async function that returns the load that this pod reports; asked every
+            ``config.renew`` from the start on. If it fails, or takes longer than that, the last
+            value stays; that is counted and never delays a renewal.
         callbacks: as for :class:`~podlink.ClientDriver`.
 
     Raises:
@@ -163,6 +167,7 @@ class ServerDriver:
         store: Store,
         server_info: ServerInfo,
         config: ServerConfig | None = None,
+        load: Callable[[], int | Awaitable[int]] | None = None,
         *,
         callbacks: Literal["thread", "poll"] = "thread",
     ) -> None:
@@ -173,12 +178,16 @@ class ServerDriver:
         self._submitter = Submitter(callbacks)
         self.server_info = server_info
         self.config = config
+        check_type("pod_name", server_info.pod_name, str)
+        check_type("pod_uid", server_info.pod_uid, str)
+        check_type("metadata", server_info.metadata, Mapping)
         metadata = dict(server_info.metadata)
         for name, value in metadata.items():
             check_type("metadata", name, str)
             check_type("metadata", value, str)
         if server_info.pod_name:
             metadata.setdefault("podName", server_info.pod_name)
+        load_hook = None if load is None else Question("load", load)
         self._core = _podlink.ServerCore(
             store._core,
             server_info.namespace,
@@ -188,6 +197,7 @@ class ServerDriver:
             metadata,
             config._core(),
             callback_thread().queue,
+            None if load_hook is None else (load_hook.home, load_hook),
         )
 
     def __repr__(self) -> str:
@@ -211,28 +221,84 @@ class ServerDriver:
         """
         await call(self._core.start, seconds(timeout))
 
-    async def stop(self, *, deadline: Duration = 25.0) -> DrainReport:
-        """Publishes SHUTDOWN, ends the lease, ends the renewals. A second stop does nothing.
+    async def stop(
+        self,
+        *,
+        deadline: Duration = 25.0,
+        drain: Literal["release", "handover", "keep"] | None = None,
+    ) -> DrainReport:
+        """Drains the pod and withdraws it. A second stop waits for the first one's report.
 
-        Clients move this pod's users at once. Links that the pod owns stay as they are.
+        Publishes DENY_NEW_CALL at once; calls the ``on_drain`` hooks for every user that this pod
+        owns (those it linked to itself for ever, and has not removed); treats the users that then
+        remain as ``drain`` says; publishes SHUTDOWN; ends the lease, so that neither successors
+        nor clients wait for it; ends the renewals. Cancelling it abandons only the waiting.
 
         Args:
-            deadline: seconds that it may take; the renewals have ended afterwards in every case.
+            deadline: seconds that it may take, whatever hangs; the tasks have ended afterwards in
+                every case. The last quarter, 2 s at the most, is kept for the withdrawal.
+            drain: what becomes of the users that remain; ``None``: what ``config.drain`` says.
 
-        Raises:
-            StoreUnavailableError: the store could not be told; the lease ends by itself.
+        Returns:
+            What was done. If the store could not be told, that is logged as an error, and the
+            lease ends by itself.
         """
-        started = time.monotonic()
-        await call(self._core.stop, seconds(deadline))
-        return DrainReport(0, 0, 0, time.monotonic() - started)
+        released, handed_over, remaining, took = await call(
+            self._core.stop, seconds(deadline), drain
+        )
+        return DrainReport(released, handed_over, remaining, took)
+
+    def on_drain(self, callback: Callable[[str], object]) -> Callable[[str], object]:
+        """Calls ``callback(uid)`` for every user that this pod owns when it stops.
+
+        The place to save the user's state and to release the user with ``remove_linked_pod``.
+        The callback may be sync or async and runs where it was registered: on the running loop
+        with the context variables of the registration, else on threads of podlink's own. Up to
+        64 run at a time. What it raises is logged and counted. Usable as a decorator.
+
+        Example:
+            >>> server = ServerDriver(Store(), ServerInfo("default", "user-service", 0))
+            >>> @server.on_drain
+            ... async def save(uid: str) -> None:
+            ...     await server.remove_linked_pod(None, uid, "user-service")
+        """
+
+        def one_user(namespace: str, uid: str, service_name: str) -> object:
+            return callback(uid)
+
+        check_callable("callback", callback)
+        hook = Question("callback", one_user)
+        self._core.on_drain(hook.home, hook)
+        return callback
+
+    def on_lease_lost(self, callback: Callable[[], object]) -> Callable[[], object]:
+        """Calls ``callback()`` when the lease was lost: it lapsed, this process was declared dead,
+        or another process took the pod index.
+
+        Whatever the pod held under the lease is not its own any more; each user has to be taken
+        again, with ``try_set_linked_pod``, and its state loaded again. The callback may be sync or
+        async and runs where it was registered. Usable as a decorator.
+        """
+        hook = Listener("callback", callback)
+        self._core.on_lease_lost(hook.home, hook)
+        return callback
 
     async def set_load_state(self, load_state: int) -> None:
-        """Sets the load that this pod reports; lower is better. The next renewal publishes it."""
+        """Sets the load that this pod reports; lower is better. The next renewal publishes it.
+
+        What is published is ``cpu_factor`` × CPU + (1 - ``cpu_factor``) × reported load, rounded,
+        where CPU is the process's CPU time in percent of what the pod may use (cgroup v2).
+        """
         self._core.set_load_state(load_state)
 
     async def get_load_state(self) -> int:
         """Returns the load that this pod reports."""
         return self._core.get_load_state()
+
+    @property
+    def weighted_load(self) -> int:
+        """The load that is published: CPU and reported load, weighted."""
+        return self._core.weighted_load()
 
     async def set_routing_state(
         self, routing_state: RoutingState | str, *, timeout: Duration | None = None

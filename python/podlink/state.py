@@ -59,9 +59,10 @@ class DrainReport:
     """What :meth:`podlink.ServerDriver.stop` did.
 
     Attributes:
-        released: users whose links were released.
+        released: users whose links were released, by the hooks or afterwards.
         handed_over: users whose links were moved to another pod.
-        remaining: users whose links were left as they are.
+        remaining: users whose links were left as they are: on purpose (``drain="keep"``), or
+            because the time ran out or the store did not answer.
         seconds: how long it took.
     """
 

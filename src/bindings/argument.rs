@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyInt, PyString};
 
@@ -77,13 +78,19 @@ pub(super) fn integer(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<
         return Err(wrong_type(what, given, "an int"));
     }
     given.extract().map_err(|_| {
-        let text = given
-            .str()
-            .map_or_else(|_| "a huge number".to_owned(), |text| text.to_string());
         raise(
             given.py(),
-            &invalid(what, &crate::id::shown(&text), "a whole number of 64 bits"),
+            &invalid(what, &written(given), "a whole number of 64 bits"),
         )
+    })
+}
+
+/// A whole number that cannot be negative.
+pub(super) fn count(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<u64> {
+    let whole = integer(what, given)?;
+    u64::try_from(whole).map_err(|_| {
+        let error = invalid(what, &whole.to_string(), "a whole number from 0");
+        raise(given.py(), &error)
     })
 }
 
@@ -97,9 +104,19 @@ pub(super) fn number(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<f
     if given.is_instance_of::<PyBool>() {
         return Err(wrong_type(what, given, "a number"));
     }
-    given
-        .extract()
-        .map_err(|_| wrong_type(what, given, "a number"))
+    given.extract().map_err(|error: PyErr| {
+        let py = given.py();
+        if error.is_instance_of::<PyOverflowError>(py) {
+            return raise(py, &invalid(what, &written(given), "a number of 64 bits"));
+        }
+        wrong_type(what, given, "a number")
+    })
+}
+
+/// A number too large to be read, cut to what can be shown.
+fn written(given: &Bound<'_, PyAny>) -> String {
+    let text = given.str().map(|text| text.to_string());
+    crate::id::shown(&text.unwrap_or_else(|_| "a huge number".to_owned()))
 }
 
 /// A timeout in seconds, or `None` for the driver's default.

@@ -7,51 +7,59 @@ use pyo3::prelude::*;
 use pyo3::types::PyString;
 
 use super::argument;
-use super::config::{ClientSettings, RouteInfoSettings};
+use super::config::ClientSettings;
 use super::error::OrRaise;
-use super::hook::PythonChooser;
+use super::hook::{Hook, PythonChooser, PythonLostPod};
+use super::info::{InfoCore, Registration};
 use super::log;
 use super::queue::{Answer, CompletionQueue};
 use super::runtime::{self, Owned};
 use super::store::StoreCore;
 use crate::clock::{Clock, Tick};
 use crate::driver::client::{ClientDriver, PodChooser};
+use crate::driver::states::StateCache;
 use crate::id::{LinkId, Namespace, ServiceId};
 
 /// A client driver.
 #[pyclass(frozen, module = "podlink._podlink")]
 pub(super) struct ClientCore {
     driver: Owned<ClientDriver>,
+    states: Owned<Arc<StateCache>>,
 }
 
 #[pymethods]
 impl ClientCore {
     #[new]
-    #[pyo3(signature = (store, namespace, config, route_info, callbacks, chooser))]
+    #[pyo3(signature = (store, namespace, config, info, callbacks, chooser))]
     fn new(
         store: &StoreCore,
         namespace: &Bound<'_, PyAny>,
         config: &ClientSettings,
-        route_info: &RouteInfoSettings,
+        info: &InfoCore,
         callbacks: &CompletionQueue,
         chooser: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let py = namespace.py();
         let own = Namespace::new(argument::text("namespace", namespace)?).or_raise(py)?;
-        let thread = callbacks.arrivals(py)?;
-        log::listen(Arc::clone(&thread));
-        let chooser = chooser
-            .map(|callable| Arc::new(PythonChooser::new(callable, thread)) as Arc<dyn PodChooser>);
+        log::listen(callbacks.arrivals(py)?);
+        let chooser = match chooser {
+            Some(callable) => {
+                let hook = Hook::new(callable, callbacks, py)?;
+                Some(Arc::new(PythonChooser(hook)) as Arc<dyn PodChooser>)
+            }
+            None => None,
+        };
         let driver = ClientDriver::new(
             store.executor(py)?,
             Clock::System,
             own,
             config.0.clone(),
-            route_info.0.clone(),
+            info.driver(py)?,
             chooser,
         );
         Ok(Self {
             driver: Owned::new(driver),
+            states: Owned::new(info.driver(py)?.states()),
         })
     }
 
@@ -273,6 +281,20 @@ impl ClientCore {
                 .map(Answer::Pod)
                 .map_err(|error| error.during("set_linked_pod_if_absent"))
         })
+    }
+
+    /// Calls `hook` for every pod that is lost.
+    fn on_pod_lost(
+        &self,
+        py: Python<'_>,
+        queue: &CompletionQueue,
+        hook: Py<PyAny>,
+    ) -> PyResult<Registration> {
+        let hook = Hook::new(hook, queue, py)?;
+        let driver = self.driver.get(py)?;
+        let audience = driver.on_pod_lost(Arc::new(PythonLostPod(hook)));
+        let states = Arc::clone(self.states.get(py)?);
+        Ok(Registration::new(states, audience, None))
     }
 
     /// Every counter by name.

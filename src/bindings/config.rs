@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use super::argument;
 use super::error::OrRaise;
 use crate::config::{
-    ClientConfig, LeaseTimes, OnRestart, RouteInfoConfig, ServerConfig, seconds_within,
+    ClientConfig, Drain, LeaseTimes, OnRestart, RouteInfoConfig, ServerConfig, seconds_within,
 };
 use crate::route::pick::Strategy;
 
@@ -33,11 +33,10 @@ impl ClientSettings {
         on_restart: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
         let py = link_ttl.py();
-        let capacity = argument::integer("cache_capacity", cache_capacity)?;
         let config = ClientConfig {
             link_ttl: seconds("link_ttl", link_ttl)?,
             cache_ttl: seconds("cache_ttl", cache_ttl)?,
-            cache_capacity: u64::try_from(capacity).unwrap_or(0),
+            cache_capacity: argument::count("cache_capacity", cache_capacity)?,
             strategy: Strategy::parse(argument::text("strategy", strategy)?).or_raise(py)?,
             timeout: seconds("timeout", timeout)?,
             on_restart: OnRestart::parse(argument::text("on_restart", on_restart)?).or_raise(py)?,
@@ -48,16 +47,23 @@ impl ClientSettings {
 
 /// A checked `podlink.RouteInfoConfig`.
 #[pyclass(frozen, module = "podlink._podlink")]
-pub(super) struct RouteInfoSettings(pub(super) RouteInfoConfig);
+pub(super) struct RouteInfoSettings {
+    pub(super) config: RouteInfoConfig,
+    /// The deadline of a call that names none.
+    pub(super) timeout: std::time::Duration,
+}
 
 #[pymethods]
 impl RouteInfoSettings {
     #[new]
-    #[pyo3(signature = (*, refresh, overload_limit, idle))]
+    #[pyo3(signature = (*, refresh, overload_limit, idle, serve_stale, tag_ttl, timeout))]
     fn new(
         refresh: &Bound<'_, PyAny>,
         overload_limit: &Bound<'_, PyAny>,
         idle: &Bound<'_, PyAny>,
+        serve_stale: bool,
+        tag_ttl: &Bound<'_, PyAny>,
+        timeout: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
         let limited = !overload_limit.is_none();
         let limit = limited.then(|| argument::integer("overload_limit", overload_limit));
@@ -65,8 +71,13 @@ impl RouteInfoSettings {
             refresh: seconds("refresh", refresh)?,
             overload_limit: limit.transpose()?,
             idle: seconds("idle", idle)?,
+            serve_stale,
+            tag_ttl: seconds("tag_ttl", tag_ttl)?,
         };
-        config.check().map(Self).or_raise(refresh.py())
+        let given = argument::number("timeout", timeout)?;
+        let timeout = seconds_within("timeout", given, 0.001, 3600.0).or_raise(refresh.py())?;
+        let config = config.check().or_raise(refresh.py())?;
+        Ok(Self { config, timeout })
     }
 }
 
@@ -77,7 +88,7 @@ pub(super) struct ServerSettings(pub(super) ServerConfig);
 #[pymethods]
 impl ServerSettings {
     #[new]
-    #[pyo3(signature = (*, lease, renew, guard, gap, grace, cpu_factor, link_grace, timeout))]
+    #[pyo3(signature = (*, lease, renew, guard, gap, grace, cpu_factor, link_grace, drain, timeout))]
     #[allow(
         clippy::too_many_arguments,
         reason = "each is one figure of the configuration"
@@ -90,6 +101,7 @@ impl ServerSettings {
         grace: &Bound<'_, PyAny>,
         cpu_factor: &Bound<'_, PyAny>,
         link_grace: &Bound<'_, PyAny>,
+        drain: &Bound<'_, PyAny>,
         timeout: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
         let times = LeaseTimes {
@@ -103,6 +115,7 @@ impl ServerSettings {
             guard: seconds("guard", guard)?,
             cpu_factor: argument::number("cpu_factor", cpu_factor)?,
             link_grace: seconds("link_grace", link_grace)?,
+            drain: Drain::parse(argument::text("drain", drain)?).or_raise(lease.py())?,
             timeout: seconds("timeout", timeout)?,
         };
         config.check().map(Self).or_raise(lease.py())

@@ -1,44 +1,151 @@
-//! Python functions that the core calls: they run on a Python thread, and the core waits for the
-//! reply like for any other I/O.
+//! Python functions that the core calls: they run on a Python thread or loop, and the core waits
+//! for the reply like for any other I/O, or does not wait at all.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
+use pyo3_async_runtimes::{TaskLocals, into_future_with_locals};
 use tokio::sync::oneshot;
 
 use super::argument;
-use super::queue::Arrivals;
-use crate::driver::client::PodChooser;
+use super::queue::{Arrivals, CompletionQueue};
+use super::runtime;
+use crate::driver::client::{LostPodHook, PodChooser};
+use crate::driver::server::PodHooks;
+use crate::driver::states::Audience;
 use crate::error::{Error, ErrorKind};
-use crate::id::{PodIndex, ServiceId, Uid};
-use crate::route::state::{Pod, PodState};
+use crate::id::{LinkId, PodIndex, ServiceId, Uid};
+use crate::route::state::{Change, Pod, PodState};
+
+/// A Python function, with the queue of the loop or thread that runs it.
+#[derive(Debug, Clone)]
+pub(super) struct Hook {
+    callable: Arc<Py<PyAny>>,
+    home: Arc<Arrivals>,
+}
+
+impl Hook {
+    /// Calls of `callable` are run by whoever empties `queue`.
+    pub(super) fn new(
+        callable: Py<PyAny>,
+        queue: &CompletionQueue,
+        py: Python<'_>,
+    ) -> PyResult<Self> {
+        let callable = Arc::new(callable);
+        let home = queue.arrivals(py)?;
+        Ok(Self { callable, home })
+    }
+
+    /// Calls the function without waiting for it.
+    fn tell(&self, arguments: Arguments) {
+        self.call(arguments, Recipient::Nobody);
+    }
+
+    /// Calls the function and waits for what it answers.
+    async fn ask<T>(
+        &self,
+        arguments: Arguments,
+        recipient: impl FnOnce(oneshot::Sender<Replied<T>>) -> Recipient,
+    ) -> Result<T, Error> {
+        let (reply, replied) = oneshot::channel();
+        self.call(arguments, recipient(reply));
+        match replied.await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(why)) => Err(Error::new(ErrorKind::Internal, why)),
+            Err(_) => Err(Error::new(
+                ErrorKind::Closed,
+                "the loop or thread of the hook has ended",
+            )),
+        }
+    }
+
+    fn call(&self, arguments: Arguments, reply: Recipient) {
+        let callable = Arc::clone(&self.callable);
+        self.home.call(Call {
+            callable,
+            arguments,
+            reply,
+        });
+    }
+}
 
 /// What a Python function answered: a value, or the text of its exception.
 type Replied<T> = Result<T, String>;
 
+/// What a hook is called with.
+enum Arguments {
+    Nothing,
+    Choose(Uid, Vec<Pod>),
+    User(LinkId),
+    Changed(ServiceId, Change),
+    Lost(ServiceId, PodIndex, u64),
+}
+
+/// Who waits for the answer.
+enum Recipient {
+    Nobody,
+    Pod(oneshot::Sender<Replied<Option<PodIndex>>>),
+    Number(oneshot::Sender<Replied<i64>>),
+    Done(oneshot::Sender<Replied<()>>),
+}
+
 /// A call of a Python function, waiting for a Python thread.
 pub(super) struct Call {
     callable: Arc<Py<PyAny>>,
-    uid: Uid,
-    candidates: Vec<Pod>,
-    reply: oneshot::Sender<Replied<Option<PodIndex>>>,
+    arguments: Arguments,
+    reply: Recipient,
 }
 
 impl Call {
     /// The callable, its arguments and where to put the answer.
     pub(super) fn into_python(self, py: Python<'_>) -> PyResult<Bound<'_, PyTuple>> {
-        let candidates: PyResult<Vec<_>> = self
-            .candidates
-            .iter()
-            .map(|pod| state_fields(py, &pod.state))
-            .collect();
-        let arguments = (self.uid.as_str(), candidates?).into_pyobject(py)?;
-        let reply = Reply {
-            to: Mutex::new(Some(self.reply)),
-        };
-        (self.callable.clone_ref(py), arguments, Py::new(py, reply)?).into_pyobject(py)
+        let arguments = self.arguments.into_python(py)?;
+        let to = Mutex::new(Some(self.reply));
+        (
+            self.callable.clone_ref(py),
+            arguments,
+            Py::new(py, Reply { to })?,
+        )
+            .into_pyobject(py)
+    }
+}
+
+impl Arguments {
+    fn into_python(self, py: Python<'_>) -> PyResult<Bound<'_, PyTuple>> {
+        match self {
+            Self::Nothing => Ok(PyTuple::empty(py)),
+            Self::Choose(uid, candidates) => {
+                let candidates: PyResult<Vec<_>> = candidates
+                    .iter()
+                    .map(|pod| state_fields(py, &pod.state))
+                    .collect();
+                (uid.as_str(), candidates?).into_pyobject(py)
+            }
+            Self::User(link) => (
+                link.service.namespace.as_str(),
+                link.uid.as_str(),
+                link.service.service.as_str(),
+            )
+                .into_pyobject(py),
+            Self::Changed(service, change) => {
+                let fields = |state: Option<Arc<PodState>>| {
+                    state.map(|state| state_fields(py, &state)).transpose()
+                };
+                (
+                    service.namespace.as_str(),
+                    service.service.as_str(),
+                    change.pod.get(),
+                    fields(change.previous)?,
+                    fields(change.now)?,
+                )
+                    .into_pyobject(py)
+            }
+            Self::Lost(service, pod, users) => {
+                (service.service.as_str(), pod.get(), users).into_pyobject(py)
+            }
+        }
     }
 }
 
@@ -62,56 +169,80 @@ pub(super) fn state_fields<'py>(
 /// Where a hook's answer goes. An answer that nobody waits for any more is dropped.
 #[pyclass(frozen, module = "podlink._podlink")]
 pub(super) struct Reply {
-    to: Mutex<Option<oneshot::Sender<Replied<Option<PodIndex>>>>>,
+    to: Mutex<Option<Recipient>>,
 }
 
 #[pymethods]
 impl Reply {
-    /// Answers with a pod index or None.
+    /// Answers with what the function returned.
     fn answer(&self, value: &Bound<'_, PyAny>) -> PyResult<()> {
-        let pod = if value.is_none() {
-            None
-        } else {
-            Some(argument::pod_index(value)?)
-        };
-        self.put(Ok(pod));
+        let Some(to) = self.take() else { return Ok(()) };
+        match to {
+            Recipient::Nobody => {}
+            Recipient::Done(to) => send(to, Ok(())),
+            Recipient::Number(to) => send(to, read(argument::integer("load", value))),
+            Recipient::Pod(to) if value.is_none() => send(to, Ok(None)),
+            Recipient::Pod(to) => send(to, read(argument::pod_index(value)).map(Some)),
+        }
         Ok(())
     }
 
     /// Answers that the hook failed.
     fn fail(&self, why: String) {
-        self.put(Err(why));
+        match self.take() {
+            Some(Recipient::Pod(to)) => send(to, Err(why)),
+            Some(Recipient::Number(to)) => send(to, Err(why)),
+            Some(Recipient::Done(to)) => send(to, Err(why)),
+            Some(Recipient::Nobody) | None => {}
+        }
     }
 }
 
 impl Reply {
-    fn put(&self, replied: Replied<Option<PodIndex>>) {
-        if let Some(to) = self
-            .to
+    fn take(&self) -> Option<Recipient> {
+        self.to
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take()
-        {
-            let _nobody_waits = to.send(replied);
-        }
     }
+}
+
+fn send<T>(to: oneshot::Sender<T>, answer: T) {
+    let _nobody_waits = to.send(answer);
+}
+
+/// A wrong answer is the hook's failure, in the words of every other wrong argument.
+fn read<T>(answer: PyResult<T>) -> Replied<T> {
+    answer.map_err(|error| error.to_string())
+}
+
+/// Awaits a hook's coroutine on `event_loop`, with the context variables of its registration, and
+/// answers with what it returns. `answering` is the coroutine that does both; it is Rust that
+/// waits for it, so a loop that ends under it leaves nobody waiting.
+#[pyfunction]
+pub(super) fn await_hook(
+    event_loop: Bound<'_, PyAny>,
+    context: Bound<'_, PyAny>,
+    answering: Bound<'_, PyAny>,
+    reply: Py<Reply>,
+) -> PyResult<()> {
+    let py = event_loop.py();
+    let locals = TaskLocals::new(event_loop).with_context(context);
+    let answered = into_future_with_locals(&locals, answering)?;
+    runtime::handle(py)?.spawn(async move {
+        // It has answered already if all went well; a cancelled one has not.
+        if answered.await.is_err() {
+            reply
+                .get()
+                .fail("the hook's coroutine was cancelled".to_owned());
+        }
+    });
+    Ok(())
 }
 
 /// A strategy that is a Python function `(uid, candidates) -> pod_index | None`.
 #[derive(Debug)]
-pub(super) struct PythonChooser {
-    callable: Arc<Py<PyAny>>,
-    thread: Arc<Arrivals>,
-}
-
-impl PythonChooser {
-    pub(super) fn new(callable: Py<PyAny>, thread: Arc<Arrivals>) -> Self {
-        Self {
-            callable: Arc::new(callable),
-            thread,
-        }
-    }
-}
+pub(super) struct PythonChooser(pub(super) Hook);
 
 #[async_trait]
 impl PodChooser for PythonChooser {
@@ -121,21 +252,93 @@ impl PodChooser for PythonChooser {
         uid: &Uid,
         candidates: Vec<Pod>,
     ) -> Result<Option<PodIndex>, Error> {
-        let (reply, replied) = oneshot::channel();
-        let callable = Arc::clone(&self.callable);
-        self.thread.call(Call {
-            callable,
-            uid: uid.clone(),
-            candidates,
-            reply,
-        });
-        match replied.await {
-            Ok(Ok(pod)) => Ok(pod),
-            Ok(Err(why)) => Err(Error::new(ErrorKind::Internal, why)),
-            Err(_) => Err(Error::new(
-                ErrorKind::Closed,
-                "the callback thread has ended",
-            )),
+        let arguments = Arguments::Choose(uid.clone(), candidates);
+        self.0.ask(arguments, Recipient::Pod).await
+    }
+}
+
+/// A Python function that hears of changes of one service, or of all.
+#[derive(Debug)]
+pub(super) struct PythonAudience {
+    pub(super) hook: Hook,
+    pub(super) service: Option<ServiceId>,
+}
+
+impl Audience for PythonAudience {
+    fn hear(&self, service: &ServiceId, changes: &[Change]) {
+        if self
+            .service
+            .as_ref()
+            .is_some_and(|wanted| wanted != service)
+        {
+            return;
+        }
+        for change in changes {
+            self.hook
+                .tell(Arguments::Changed(service.clone(), change.clone()));
+        }
+    }
+}
+
+/// A Python function that hears of lost pods.
+#[derive(Debug)]
+pub(super) struct PythonLostPod(pub(super) Hook);
+
+impl LostPodHook for PythonLostPod {
+    fn lost(&self, service: &ServiceId, pod: PodIndex, users_cached: u64) {
+        self.0
+            .tell(Arguments::Lost(service.clone(), pod, users_cached));
+    }
+}
+
+/// The Python functions of a server driver.
+#[derive(Debug, Default)]
+pub(super) struct PythonPodHooks {
+    pub(super) load: Option<Hook>,
+    pub(super) drain: Mutex<Vec<Hook>>,
+    pub(super) lease_lost: Mutex<Vec<Hook>>,
+}
+
+impl PythonPodHooks {
+    fn all(hooks: &Mutex<Vec<Hook>>) -> Vec<Hook> {
+        hooks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn add(hooks: &Mutex<Vec<Hook>>, hook: Hook) {
+        hooks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(hook);
+    }
+}
+
+#[async_trait]
+impl PodHooks for PythonPodHooks {
+    fn reports_load(&self) -> bool {
+        self.load.is_some()
+    }
+
+    async fn load(&self) -> Result<i64, Error> {
+        match &self.load {
+            Some(load) => load.ask(Arguments::Nothing, Recipient::Number).await,
+            None => Ok(0),
+        }
+    }
+
+    async fn drain(&self, link: &LinkId) -> Result<(), Error> {
+        let mut failure = None;
+        for hook in Self::all(&self.drain) {
+            let answer = hook
+                .ask(Arguments::User(link.clone()), Recipient::Done)
+                .await;
+            failure = failure.or(answer.err());
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn lease_lost(&self) {
+        for hook in Self::all(&self.lease_lost) {
+            hook.tell(Arguments::Nothing);
         }
     }
 }

@@ -3,8 +3,9 @@
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, Once, PoisonError};
 
+use arc_swap::ArcSwap;
 use pyo3::prelude::*;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -25,11 +26,19 @@ struct Waiting {
     listener: Option<Arc<Arrivals>>,
 }
 
-static WAITING: Mutex<Option<Waiting>> = Mutex::new(None);
+/// Behind a pointer, because the lock may be held by a thread that a forked child does not have.
+static WAITING: LazyLock<ArcSwap<Mutex<Waiting>>> = LazyLock::new(ArcSwap::default);
 
 fn with_waiting<T>(f: impl FnOnce(&mut Waiting) -> T) -> T {
-    let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
-    f(waiting.get_or_insert_default())
+    let waiting = WAITING.load();
+    let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+    f(&mut waiting)
+}
+
+/// Starts anew in a forked child. What waited is the parent's, and so is who listened; both may
+/// have been caught in the middle of a change, so they are left as they are.
+pub(super) fn after_fork_in_child() {
+    std::mem::forget(WAITING.swap(Arc::default()));
 }
 
 /// The records that wait, and how many were dropped since the last call.
@@ -46,12 +55,12 @@ pub(super) fn take_logs() -> (Vec<Record>, u64) {
 /// Sends log records to this queue's thread from now on.
 pub(super) fn listen(listener: Arc<Arrivals>) {
     static INSTALLED: Once = Once::new();
+    with_waiting(|waiting| waiting.listener = Some(listener));
     // Where the program has a subscriber of its own already, it keeps it.
     INSTALLED.call_once(|| {
         let subscriber = tracing_subscriber::registry().with(ToPython);
         let _already_set = tracing::subscriber::set_global_default(subscriber);
     });
-    with_waiting(|waiting| waiting.listener = Some(listener));
 }
 
 struct ToPython;

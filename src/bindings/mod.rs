@@ -9,6 +9,7 @@ mod client;
 mod config;
 mod error;
 mod hook;
+mod info;
 mod log;
 mod queue;
 mod runtime;
@@ -27,7 +28,9 @@ mod _podlink {
     #[pymodule_export]
     use super::error::error_codes;
     #[pymodule_export]
-    use super::hook::Reply;
+    use super::hook::{Reply, await_hook};
+    #[pymodule_export]
+    use super::info::{InfoCore, Registration};
     #[pymodule_export]
     use super::log::take_logs;
     #[pymodule_export]

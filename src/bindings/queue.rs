@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
@@ -16,7 +16,10 @@ use pyo3::types::{PyDict, PyList, PyTuple};
 
 use super::error::{parts, raise};
 use super::hook::Call;
+use super::info::states_to_python;
 use super::runtime::{self, Owned};
+use crate::driver::info::States;
+use crate::driver::server::DrainReport;
 use crate::error::{Error, ErrorKind};
 use crate::id::{PodIndex, ServiceName, Uid};
 
@@ -29,6 +32,9 @@ pub(super) enum Answer {
     Won(bool, PodIndex),
     Services(BTreeMap<ServiceName, PodIndex>),
     Users(BTreeMap<PodIndex, Vec<Uid>>),
+    Name(Option<ServiceName>),
+    States(States),
+    Drained(DrainReport),
 }
 
 impl Answer {
@@ -58,6 +64,21 @@ impl Answer {
                 }
                 table.into_any().unbind()
             }
+            Self::Name(name) => {
+                let name = name.as_ref().map(ServiceName::as_str);
+                name.into_pyobject(py)?.into_any().unbind()
+            }
+            Self::States(states) => states_to_python(py, &states)?.into_any().unbind(),
+            Self::Drained(report) => {
+                let seconds = report.took.as_secs_f64();
+                let fields = (
+                    report.released,
+                    report.handed_over,
+                    report.remaining,
+                    seconds,
+                );
+                fields.into_pyobject(py)?.into_any().unbind()
+            }
         })
     }
 }
@@ -71,6 +92,8 @@ pub(super) struct Arrivals {
     /// who might write.
     bell: UnixStream,
     ear: UnixStream,
+    /// The queue's Python half is gone.
+    deserted: AtomicBool,
 }
 
 #[derive(Default)]
@@ -94,6 +117,7 @@ impl Arrivals {
             inbox: Mutex::default(),
             bell,
             ear,
+            deserted: AtomicBool::new(false),
         })
     }
 
@@ -119,9 +143,26 @@ impl Arrivals {
         let _full_or_closed = (&self.bell).write(&[1]);
     }
 
-    /// Puts a hook call into the queue.
+    /// Puts a hook call into the queue. Where the loop has ended, or does not keep up by far, the
+    /// call is dropped: whoever waits for its answer hears of that, and nobody runs out of memory.
     pub(super) fn call(&self, call: Call) {
-        self.arrive(|inbox| inbox.calls.push(call));
+        const WAITING_MAX: usize = 100_000;
+        if self.deserted.load(Ordering::Acquire) {
+            return;
+        }
+        self.arrive(|inbox| {
+            if inbox.calls.len() < WAITING_MAX {
+                inbox.calls.push(call);
+            } else {
+                tracing::warn!("a hook call was dropped: its loop or thread does not keep up");
+            }
+        });
+    }
+
+    /// Nobody will empty this queue any more.
+    fn desert(&self) {
+        self.deserted.store(true, Ordering::Release);
+        self.lock().calls.clear();
     }
 
     fn hear(&self) {
@@ -221,6 +262,14 @@ impl CompletionQueue {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .len()
+    }
+}
+
+impl Drop for CompletionQueue {
+    fn drop(&mut self) {
+        if let Some(arrivals) = self.arrivals.ours() {
+            arrivals.desert();
+        }
     }
 }
 

@@ -22,6 +22,12 @@ static RUNTIME: Mutex<Option<(u64, Handle)>> = Mutex::new(None);
 #[pyfunction]
 pub(super) fn after_fork_in_child() {
     GENERATION.fetch_add(1, Ordering::SeqCst);
+    super::log::after_fork_in_child();
+}
+
+/// How many forks lie between the first process and this one.
+pub(super) fn generation() -> u64 {
+    GENERATION.load(Ordering::SeqCst)
 }
 
 /// The runtime, started by the first call in this process.
@@ -76,6 +82,11 @@ impl<T> Owned<T> {
     /// Whether this is the process that made it. One atomic load.
     pub(super) fn is_ours(&self) -> bool {
         self.generation == GENERATION.load(Ordering::Relaxed)
+    }
+
+    /// The value in the process that made it, `None` elsewhere.
+    pub(super) fn ours(&self) -> Option<&T> {
+        self.is_ours().then_some(&*self.value)
     }
 
     /// The value, in the process that made it.

@@ -1,18 +1,21 @@
 //! `podlink.ServerDriver`, the compiled half.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use pyo3::prelude::*;
 
 use super::argument;
 use super::config::ServerSettings;
 use super::error::{OrRaise, raise};
+use super::hook::{Hook, PythonPodHooks};
 use super::log;
 use super::queue::{Answer, CompletionQueue};
 use super::runtime::Owned;
 use super::store::StoreCore;
 use crate::clock::{Clock, Tick};
-use crate::driver::server::{ServerDriver, ServerInfo};
+use crate::config::{Drain, seconds_within};
+use crate::driver::server::{PodHooks, ServerDriver, ServerInfo};
 use crate::id::{LinkId, Namespace, ServiceId, invalid, shown};
 use crate::route::link::{Persist, Removal};
 use crate::route::state::RoutingState;
@@ -21,6 +24,7 @@ use crate::route::state::RoutingState;
 #[pyclass(frozen, module = "podlink._podlink")]
 pub(super) struct ServerCore {
     driver: Owned<ServerDriver>,
+    hooks: Owned<Arc<PythonPodHooks>>,
 }
 
 #[pymethods]
@@ -36,6 +40,7 @@ impl ServerCore {
         metadata: BTreeMap<String, String>,
         config: &ServerSettings,
         callbacks: &CompletionQueue,
+        load: Option<(PyRef<'_, CompletionQueue>, Py<PyAny>)>,
     ) -> PyResult<Self> {
         let py = namespace.py();
         let namespace = Namespace::new(argument::text("namespace", namespace)?).or_raise(py)?;
@@ -50,9 +55,19 @@ impl ServerCore {
         };
         log::listen(callbacks.arrivals(py)?);
         let config = config.0.clone();
-        let driver = ServerDriver::new(store.executor(py)?, Clock::System, info, config);
+        let load = load
+            .map(|(queue, hook)| Hook::new(hook, &queue, py))
+            .transpose()?;
+        let hooks = Arc::new(PythonPodHooks {
+            load,
+            ..PythonPodHooks::default()
+        });
+        let executor = store.executor(py)?;
+        let told = Arc::clone(&hooks) as Arc<dyn PodHooks>;
+        let driver = ServerDriver::new(executor, Clock::System, info, config, told);
         Ok(Self {
             driver: Owned::new(driver),
+            hooks: Owned::new(hooks),
         })
     }
 
@@ -76,16 +91,48 @@ impl ServerCore {
         &self,
         queue: &CompletionQueue,
         waiter: Py<PyAny>,
-        timeout: &Bound<'_, PyAny>,
+        deadline: &Bound<'_, PyAny>,
+        drain: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let driver = self.driver(timeout.py())?;
-        let deadline = driver.deadline(argument::timeout(timeout)?);
-        queue.spawn(timeout.py(), waiter, async move {
-            let stopped = driver.stop(deadline).await;
-            stopped
-                .map(|()| Answer::Nothing)
+        let py = deadline.py();
+        let driver = self.driver(py)?;
+        let rule = if drain.is_none() {
+            driver.drain_rule()
+        } else {
+            Drain::parse(argument::text("drain", drain)?).or_raise(py)?
+        };
+        let seconds = argument::number("deadline", deadline)?;
+        let given = seconds_within("deadline", seconds, 0.001, 3600.0).or_raise(py)?;
+        let until = driver.deadline(Some(given));
+        queue.spawn(py, waiter, async move {
+            let report = driver.stop(rule, until).await;
+            report
+                .map(Answer::Drained)
                 .map_err(|error| error.during("stop"))
         })
+    }
+
+    /// Calls `hook` for every user that the pod owns when it stops.
+    fn on_drain(&self, py: Python<'_>, queue: &CompletionQueue, hook: Py<PyAny>) -> PyResult<()> {
+        let hook = Hook::new(hook, queue, py)?;
+        PythonPodHooks::add(&self.hooks.get(py)?.drain, hook);
+        Ok(())
+    }
+
+    /// Calls `hook` when the lease is lost.
+    fn on_lease_lost(
+        &self,
+        py: Python<'_>,
+        queue: &CompletionQueue,
+        hook: Py<PyAny>,
+    ) -> PyResult<()> {
+        let hook = Hook::new(hook, queue, py)?;
+        PythonPodHooks::add(&self.hooks.get(py)?.lease_lost, hook);
+        Ok(())
+    }
+
+    fn weighted_load(&self, py: Python<'_>) -> PyResult<i64> {
+        Ok(self.driver(py)?.weighted_load())
     }
 
     fn set_load_state(&self, load_state: &Bound<'_, PyAny>) -> PyResult<()> {

@@ -8,9 +8,9 @@ use pyo3::prelude::*;
 use super::argument;
 use super::error::OrRaise;
 use super::queue::{Answer, CompletionQueue};
-use super::runtime::Owned;
+use super::runtime::{self, Owned};
 use crate::clock::Clock;
-use crate::config::StoreConfig;
+use crate::config::{Address, StoreConfig};
 use crate::executor::{self, Executor};
 
 /// How long a ping may take when the caller names no time.
@@ -30,7 +30,12 @@ impl StoreCore {
     fn new(url: &Bound<'_, PyAny>, options: BTreeMap<String, String>) -> PyResult<Self> {
         let py = url.py();
         let options: Vec<(String, String)> = options.into_iter().collect();
-        let config = StoreConfig::parse(argument::text("url", url)?, &options).or_raise(py)?;
+        let mut config = StoreConfig::parse(argument::text("url", url)?, &options).or_raise(py)?;
+        if let Address::Memory(Some(name)) = &mut config.address {
+            // A forked child has a copy of its parent's memory, and must not own what is in it.
+            // No name in a URL contains this character.
+            name.push_str(&format!("#{}", runtime::generation()));
+        }
         let executor = executor::open(&config, Clock::System).or_raise(py)?;
         Ok(Self {
             executor: Owned::new(executor),

@@ -3,8 +3,8 @@
 mod place;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -13,15 +13,17 @@ use rand::Rng;
 
 use super::by;
 use super::flight::Flights;
-use super::states::{StateCache, View, Watched};
+use super::info::InfoDriver;
+use super::states::{Audience, StateCache, Watched};
+use super::view::View;
 use crate::cache::{Entry, Key, LinkCache, Scope, Ticket};
 use crate::clock::{Clock, Tick};
-use crate::config::{ClientConfig, RouteInfoConfig};
+use crate::config::ClientConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Executor;
 use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid};
 use crate::route::link::{Life, StoredLink, valid_until};
-use crate::route::state::Pod;
+use crate::route::state::{Change, Pod, Standing};
 use crate::telemetry::{ClientStats, count};
 
 /// A function of the program's own that chooses a pod for a new user.
@@ -35,6 +37,46 @@ pub trait PodChooser: Send + Sync + std::fmt::Debug + 'static {
         uid: &Uid,
         candidates: Vec<Pod>,
     ) -> Result<Option<PodIndex>>;
+}
+
+/// Wants to know when a pod is lost.
+pub trait LostPodHook: Send + Sync + std::fmt::Debug + 'static {
+    /// The pod is gone, and so many users were remembered with it. Must not wait.
+    fn lost(&self, service: &ServiceId, pod: PodIndex, users_cached: u64);
+}
+
+/// Looks for lost pods among all changes.
+#[derive(Debug)]
+struct LostPods {
+    client: Weak<Shared>,
+    hook: Arc<dyn LostPodHook>,
+}
+
+impl Audience for LostPods {
+    fn hear(&self, service: &ServiceId, changes: &[Change]) {
+        let Some(client) = self.client.upgrade() else {
+            return;
+        };
+        let lost = changes.iter().filter(|change| change.now.is_none());
+        let lost: Vec<PodIndex> = lost.map(|change| change.pod).collect();
+        let number = client
+            .known
+            .load()
+            .get(&service.service)
+            .map(|known| known.number);
+        let (hook, service) = (Arc::clone(&self.hook), service.clone());
+        if lost.is_empty() || client.namespace != service.namespace {
+            return;
+        }
+        // Counting looks at the whole cache: not on a thread that moves bytes. It ends by itself.
+        tokio::task::spawn_blocking(move || {
+            for pod in lost {
+                let now = client.clock.now();
+                let users = number.map_or(0, |number| client.cache.count_on(number, pod, now));
+                hook.lost(&service, pod, users);
+            }
+        });
+    }
 }
 
 /// Finds or makes links. Cheap to clone; the clones are one driver.
@@ -62,7 +104,8 @@ struct Shared {
 /// What the hot path needs to know about a service.
 #[derive(Debug)]
 struct Known {
-    id: ServiceId,
+    /// This driver's own number for the service, in cache entries.
+    number: u32,
     scope: Scope,
     watched: Arc<Watched>,
 }
@@ -76,18 +119,18 @@ struct Target {
 }
 
 impl ClientDriver {
-    /// A driver for links of `namespace`. No I/O, no task: the first call starts what it needs.
+    /// A driver for links of `namespace` that sees the pods as `info` does. No I/O, no task: the
+    /// first call starts what it needs.
     #[must_use]
     pub fn new(
         executor: Arc<dyn Executor>,
         clock: Clock,
         namespace: Namespace,
         config: ClientConfig,
-        route_info: RouteInfoConfig,
+        info: &InfoDriver,
         chooser: Option<Arc<dyn PodChooser>>,
     ) -> Self {
         let seed = rand::rng().random();
-        let states = StateCache::new(Arc::clone(&executor), clock.clone(), route_info);
         let shared = Shared {
             cache: LinkCache::new(config.cache_capacity, config.cache_ttl, seed),
             executor,
@@ -95,7 +138,7 @@ impl ClientDriver {
             namespace,
             config,
             chooser,
-            states,
+            states: info.states(),
             flights: Flights::new(),
             known: ArcSwap::default(),
             stats: ClientStats::default(),
@@ -272,11 +315,7 @@ impl ClientDriver {
         else {
             return Ok(None);
         };
-        let entry = Entry {
-            pod,
-            incarnation: target.incarnation(pod, now),
-            valid_until,
-        };
+        let entry = target.entry(pod, valid_until, now);
         let previous = self.shared.cache.replace(target.key, entry, now);
         Ok(previous.map(|entry| entry.pod))
     }
@@ -353,10 +392,20 @@ impl ClientDriver {
         Ok(placed.link.pod)
     }
 
-    /// Ends the driver's tasks. Later calls fail with `Closed`. A second close does nothing.
+    /// Tells `hook` of every pod that is lost from now on: dead or withdrawn. The state cache's
+    /// `tell_no_more` takes it back.
+    #[must_use]
+    pub fn on_pod_lost(&self, hook: Arc<dyn LostPodHook>) -> Arc<dyn Audience> {
+        let client = Arc::downgrade(&self.shared);
+        let audience: Arc<dyn Audience> = Arc::new(LostPods { client, hook });
+        self.shared.states.tell(Arc::clone(&audience));
+        audience
+    }
+
+    /// Ends the driver: later calls fail with `Closed`. A second close does nothing. What it
+    /// knew of the pods belongs to the route info driver.
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::SeqCst);
-        self.shared.states.close();
         self.shared.known.store(Arc::default());
     }
 
@@ -378,14 +427,21 @@ impl ClientDriver {
 impl View {
     /// Whether this pod may serve its users, and is still the process it was.
     fn serves(&self, pod: PodIndex, incarnation: Incarnation, now: Tick) -> bool {
-        let found = self.snapshot.pod(pod);
-        found.is_some_and(|pod| {
-            pod.state.incarnation == incarnation && pod.standing(now).is_available()
-        })
+        self.incarnation(pod) == incarnation && self.standing(pod, now).is_available()
     }
 }
 
 impl Target {
+    /// What the cache is to hold: the pod as the process that it is now.
+    fn entry(&self, pod: PodIndex, valid_until: Tick, now: Tick) -> Entry {
+        Entry {
+            pod,
+            incarnation: self.incarnation(pod, now),
+            service: self.known.number,
+            valid_until,
+        }
+    }
+
     fn incarnation(&self, pod: PodIndex, now: Tick) -> Incarnation {
         let view = self.known.watched.current(now);
         let view = view.as_ref().and_then(|view| view.as_ref());
@@ -422,18 +478,21 @@ impl Shared {
         {
             return Arc::clone(known);
         }
-        let known = Arc::new(Known {
-            id: id.clone(),
-            scope: self.cache.scope(id),
-            watched: self.states.service(id),
-        });
+        let watched = self.states.service(id);
         self.known.rcu(|table| {
+            // A service keeps its number when it comes back after a time without use.
+            let earlier = table.get(&id.service).map(|known| known.number);
+            let next = u32::try_from(table.len()).unwrap_or(u32::MAX);
+            let known = Known {
+                number: earlier.unwrap_or(next),
+                scope: self.cache.scope(id),
+                watched: Arc::clone(&watched),
+            };
             let mut table = HashMap::clone(table);
-            table.retain(|_, known| !known.watched.is_retired());
-            table.insert(known.id.service.clone(), Arc::clone(&known));
+            table.insert(id.service.clone(), Arc::new(known));
             table
         });
-        known
+        self.known(id)
     }
 
     /// What the cache holds, unless what is known of the pods speaks against it.
@@ -444,10 +503,13 @@ impl Shared {
         let believed = view
             .as_ref()
             .and_then(|view| view.as_ref())
-            .is_none_or(|view| {
-                let unseen = entry.incarnation == Incarnation::NONE
-                    && view.incarnation(entry.pod) == Incarnation::NONE;
-                unseen || view.serves(entry.pod, entry.incarnation, now)
+            .is_none_or(|view| match entry.incarnation {
+                // Nobody knew the pod then: only what is known of it now speaks against it.
+                Incarnation::NONE => {
+                    let standing = view.standing(entry.pod, now);
+                    standing == Standing::Unknown || standing.is_available()
+                }
+                incarnation => view.serves(entry.pod, incarnation, now),
             });
         believed.then_some(entry.pod)
     }
@@ -460,6 +522,11 @@ impl Shared {
     ) -> Result<Option<StoredLink>> {
         let (ticket, asked) = (self.cache.ticket(target.key), self.clock.now());
         let stored = self.executor.get(&target.link, deadline).await?;
+        if stored.is_some() {
+            // So that the cache knows which process of the pod it means. If the pods cannot be
+            // read, the answer is good all the same.
+            let _unknown = target.known.watched.view(&self.clock, deadline).await;
+        }
         if let Some(link) = stored.filter(|link| keep(link.life)) {
             self.remember(target, link, asked, ticket);
         }
@@ -469,13 +536,8 @@ impl Shared {
     fn remember(&self, target: &Target, link: StoredLink, asked: Tick, ticket: Ticket) {
         let now = self.clock.now();
         if let Some(valid_until) = valid_until(asked, link.life, self.config.cache_ttl) {
-            let incarnation = target.incarnation(link.pod, now);
-            let entry = Entry {
-                pod: link.pod,
-                incarnation,
-                valid_until,
-            };
-            self.cache.insert(target.key, entry, ticket);
+            self.cache
+                .insert(target.key, target.entry(link.pod, valid_until, now), ticket);
         }
     }
 }

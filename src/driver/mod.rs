@@ -1,9 +1,12 @@
 //! The use cases: they order the steps and own the tasks. Every task has an owner that ends it.
 
 pub mod client;
+mod cpu;
 mod flight;
+pub mod info;
 pub mod server;
 pub mod states;
+pub mod view;
 
 use crate::clock::{Clock, Tick};
 use crate::error::{Error, ErrorKind, Result};

@@ -4,8 +4,8 @@
 //! Readers take the current view without a lock. A service that nobody asks for is dropped.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -14,17 +14,24 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 use super::by;
+use super::view::View;
 use crate::clock::{Clock, Tick};
 use crate::config::RouteInfoConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::executor::{Executor, Pods};
-use crate::id::{Incarnation, PodIndex, ServiceId};
-use crate::route::pick::{Chance, Seat, Strategy, pick};
-use crate::route::state::{Pod, Snapshot, Standing};
-use crate::telemetry::StateStats;
+use crate::executor::{Changes, Executor, Pods};
+use crate::id::{PodIndex, ServiceId};
+use crate::route::pick::{Chance, Strategy};
+use crate::route::state::{Change, Policy, Seen, Snapshot};
+use crate::telemetry::{StateStats, count};
 
 /// How long one reading of all pods may take.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Somebody who wants to know when pods come, go, or change.
+pub trait Audience: Send + Sync + std::fmt::Debug + 'static {
+    /// Takes note of changes, in their order. Must not wait: it runs on the refresh task.
+    fn hear(&self, service: &ServiceId, changes: &[Change]);
+}
 
 /// The state caches of all services in use. Dropping it ends their tasks.
 #[derive(Debug)]
@@ -34,6 +41,8 @@ pub struct StateCache {
     config: RouteInfoConfig,
     stats: Arc<StateStats>,
     services: ArcSwap<HashMap<ServiceId, Arc<Watched>>>,
+    /// Who is told of changes. Never held across an await, nor while somebody is told.
+    audience: Mutex<Vec<Arc<dyn Audience>>>,
     /// Serialises changes of the table; readers do not take it. Never held across an await.
     changing: Mutex<()>,
 }
@@ -48,6 +57,7 @@ impl StateCache {
             config,
             stats: Arc::default(),
             services: ArcSwap::default(),
+            audience: Mutex::default(),
             changing: Mutex::new(()),
         })
     }
@@ -94,6 +104,21 @@ impl StateCache {
         self.services.store(Arc::new(services));
     }
 
+    /// Tells `audience` of every change from now on.
+    pub fn tell(&self, audience: Arc<dyn Audience>) {
+        self.audience().push(audience);
+    }
+
+    /// Tells `audience` nothing any more.
+    pub fn tell_no_more(&self, audience: &Arc<dyn Audience>) {
+        self.audience()
+            .retain(|other| !Arc::ptr_eq(other, audience));
+    }
+
+    fn audience(&self) -> MutexGuard<'_, Vec<Arc<dyn Audience>>> {
+        self.audience.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn load(&self, watched: &Watched) -> Result<()> {
         let asked = self.clock.now();
         let pods = self
@@ -101,14 +126,71 @@ impl StateCache {
             .pods(&watched.id, asked.after(LOAD_TIMEOUT))
             .await?;
         watched.report(&pods, &self.stats);
-        let snapshot = Snapshot::new(pods.records, asked, self.config.overload_limit);
+        let snapshot = Snapshot::new(pods.records, asked, self.policy());
+        let previous = watched.view.load_full();
         let view = View::new(
             snapshot,
-            watched.view.load_full().as_deref(),
+            previous.as_deref(),
+            pods.watchers,
             self.clock.now(),
         );
         watched.view.store(Some(Arc::new(view)));
         Ok(())
+    }
+
+    fn policy(&self) -> Policy {
+        // Two missed readings are bad luck; the third means that the store cannot be read.
+        const MISSED: u32 = 3;
+        let stale_after = self.config.refresh * MISSED;
+        Policy {
+            overload_limit: self.config.overload_limit,
+            stale_after: self.config.serve_stale.then_some(stale_after),
+        }
+    }
+
+    /// Subscribes to the transitions of the service; without them polling finds every change.
+    async fn listen(&self, watched: &Watched) -> Option<Changes> {
+        let deadline = self.clock.deadline(LOAD_TIMEOUT);
+        let channel = self.executor.listen(&watched.id, deadline).await;
+        if let Err(error) = &channel {
+            count(&self.stats.listen_failures);
+            tracing::debug!(service = %watched.id, %error, "cannot listen for changes of pods");
+        }
+        channel.ok()
+    }
+
+    /// Reads all pods once, and tells whoever waits for it or for changes.
+    async fn refresh(&self, watched: &Watched) {
+        let result = self.load(watched).await;
+        count(&self.stats.refreshes);
+        if let Err(error) = &result {
+            count(&self.stats.refresh_failures);
+            tracing::debug!(service = %watched.id, %error, "the pods could not be read");
+        }
+        watched.landed.send_modify(|landed| {
+            landed.count += 1;
+            landed.error = result.err();
+        });
+        self.announce(watched);
+    }
+
+    /// Tells the audience what has changed since it was last told.
+    fn announce(&self, watched: &Watched) {
+        let Some(view) = watched.view.load_full() else {
+            return;
+        };
+        let now = self.clock.now();
+        if view.snapshot.serves_stale(now) {
+            count(&self.stats.stale_periods);
+        }
+        let changes = view.snapshot.changes(&mut watched.seen(), now);
+        if changes.is_empty() {
+            return;
+        }
+        let audience = self.audience().clone();
+        audience
+            .iter()
+            .for_each(|each| each.hear(&watched.id, &changes));
     }
 }
 
@@ -120,20 +202,16 @@ impl Drop for StateCache {
 
 /// The task of one service: owned by its [`Watched`], ended by it, by idleness, or with the cache.
 async fn keep(cache: Weak<StateCache>, watched: Arc<Watched>) {
+    let mut channel = None;
     loop {
         let Some(cache) = cache.upgrade() else { return };
-        let result = cache.load(&watched).await;
-        if let Err(error) = &result {
-            cache.stats.refresh_failures.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(service = %watched.id, %error, "the pods could not be read");
+        if channel.is_none() {
+            channel = cache.listen(&watched).await;
         }
-        cache.stats.refreshes.fetch_add(1, Ordering::Relaxed);
-        watched.landed.send_modify(|landed| {
-            landed.count += 1;
-            landed.error = result.err();
-        });
+        cache.refresh(&watched).await;
         let used = Tick::from_nanos(watched.used.load(Ordering::Relaxed));
-        if cache.clock.now().since(used) > cache.config.idle {
+        let idle = cache.clock.now().since(used) > cache.config.idle;
+        if idle && watched.pinned.load(Ordering::Relaxed) == 0 {
             cache.forget(&watched.id);
             return;
         }
@@ -142,9 +220,32 @@ async fn keep(cache: Weak<StateCache>, watched: Arc<Watched>) {
             .config
             .refresh
             .mul_f64(rand::rng().random_range(0.9..1.1));
+        let stats = Arc::clone(&cache.stats);
         drop(cache);
-        let _poked_or_due = tokio::time::timeout(pause, watched.poke.notified()).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = watched.poke.notified() => {}
+            alive = changed(channel.as_mut()) => {
+                count(if alive { &stats.events } else { &stats.channel_losses });
+                if !alive {
+                    // Polling bridges the loss until the next refresh listens again.
+                    channel = None;
+                }
+            }
+        }
     }
+}
+
+/// Whether the channel brought news (`true`) or was lost (`false`). Without a channel: never.
+async fn changed(channel: Option<&mut Changes>) -> bool {
+    match channel {
+        Some(channel) => channel.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the driver was closed")
 }
 
 /// How many readings have ended, and how the last one did.
@@ -165,7 +266,11 @@ pub struct Watched {
     used: AtomicU64,
     /// 1 once the service was dropped: whoever still holds it must look it up again.
     retired: AtomicU64,
+    /// How many want it read though nobody asks: hooks that name the service.
+    pinned: AtomicU64,
     turn: AtomicU64,
+    /// The pods that the audience knows to be alive.
+    seen: Mutex<Seen>,
     corrupt: Mutex<HashSet<String>>,
     /// The refresh task; ended by `end`, and when this is dropped.
     task: Mutex<Option<AbortHandle>>,
@@ -180,6 +285,8 @@ impl Watched {
             poke: Notify::new(),
             used: AtomicU64::new(now.as_nanos()),
             retired: AtomicU64::new(0),
+            pinned: AtomicU64::new(0),
+            seen: Mutex::default(),
             turn: AtomicU64::new(0),
             corrupt: Mutex::default(),
             task: Mutex::default(),
@@ -192,6 +299,11 @@ impl Watched {
 
     fn end(&self) {
         self.retired.store(1, Ordering::Release);
+        // Whoever waits for a reading waits no longer.
+        self.landed.send_modify(|landed| {
+            landed.count += 1;
+            landed.error = Some(closed());
+        });
         if let Some(task) = self
             .task
             .lock()
@@ -200,6 +312,27 @@ impl Watched {
         {
             task.abort();
         }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the service read though nobody asks, until `unpin`.
+    pub fn pin(&self) {
+        self.pinned.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes one `pin` back.
+    pub fn unpin(&self) {
+        self.pinned.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How old the current view is; `None` if the service was never read.
+    #[must_use]
+    pub fn age(&self, now: Tick) -> Option<Duration> {
+        let view = self.view.load_full()?;
+        Some(now.since(view.snapshot.asked()))
     }
 
     /// Whether the cache has dropped this service for lack of use.
@@ -256,7 +389,7 @@ impl Watched {
         match (error, self.view.load_full()) {
             (None, Some(view)) => Ok(view),
             (Some(error), _) => Err(error),
-            (None, None) => Err(Error::new(ErrorKind::Closed, "the driver was closed")),
+            (None, None) => Err(closed()),
         }
     }
 
@@ -293,127 +426,5 @@ impl Watched {
 impl Drop for Watched {
     fn drop(&mut self) {
         self.end();
-    }
-}
-
-/// The pods of one service at one moment, ready to choose from.
-#[derive(Debug)]
-pub struct View {
-    /// The pods.
-    pub snapshot: Snapshot,
-    /// Whether every READY pod was over the overload limit.
-    pub degraded: bool,
-    seats: Vec<Seat>,
-    /// By position in `seats`: users sent there since the pod last published its load.
-    sent: Vec<Arc<AtomicI64>>,
-}
-
-impl View {
-    fn new(snapshot: Snapshot, previous: Option<&Self>, now: Tick) -> Self {
-        let routable = snapshot.routable(now);
-        let degraded = routable.degraded;
-        let seat = |pod: &&Pod| Seat {
-            pod: pod.state.pod_id,
-            load: pod.state.load_state,
-            weight: pod.state.weight(),
-        };
-        let seats = routable.pods.iter().map(seat).collect();
-        let sent = routable
-            .pods
-            .iter()
-            .map(|pod| {
-                previous
-                    .and_then(|view| view.unseen(pod))
-                    .unwrap_or_default()
-            })
-            .collect();
-        Self {
-            degraded,
-            seats,
-            sent,
-            snapshot,
-        }
-    }
-
-    /// The count of users sent to this pod, if it has published nothing since.
-    fn unseen(&self, pod: &Pod) -> Option<Arc<AtomicI64>> {
-        let known = self.snapshot.pod(pod.state.pod_id)?;
-        let same = known.state.update_time == pod.state.update_time
-            && known.state.incarnation == pod.state.incarnation;
-        let at = self.seat(pod.state.pod_id).filter(|_| same)?;
-        self.sent.get(at).cloned()
-    }
-
-    fn seat(&self, pod: PodIndex) -> Option<usize> {
-        self.seats.binary_search_by_key(&pod, |seat| seat.pod).ok()
-    }
-
-    fn choose(&self, strategy: Strategy, uid: &str, chance: Chance, now: Tick) -> Option<PodIndex> {
-        let ready = |pod: PodIndex| self.snapshot.standing(pod, now).takes_new_users();
-        let chosen = pick(strategy, &self.seats, uid, |at| self.sent_to(at), chance)?;
-        let chosen = if ready(chosen) {
-            chosen
-        } else {
-            // A lease ended since the last reading: choose among those that are left.
-            let left: Vec<Seat> = self
-                .seats
-                .iter()
-                .copied()
-                .filter(|s| ready(s.pod))
-                .collect();
-            let sent = |at: usize| {
-                let seat = left.get(at).and_then(|seat| self.seat(seat.pod));
-                seat.map_or(0.0, |at| self.sent_to(at))
-            };
-            pick(strategy, &left, uid, sent, chance)?
-        };
-        self.count_sent(chosen, 1);
-        Some(chosen)
-    }
-
-    /// Counts users as sent to a pod, or takes them back.
-    pub fn count_sent(&self, pod: PodIndex, users: i64) {
-        if let Some(count) = self.seat(pod).and_then(|at| self.sent.get(at)) {
-            count.fetch_add(users, Ordering::Relaxed);
-        }
-    }
-
-    fn sent_to(&self, at: usize) -> f64 {
-        let users = self
-            .sent
-            .get(at)
-            .map_or(0, |count| count.load(Ordering::Relaxed));
-        #[allow(
-            clippy::cast_precision_loss,
-            reason = "nobody sends 2^53 users in a second"
-        )]
-        let users = users as f64;
-        users
-    }
-
-    /// The pods that may take new users now.
-    #[must_use]
-    pub fn candidates(&self, now: Tick) -> Vec<Pod> {
-        let pods = self
-            .seats
-            .iter()
-            .filter_map(|seat| self.snapshot.pod(seat.pod));
-        pods.filter(|pod| pod.standing(now).takes_new_users())
-            .cloned()
-            .collect()
-    }
-
-    /// The standing of a pod.
-    #[must_use]
-    pub fn standing(&self, pod: PodIndex, now: Tick) -> Standing {
-        self.snapshot.standing(pod, now)
-    }
-
-    /// The process that holds this index; `NONE` if nobody has published a state under it.
-    #[must_use]
-    pub fn incarnation(&self, pod: PodIndex) -> Incarnation {
-        self.snapshot
-            .pod(pod)
-            .map_or(Incarnation::NONE, |pod| pod.state.incarnation)
     }
 }

@@ -24,7 +24,7 @@ NAMESPACE = "default"
 SERVICE = "svc"
 
 # Short enough to see a pod die within a test, long enough for a busy machine to renew in time.
-QUICK = podlink.ServerConfig(lease=2.0, renew=0.3, guard=0.2, gap=0.8, grace=0.8)
+QUICK = podlink.ServerConfig(lease=2.0, renew=0.3, guard=0.2, gap=0.8, grace=0.8, cpu_factor=0.0)
 
 # What a client knows of the pods is at most this old.
 FRESH = podlink.RouteInfoConfig(refresh=0.05)
@@ -38,6 +38,7 @@ async def running(
     *indexes: int,
     service: str = SERVICE,
     config: podlink.ServerConfig = QUICK,
+    loads: Mapping[int, int] | None = None,
     metadata: Mapping[int, Mapping[str, str]] | None = None,
 ) -> AsyncIterator[list[podlink.ServerDriver]]:
     """Pods of `service` with these indexes, started one after the other and stopped at the end."""
@@ -47,7 +48,9 @@ async def running(
             info = podlink.ServerInfo(
                 NAMESPACE, service, index, metadata=(metadata or {}).get(index, {})
             )
-            pods.append(await stack.enter_async_context(podlink.ServerDriver(store, info, config)))
+            server = podlink.ServerDriver(store, info, config)
+            await server.set_load_state((loads or {}).get(index, 0))
+            pods.append(await stack.enter_async_context(server))
         yield pods
 
 

@@ -1,13 +1,14 @@
 //! compute, the part that asks: one flight per user, whoever else waits for its answer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Shared, Target};
 use crate::cache::Ticket;
 use crate::clock::Tick;
 use crate::config::OnRestart;
 use crate::driver::by;
-use crate::driver::states::View;
+use crate::driver::view::View;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, PodIndex};
 use crate::route::link::{Certificate, Placed, StoredLink, Verdict, judge};
@@ -52,6 +53,9 @@ impl Placing<'_> {
     async fn run(&self) -> Result<PodIndex> {
         let watched = &self.target.known.watched;
         let mut view = watched.view(&self.shared.clock, self.deadline).await?;
+        if let Some(pod) = self.adopt(&view) {
+            return Ok(pod);
+        }
         let mut restarted = self.restarted(&view);
         let mut owner = None;
         for _ in 0..ROUNDS {
@@ -79,6 +83,23 @@ impl Placing<'_> {
         ))
     }
 
+    /// What the program told the cache before the pods were known: believed from now on for the
+    /// process that holds the pod's index.
+    fn adopt(&self, view: &View) -> Option<PodIndex> {
+        let now = self.shared.clock.now();
+        let entry = self.shared.cache.get(self.target.key, now)?;
+        let serves = view.standing(entry.pod, now).is_available();
+        if entry.incarnation != Incarnation::NONE || !serves {
+            return None;
+        }
+        let entry = self.target.entry(entry.pod, entry.valid_until, now);
+        let adopted = self
+            .shared
+            .cache
+            .insert(self.target.key, entry, self.ticket);
+        adopted.then_some(entry.pod)
+    }
+
     /// The process that the cache remembers the user with, if the index is held by another one
     /// now and the program wants its users placed afresh.
     fn restarted(&self, view: &View) -> Option<(PodIndex, Incarnation)> {
@@ -97,7 +118,7 @@ impl Placing<'_> {
     /// Set-if-absent with the best pod. Where no pod takes new users an old link may still stand.
     async fn find_or_make(&self, view: &mut Arc<View>) -> Result<Found> {
         let (link, executor) = (&self.target.link, &self.shared.executor);
-        let chosen = self.choose(view, None).await?;
+        let chosen = self.choose(view).await?;
         let asked = self.shared.clock.now();
         let Some(pod) = chosen else {
             let stored = executor.get(link, self.deadline).await?;
@@ -123,7 +144,7 @@ impl Placing<'_> {
         let mut verdict = judge(self.standing(view, link.pod));
         if verdict == Verdict::Certify {
             // The pod may have come, or renewed, since the pods were last read.
-            *view = self.fresh().await?;
+            self.renew(view).await?;
             verdict = judge(self.standing(view, link.pod));
         }
         match verdict {
@@ -158,7 +179,7 @@ impl Placing<'_> {
         dead: Incarnation,
         view: &mut Arc<View>,
     ) -> Result<Option<Found>> {
-        let Some(to) = self.choose(view, Some((from.pod, dead))).await? else {
+        let Some(to) = self.choose(view).await? else {
             return Err(self.nobody(view));
         };
         let (link, ttl) = (&self.target.link, self.shared.config.link_ttl);
@@ -180,38 +201,23 @@ impl Placing<'_> {
         }))
     }
 
-    /// The best pod for this user. Reads the pods anew before it says that there is none.
-    async fn choose(
-        &self,
-        view: &mut Arc<View>,
-        dead: Option<(PodIndex, Incarnation)>,
-    ) -> Result<Option<PodIndex>> {
-        let chosen = self.choose_in(view, dead).await;
+    /// The best pod for this user. Reads the pods anew before it says that there is none. A pod
+    /// from which users are moved is none of the candidates: it takes no new ones.
+    async fn choose(&self, view: &mut Arc<View>) -> Result<Option<PodIndex>> {
+        let chosen = self.choose_in(view).await;
         if chosen.is_some() {
             return Ok(chosen);
         }
-        *view = self.fresh().await?;
-        Ok(self.choose_in(view, dead).await)
+        self.renew(view).await?;
+        Ok(self.choose_in(view).await)
     }
 
-    /// A pod that was just declared dead may still look alive in this view: it is not chosen.
-    async fn choose_in(
-        &self,
-        view: &Arc<View>,
-        dead: Option<(PodIndex, Incarnation)>,
-    ) -> Option<PodIndex> {
+    async fn choose_in(&self, view: &Arc<View>) -> Option<PodIndex> {
         if view.degraded {
             count(&self.shared.stats.degraded_choices);
         }
         let custom = self.ask_chooser(view).await;
-        let chosen = custom.or_else(|| self.choose_by(view, self.shared.config.strategy))?;
-        match dead {
-            Some((pod, incarnation)) if pod == chosen && view.incarnation(pod) <= incarnation => {
-                view.count_sent(chosen, -1);
-                None
-            }
-            _ => Some(chosen),
-        }
+        custom.or_else(|| self.choose_by(view, self.shared.config.strategy))
     }
 
     fn choose_by(&self, view: &View, strategy: Strategy) -> Option<PodIndex> {
@@ -227,8 +233,11 @@ impl Placing<'_> {
         }
         let names: Vec<PodIndex> = candidates.iter().map(|pod| pod.state.pod_id).collect();
         let (service, uid) = (&self.target.link.service, &self.target.link.uid);
+        // Half of what is left: a function that does not answer costs time, and not the user.
+        let now = self.shared.clock.now();
+        let until = now.after(self.deadline.since(now) / 2);
         let choice = chooser.choose(service, uid, candidates);
-        let choice = by(&self.shared.clock, self.deadline, "the strategy", choice).await;
+        let choice = by(&self.shared.clock, until, "the strategy", choice).await;
         match choice.flatten() {
             Ok(Some(pod)) if names.contains(&pod) => {
                 view.count_sent(pod, 1);
@@ -244,12 +253,15 @@ impl Placing<'_> {
         None
     }
 
-    async fn fresh(&self) -> Result<Arc<View>> {
-        self.target
-            .known
-            .watched
-            .fresh(&self.shared.clock, self.deadline)
-            .await
+    /// Reads the pods anew, unless that was only just done: a dead pod's thousand users should
+    /// not cause a thousand readings.
+    async fn renew(&self, view: &mut Arc<View>) -> Result<()> {
+        const FRESH: Duration = Duration::from_millis(50);
+        let (clock, watched) = (&self.shared.clock, &self.target.known.watched);
+        if clock.now().since(view.snapshot.asked()) > FRESH {
+            *view = watched.fresh(clock, self.deadline).await?;
+        }
+        Ok(())
     }
 
     fn standing(&self, view: &View, pod: PodIndex) -> Standing {

@@ -1,4 +1,5 @@
 -- lease_clock: the head of every lease script; script.rs puts it before each body.
+-- KEYS[2] is the state hash, whose name is the event channel too; only scripts that publish get it.
 -- KEYS[1] is the lease hash. Its fields, in microseconds of the store's clock where they are times:
 --   per pod  i: incarnation, d: lease deadline, x: highest dead incarnation, b: process nonce,
 --            u: Kubernetes pod UID

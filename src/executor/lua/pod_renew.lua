@@ -13,11 +13,13 @@ local pod, me = ARGV[4], tonumber(ARGV[5])
 local incarnation, deadline = number('i:' .. pod), number('d:' .. pod)
 local dead, sweep = number('x:' .. pod), number('sweep')
 local old = redis.call('HGET', KEYS[2], pod)
-if dead >= me then
-  return {'dead', text(dead), 0}
-end
+-- A later process ends this one for good, though it is certified dead as well: two processes that
+-- both came back would take the index from each other for ever.
 if incarnation > me then
   return {'superseded', text(incarnation), 0}
+end
+if dead >= me then
+  return {'dead', text(dead), 0}
 end
 local gone = {}
 if now >= sweep then

@@ -97,11 +97,11 @@ impl Service {
     pub(super) fn renew(&mut self, state: &PodState, times: LeaseTimes, now: u64) -> Renewed {
         let me = state.incarnation.get();
         let found = self.lease(state.pod_id);
-        if found.dead >= me {
-            return Renewed::Dead;
-        }
         if found.incarnation > me {
             return Renewed::Superseded(Incarnation::new(found.incarnation));
+        }
+        if found.dead >= me {
+            return Renewed::Dead;
         }
         let times = Times::from(times);
         let now = now.max(self.last);

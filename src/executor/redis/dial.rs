@@ -182,15 +182,20 @@ impl Dialer {
             config = config.set_push_sender(ear);
         }
         let made = MultiplexedConnection::new_with_config(&greeting, stream, config).await;
-        let lost = || Failure::passing(self.unavailable("the server closed the connection"));
-        let (mut connection, driver) = made.map_err(|error| self.not_greeted(&error))?;
+        let broken = |error: redis::RedisError| self.not_greeted(&error);
+        let (mut connection, driver) = made.map_err(broken)?;
         let mut driver: Driver = Box::pin(driver);
         let (commands, steps) = self.login_commands();
-        let replies = tokio::select! {
-            () = &mut driver => return Err(lost()),
-            replies = connection.send_packed_commands(&commands, 0, steps.len()) => replies,
+        let replies = {
+            let mut replies =
+                std::pin::pin!(connection.send_packed_commands(&commands, 0, steps.len()));
+            tokio::select! {
+                replies = &mut replies => replies,
+                // The driver has told the waiting commands why it ended.
+                () = &mut driver => replies.await,
+            }
         };
-        for (step, reply) in steps.iter().zip(replies.map_err(|_| lost())?) {
+        for (step, reply) in steps.iter().zip(replies.map_err(broken)?) {
             self.judge(*step, &reply)?;
         }
         Ok((connection, driver))
@@ -210,7 +215,7 @@ impl Dialer {
 
     fn not_greeted(&self, error: &RedisError) -> Failure {
         match error.code() {
-            None => Failure::passing(self.unavailable("the server closed the connection")),
+            None => Failure::passing(self.unavailable(&error.to_string())),
             Some(code @ ("NOAUTH" | "WRONGPASS" | "NOPERM")) => {
                 Failure::hopeless(self.refused(code))
             }
@@ -324,7 +329,8 @@ enum Step {
     Courtesy,
 }
 
-fn is_replica(hello: &Value) -> bool {
+/// Whether the reply to HELLO is that of a replica.
+pub(super) fn is_replica(hello: &Value) -> bool {
     let bulk =
         |value: &Value, text: &str| matches!(value, Value::BulkString(b) if b == text.as_bytes());
     let replica = |role: &Value| bulk(role, "replica") || bulk(role, "slave");

@@ -61,15 +61,20 @@ fn meaning(code: &str) -> Meaning {
 pub(super) fn refusal(error: &ServerError, intent: Intent) -> (Error, bool) {
     let code = code(error);
     let meaning = meaning(code);
-    let outcome = if meaning.refused {
+    let said = error.details().unwrap_or_default();
+    // A script may lack the permission for its second write only.
+    let half_way = code == "NOPERM" && said.contains("script");
+    let outcome = if meaning.refused && !half_way {
         WriteOutcome::NotSent
     } else {
         WriteOutcome::Unknown
     };
-    let text = format!(
-        "the store answered {code}: {}",
-        cut(error.details().unwrap_or_default())
-    );
+    let said = if meaning.kind == ErrorKind::StoreAuthentication {
+        without_user(said)
+    } else {
+        said
+    };
+    let text = format!("the store answered {code}: {}", cut(said));
     let mut told = Error::new(meaning.kind, text).with("server_code", code);
     if meaning.retryable {
         told = told.retryable();
@@ -91,7 +96,8 @@ pub(super) fn code(error: &ServerError) -> &str {
         "WRONGTYPE",
         "NOPERM",
     ];
-    const FORBIDDEN: [&str; 2] = [
+    const FORBIDDEN: [&str; 3] = [
+        "ACL failure in script",
         "can't run this command",
         "can't access at least one of the keys",
     ];
@@ -110,6 +116,20 @@ pub(super) fn code(error: &ServerError) -> &str {
         .into_iter()
         .find(|code| text.split([' ', '-']).any(|word| word == *code));
     named.unwrap_or(code)
+}
+
+/// What is missing, without the name of the user who misses it: a user name is half a credential.
+fn without_user(text: &str) -> &str {
+    const BEGINNINGS: [&str; 4] = [
+        "no permission",
+        "No permission",
+        "can't run",
+        "can't access",
+    ];
+    let begin = BEGINNINGS.iter().find_map(|words| text.find(words));
+    begin
+        .and_then(|at| text.get(at..))
+        .unwrap_or("permission denied")
 }
 
 /// A server's text is somebody else's: enough of it to recognise, not all of it.
@@ -247,6 +267,25 @@ mod tests {
         ];
         for (line, expected) in rows {
             assert_eq!(code(&server_error(line)), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_told_and_who_misses_it_is_not() {
+        let rows = [
+            (
+                "NOPERM User canary has no permissions to run the 'get' command",
+                "the 'get' command",
+            ),
+            ("NOPERM No permissions to access a key", "access a key"),
+            (
+                "WRONGPASS invalid username-password pair of canary",
+                "permission denied",
+            ),
+        ];
+        for (line, told) in rows {
+            let text = refusal(&server_error(line), Intent::Read).0.to_string();
+            assert!(text.contains(told) && !text.contains("canary"), "{text}");
         }
     }
 

@@ -4,13 +4,16 @@ mod channel;
 mod dial;
 mod failure;
 mod line;
+mod live;
 mod operations;
 mod stats;
+mod supervisor;
 mod tls;
 
 use std::fmt;
+use std::time::Duration;
 
-use redis::{Cmd, Pipeline, RedisResult, ServerErrorKind, Value};
+use redis::{Cmd, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
 
 use super::script::{Arg, Invocation, Script};
 use crate::clock::{Clock, Tick};
@@ -20,7 +23,8 @@ use crate::error::{Error, ErrorKind, Result, WriteOutcome};
 use channel::Channel;
 use dial::Dialer;
 use failure::{Intent, refusal};
-use line::{Line, Live, closed};
+use line::{Line, closed};
+use live::{End, Live};
 pub use stats::Stats;
 
 /// A store on one server.
@@ -76,40 +80,33 @@ impl RedisExecutor {
         intent: Intent,
         deadline: Tick,
     ) -> Result<Value> {
-        let mut broken = None;
         loop {
-            let live = self.line.connection(broken.as_ref(), deadline).await;
+            let live = self.line.connection(deadline).await;
             let live = live.map_err(|error| intent.outcome(error, WriteOutcome::NotSent))?;
             let left = deadline.since(self.line.clock().now());
             if left.is_zero() {
-                let error = Error::new(
-                    ErrorKind::Timeout,
-                    "the deadline had passed before the call",
-                );
-                return Err(intent.outcome(error, WriteOutcome::NotSent));
+                return Err(intent.outcome(late(), WriteOutcome::NotSent));
             }
-            match tokio::time::timeout(left, request.send(live.clone())).await {
+            let error = match tokio::time::timeout(left, request.send(live.clone())).await {
                 Ok(Ok(reply)) => {
                     live.answered();
                     return judged(reply, &live, intent);
                 }
-                Ok(Err(_)) if self.line.is_closed() => {
-                    return Err(intent.outcome(closed(), WriteOutcome::Unknown));
-                }
-                Ok(Err(_)) if intent == Intent::Read => broken = Some(live),
+                Ok(Err(_)) if self.line.is_closed() => closed(),
                 Ok(Err(error)) => {
-                    let text = "the connection to the store was lost during the call";
-                    let error = Error::new(ErrorKind::StoreUnavailable, text).caused_by(error);
-                    return Err(error.with_outcome(WriteOutcome::Unknown));
+                    live.condemn(End::Lost);
+                    if intent == Intent::Read {
+                        continue;
+                    }
+                    lost(error)
                 }
                 Err(_) => {
                     self.stats().count_timeout();
                     live.unanswered(left);
-                    let text = format!("the store did not answer within {left:?}");
-                    let error = Error::new(ErrorKind::Timeout, text);
-                    return Err(intent.outcome(error, WriteOutcome::Unknown));
+                    unanswered(left)
                 }
-            }
+            };
+            return Err(intent.outcome(error, WriteOutcome::Unknown));
         }
     }
 
@@ -147,6 +144,25 @@ impl RedisExecutor {
     }
 }
 
+fn late() -> Error {
+    Error::new(
+        ErrorKind::Timeout,
+        "the deadline had passed before the call",
+    )
+}
+
+fn lost(error: RedisError) -> Error {
+    let text = "the connection to the store was lost during the call";
+    Error::new(ErrorKind::StoreUnavailable, text).caused_by(error)
+}
+
+fn unanswered(waited: Duration) -> Error {
+    Error::new(
+        ErrorKind::Timeout,
+        format!("the store did not answer within {waited:?}"),
+    )
+}
+
 /// The reply, or what the server's error means. A missing script is the caller's to mend.
 fn judged(reply: Value, live: &Live, intent: Intent) -> Result<Value> {
     let error = match &reply {
@@ -159,7 +175,8 @@ fn judged(reply: Value, live: &Live, intent: Intent) -> Result<Value> {
     };
     let (error, redial) = refusal(error, intent);
     if redial {
-        live.condemn("the server no longer takes this connection's calls");
+        let demoted = error.kind() == ErrorKind::StoreUnavailable;
+        live.condemn(if demoted { End::Demoted } else { End::Refused });
     }
     Err(error)
 }

@@ -1,0 +1,297 @@
+"""The route info driver: what there is to route to."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Self
+
+from . import _podlink
+from ._bridge import call, callback_thread
+from ._hooks import Listener
+from .config import Duration, RouteInfoConfig, check_type, seconds
+from .state import StatefulServiceState
+from .store import Store
+
+__all__ = ["Registration", "RouteInfoDriver", "StateCallback"]
+
+StateCallback = Callable[
+    [str, str, int, StatefulServiceState | None, StatefulServiceState | None],
+    object | Awaitable[object],
+]
+"""``(namespace, service_name, pod_index, previous, now)``; ``None``: not alive."""
+
+
+class Registration:
+    """A callback that is registered, until :meth:`unregister`."""
+
+    def __init__(self, core: _podlink.Registration, listener: Listener) -> None:
+        self._core = core
+        self._listener = listener
+
+    @property
+    def failures(self) -> int:
+        """How often the callback raised."""
+        return self._listener.failures
+
+    def unregister(self) -> None:
+        """Takes the callback back: it is not called for later changes. A second time does nothing."""
+        self._core.unregister()
+
+
+class RouteInfoDriver:
+    """Knows the pods of each service: their states, the best one, and when they change.
+
+    The first question about a service reads all its pods; from then on a task of podlink's own
+    reads them every ``config.refresh``, and at once when the store says that a pod came, went or
+    changed its routing state. Nobody waits for it: the sync methods answer from what was read
+    last. A service that nobody asks for during ``config.idle`` is dropped.
+
+    A pod is *alive* while its lease is valid, *available* if it is also READY or DENY_NEW_CALL,
+    *routable* if it is READY and not above ``config.overload_limit``. Where the store cannot be
+    read, leases end on time all the same, unless ``config.serve_stale``.
+
+    It may be used from many event loops and threads. Every coroutine takes ``timeout=`` and may
+    raise what :class:`~podlink.ClientDriver`'s may. ``namespace=None`` or ``""`` is its own.
+
+    Args:
+        store: where the pods publish their states.
+        namespace: the driver's own namespace.
+        config: its figures.
+
+    Raises:
+        InvalidParameterError: an argument is wrong.
+
+    Example:
+        >>> async def loads(info: RouteInfoDriver) -> dict[int, int]:
+        ...     pods = await info.get_ready_service_state("default", "user-service")
+        ...     return {index: pod.load_state for index, pod in pods.items()}
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        namespace: str = "default",
+        config: RouteInfoConfig | None = None,
+    ) -> None:
+        check_type("store", store, Store)
+        config = RouteInfoConfig() if config is None else config
+        check_type("config", config, RouteInfoConfig)
+        self.config = config
+        self.namespace = namespace
+        self._core = _podlink.InfoCore(
+            store._core, namespace, config._core(), callback_thread().queue
+        )
+
+    def __repr__(self) -> str:
+        return f"RouteInfoDriver(namespace={self.namespace!r})"
+
+    def get_link_info_cache_time_secs(self) -> float:
+        """Returns how long, in seconds, clients may believe a link: ``config.link_cache_ttl``."""
+        return float(seconds(self.config.link_cache_ttl))
+
+    async def get_all_service_state(
+        self, namespace: str | None, service_name: str, *, timeout: Duration | None = None
+    ) -> dict[int, StatefulServiceState]:
+        """Returns every alive pod of a service, in the order of their indexes.
+
+        Answers from what was read last; the first question reads.
+        """
+        states = await call(
+            self._core.get_all_service_state, namespace, service_name, seconds(timeout)
+        )
+        return _states(states)
+
+    async def get_ready_service_state(
+        self, namespace: str | None, service_name: str, *, timeout: Duration | None = None
+    ) -> dict[int, StatefulServiceState]:
+        """Returns every alive pod whose application is ready (``state == "READY"``).
+
+        A draining pod is among them; one that was shut down is not.
+        """
+        states = await call(
+            self._core.get_ready_service_state, namespace, service_name, seconds(timeout)
+        )
+        return _states(states)
+
+    async def get_service_best_pod(
+        self, namespace: str | None, service_name: str, *, timeout: Duration | None = None
+    ) -> int | None:
+        """Returns the pod that a new user should get, by ``p2c``, or ``None`` if there is none.
+
+        The answer counts as a user sent there, until that pod publishes its load again.
+        """
+        pod: int | None = await call(
+            self._core.get_service_best_pod, namespace, service_name, seconds(timeout)
+        )
+        return pod
+
+    async def is_workload_ready(
+        self, namespace: str | None, service_name: str, *, timeout: Duration | None = None
+    ) -> bool:
+        """Returns whether the service as a whole is ready: at least one pod takes new users.
+
+        The lowest-numbered alive pod says so, in the store; what nobody keeps up is not ready.
+        """
+        ready: bool = await call(
+            self._core.is_workload_ready, namespace, service_name, seconds(timeout)
+        )
+        return ready
+
+    def is_pod_routable(self, namespace: str | None, service_name: str, pod_index: int) -> bool:
+        """Returns whether a pod takes new users, as far as is known. Never waits, no I/O.
+
+        ``False`` for a service that was never read: this call starts the reading.
+        """
+        return self._core.is_pod_routable(namespace, service_name, pod_index)
+
+    def is_pod_available(self, namespace: str | None, service_name: str, pod_index: int) -> bool:
+        """Returns whether a pod may serve the users linked to it, as far as is known.
+
+        Never waits, no I/O. ``False`` for a service that was never read: this call starts the
+        reading.
+        """
+        return self._core.is_pod_available(namespace, service_name, pod_index)
+
+    def alive_pods(
+        self, namespace: str | None, service_name: str
+    ) -> dict[int, StatefulServiceState]:
+        """Returns the alive pods, as far as is known. Never waits, no I/O."""
+        return _states(self._core.alive_pods(namespace, service_name))
+
+    def routable_pods(
+        self, namespace: str | None, service_name: str
+    ) -> dict[int, StatefulServiceState]:
+        """Returns the pods that take new users, as far as is known. Never waits, no I/O.
+
+        If every READY pod is above ``config.overload_limit``, that is the least loaded one.
+        """
+        return _states(self._core.routable_pods(namespace, service_name))
+
+    def age(self, namespace: str | None, service_name: str) -> float | None:
+        """Returns how old what is known of a service is, in seconds; ``None``: never read."""
+        return self._core.age(namespace, service_name)
+
+    async def get_service_name_by_tag(
+        self, namespace: str | None, tag: str, *, timeout: Duration | None = None
+    ) -> str | None:
+        """Returns the service that a tag stands for, or ``None``.
+
+        Believed for ``config.tag_ttl``; that there is none, for ``config.refresh`` at the most.
+        """
+        service: str | None = await call(
+            self._core.get_service_name_by_tag, namespace, tag, seconds(timeout)
+        )
+        return service
+
+    async def set_global_service_name_tag(
+        self,
+        namespace: str | None,
+        tag: str,
+        service_name: str,
+        *,
+        timeout: Duration | None = None,
+    ) -> bool:
+        """Makes a tag stand for a service, for everybody in the namespace; the last one wins.
+
+        Other drivers may believe the earlier service for their ``config.tag_ttl``.
+
+        Returns:
+            Whether the tag stands for the service now.
+        """
+        done: bool = await call(
+            self._core.set_global_service_name_tag, namespace, tag, service_name, seconds(timeout)
+        )
+        return done
+
+    def register_routing_state_changed_event(
+        self,
+        namespace: str | None,
+        callback: StateCallback,
+        service_name: str | None = None,
+    ) -> Registration:
+        """Calls ``callback(namespace, service_name, pod_index, previous, now)`` on every change.
+
+        A change is a join (``previous is None``), a leave or a death (``now is None``), another
+        process under the same index, another routing state, another readiness. Loads are not. Each
+        change that this driver sees is told once, in order; two changes between two readings may
+        be seen as one. The first reading of a service tells its pods as joins.
+
+        The callback may be sync or async. Registered while a loop runs, it is called on that loop
+        with the context variables of the registration; otherwise on a thread of its own. Calls of
+        one callback never overlap. What it raises is logged and counted. A slow callback delays
+        neither routing nor other callbacks.
+
+        Args:
+            namespace: ``None`` or ``""`` is the driver's own.
+            callback: what to call; any number may be registered.
+            service_name: only for this service, which is then read though nobody asks for it;
+                ``None``: for every service that somebody asks this driver for.
+
+        Returns:
+            A handle whose ``unregister()`` takes the callback back.
+
+        Example:
+            >>> def told(namespace, service, pod, previous, now):
+            ...     print(service, pod, "is gone" if now is None else now.routing_state)
+            >>> info = RouteInfoDriver(Store())
+            >>> handle = info.register_routing_state_changed_event(None, told)
+            >>> handle.unregister()
+        """
+
+        def states(
+            where: str, service: str, pod: int, previous: Any, now: Any
+        ) -> tuple[Any, ...]:
+            return where, service, pod, _state(previous), _state(now)
+
+        listener = Listener("callback", callback, states)
+        core = self._core.register(listener.home, namespace, service_name, listener)
+        return Registration(core, listener)
+
+    def on_routing_state_changed(
+        self, namespace: str | None = None, service_name: str | None = None
+    ) -> Callable[[StateCallback], StateCallback]:
+        """The same as ``register_routing_state_changed_event``, as a decorator.
+
+        Example:
+            >>> info = RouteInfoDriver(Store())
+            >>> @info.on_routing_state_changed("default")
+            ... async def told(namespace, service, pod, previous, now):
+            ...     print(service, pod, now)
+        """
+
+        def register(callback: StateCallback) -> StateCallback:
+            self.register_routing_state_changed_event(namespace, callback, service_name)
+            return callback
+
+        return register
+
+    def stats(self) -> dict[str, int]:
+        """Returns every counter of the driver by name, since it was made."""
+        return self._core.stats()
+
+    async def aclose(self) -> None:
+        """Ends the driver's tasks. Later calls raise ``ClosedError``; a second close does nothing.
+
+        The store stays open.
+        """
+        self._core.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+def _state(fields: Any) -> StatefulServiceState | None:
+    return None if fields is None else StatefulServiceState._from_core(fields)
+
+
+def _states(states: dict[int, Any]) -> dict[int, StatefulServiceState]:
+    return {pod: StatefulServiceState._from_core(fields) for pod, fields in states.items()}

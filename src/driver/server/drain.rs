@@ -1,0 +1,260 @@
+//! Stopping: users are saved and given away, then the pod withdraws.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream;
+use rand::Rng;
+
+use super::{Phase, ServerDriver, Shared};
+use crate::clock::Tick;
+use crate::config::Drain;
+use crate::driver::by;
+use crate::driver::view::View;
+use crate::error::Result;
+use crate::id::LinkId;
+use crate::route::link::{Life, StoredLink};
+use crate::route::pick::{Chance, Strategy};
+use crate::route::state::{Policy, RoutingState, Snapshot};
+use crate::telemetry::count;
+
+/// How many drain hooks run at a time: a game that saves to a database wants some, not all.
+const HOOKS_AT_ONCE: usize = 64;
+/// How many links are released at a time: they share one connection.
+const LINKS_AT_ONCE: usize = 256;
+
+/// What a stop did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DrainReport {
+    /// Users whose links were released, by the hooks or afterwards.
+    pub released: u64,
+    /// Users whose links were moved to another pod.
+    pub handed_over: u64,
+    /// Users whose links were left as they are.
+    pub remaining: u64,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl ServerDriver {
+    /// Publishes DENY_NEW_CALL, lets the drain hooks save and release the users that this pod
+    /// owns, treats those that remain by `rule`, publishes SHUTDOWN, ends the lease and the
+    /// renewals. Ends by `deadline` whatever hangs, and the tasks end in every case. A second stop
+    /// waits for the first and reports the same.
+    ///
+    /// # Errors
+    /// `Timeout` of a second stop whose deadline is shorter than the first one's.
+    pub async fn stop(&self, rule: Drain, deadline: Tick) -> Result<DrainReport> {
+        let shared = &self.shared;
+        let phase = {
+            let mut state = shared.lock();
+            let phase = state.phase;
+            state.phase = match phase {
+                Phase::Running => Phase::Draining,
+                Phase::Draining | Phase::Stopped => phase,
+                _ => Phase::Stopped,
+            };
+            phase
+        };
+        match phase {
+            Phase::Running => {
+                // A task of its own: the lease must be given back even if nobody waits for it.
+                let stopping = Stopping(Arc::clone(shared));
+                tokio::spawn(async move { stopping.0.drain(rule, deadline).await });
+            }
+            Phase::Draining | Phase::Stopped => {}
+            Phase::New | Phase::Starting | Phase::Superseded => {
+                shared.end_tasks();
+                shared.stopped.send_replace(Some(DrainReport::default()));
+            }
+        }
+        let mut stopped = shared.stopped.subscribe();
+        let done = stopped.wait_for(Option::is_some);
+        let report = by(
+            &shared.clock,
+            deadline.after(MARGIN),
+            "the stop under way",
+            done,
+        )
+        .await?;
+        Ok(report.ok().and_then(|report| *report).unwrap_or_default())
+    }
+}
+
+/// The drain task keeps its own deadline; whoever waits for it waits this much longer.
+const MARGIN: Duration = Duration::from_millis(500);
+
+/// A stop under way: however it ends, its waiters hear of it and the tasks are gone.
+struct Stopping(Arc<Shared>);
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        self.0.end_tasks();
+        self.0.valid_until.store(0, Ordering::SeqCst);
+        self.0.lock().phase = Phase::Stopped;
+        self.0.stopped.send_if_modified(|report| {
+            let missing = report.is_none();
+            report.get_or_insert_default();
+            missing
+        });
+    }
+}
+
+impl Shared {
+    async fn drain(&self, rule: Drain, deadline: Tick) {
+        let started = self.clock.now();
+        // Withdrawing matters most: it has a share of the time that nobody can take from it.
+        let reserve = (deadline.since(started) / 4).min(Duration::from_secs(2));
+        let users_until = Tick::from_nanos(
+            deadline
+                .as_nanos()
+                .saturating_sub(u64::try_from(reserve.as_nanos()).unwrap_or(0)),
+        );
+        self.say(RoutingState::DenyNewCall, users_until).await;
+        let users: Vec<LinkId> = self.owned().iter().cloned().collect();
+        let total = users.len() as u64;
+        let _out_of_time = by(
+            &self.clock,
+            users_until,
+            "drain hooks",
+            self.ask_hooks(users),
+        )
+        .await;
+        let handed_over = AtomicU64::new(0);
+        let giving = self.give_away(rule, &handed_over, users_until);
+        let _out_of_time = by(&self.clock, users_until, "the links of the pod", giving).await;
+        self.withdraw(deadline).await;
+        let remaining = self.owned().len() as u64;
+        let handed_over = handed_over.into_inner();
+        let report = DrainReport {
+            released: total.saturating_sub(handed_over + remaining),
+            handed_over,
+            remaining,
+            took: self.clock.now().since(started),
+        };
+        // Whoever hears of the report must find no task left.
+        self.end_tasks();
+        self.valid_until.store(0, Ordering::SeqCst);
+        self.lock().phase = Phase::Stopped;
+        self.stopped.send_replace(Some(report));
+    }
+
+    /// Publishes a routing state, as far as the store lets it.
+    async fn say(&self, routing: RoutingState, deadline: Tick) {
+        {
+            let mut state = self.lock();
+            if state.routing.check_move(routing).is_err() {
+                return;
+            }
+            state.routing = routing;
+        }
+        if let Err(error) = self.publish(deadline.min(self.soon())).await {
+            let (service, pod) = (&self.info.service, self.info.pod);
+            tracing::warn!(%service, %pod, state = routing.as_str(), %error, "the last state was not published");
+        }
+    }
+
+    async fn ask_hooks(&self, users: Vec<LinkId>) {
+        let ask = |link: LinkId| async move {
+            if let Err(error) = self.hooks.drain(&link).await {
+                count(&self.stats.drain_hook_failures);
+                tracing::warn!(service = %self.info.service, %error, "a drain hook failed");
+            }
+        };
+        stream::iter(users)
+            .for_each_concurrent(HOOKS_AT_ONCE, ask)
+            .await;
+    }
+
+    /// Treats the users that are still owned by the rule.
+    async fn give_away(&self, rule: Drain, handed_over: &AtomicU64, deadline: Tick) {
+        let targets = match rule {
+            Drain::Keep => return,
+            Drain::Release => None,
+            Drain::Handover => self.others(deadline).await,
+        };
+        let users: Vec<LinkId> = self.owned().iter().cloned().collect();
+        let give = |link: LinkId| {
+            let targets = targets.as_ref();
+            async move {
+                let given = match targets {
+                    Some(view) => self.hand_over(&link, view, deadline).await,
+                    None => Ok(false),
+                };
+                let given = match given {
+                    Ok(true) => {
+                        handed_over.fetch_add(1, Ordering::Relaxed);
+                        Ok(())
+                    }
+                    // Nobody takes new users: then at least nobody waits for this pod.
+                    Ok(false) => self.release(&link, deadline).await,
+                    Err(error) => Err(error),
+                };
+                match given {
+                    Ok(()) => _ = self.owned().remove(&link),
+                    Err(error) => {
+                        tracing::warn!(service = %self.info.service, %error, "a link was not given away");
+                    }
+                }
+            }
+        };
+        stream::iter(users)
+            .for_each_concurrent(LINKS_AT_ONCE, give)
+            .await;
+    }
+
+    async fn release(&self, link: &LinkId, deadline: Tick) -> Result<()> {
+        let owner = Some(self.info.pod);
+        self.executor
+            .remove(link, owner, self.grace(), deadline)
+            .await?;
+        Ok(())
+    }
+
+    /// The pods that may take this one's users.
+    async fn others(&self, deadline: Tick) -> Option<View> {
+        let asked = self.clock.now();
+        let pods = self.executor.pods(&self.info.service, deadline).await;
+        let mut records = pods.ok()?.records;
+        records.retain(|record| record.state.pod_id != self.info.pod);
+        let snapshot = Snapshot::new(records, asked, Policy::default());
+        Some(View::new(snapshot, None, 1, asked))
+    }
+
+    /// Moves a user to another pod, if the link is still this pod's. `false`: nobody takes users.
+    async fn hand_over(&self, link: &LinkId, view: &View, deadline: Tick) -> Result<bool> {
+        let chance = Chance {
+            turn: 0,
+            random: (rand::rng().random(), rand::rng().random()),
+        };
+        let (uid, now) = (link.uid.as_str(), self.clock.now());
+        let Some(to) = view.choose(Strategy::P2c, uid, chance, now) else {
+            return Ok(false);
+        };
+        let from = StoredLink {
+            pod: self.info.pod,
+            life: Life::Persistent,
+        };
+        let (incarnation, ttl) = (self.lock().incarnation, self.config.link_grace);
+        let executor = &self.executor;
+        let moved = executor
+            .relink(link, from, incarnation, to, ttl, deadline)
+            .await?;
+        Ok(moved.is_some_and(|placed| placed.made))
+    }
+
+    async fn withdraw(&self, deadline: Tick) {
+        self.say(RoutingState::Shutdown, deadline).await;
+        let incarnation = self.lock().incarnation;
+        let ended = self.end(incarnation, deadline.min(self.soon())).await;
+        match ended {
+            Ok(()) => self.write_last_workload(deadline.min(self.soon())).await,
+            Err(error) => {
+                let (service, pod) = (&self.info.service, self.info.pod);
+                tracing::error!(%service, %pod, %error, "the pod was not withdrawn; its lease ends by itself");
+            }
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The links of a pod: made its own, and released.
+
+use super::{Phase, ServerDriver, Shared};
+use crate::clock::Tick;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{LinkId, PodIndex};
+use crate::route::link::{Persist, Placed, Removal};
+
+impl ServerDriver {
+    /// Links the user to `pod`, whatever was there. Returns the previous owner.
+    ///
+    /// # Errors
+    /// `LeaseLost` if `pod` is this one and its lease is over; what the store failed with.
+    pub async fn set_linked_pod(
+        &self,
+        link: &LinkId,
+        pod: PodIndex,
+        persist: Persist,
+        deadline: Tick,
+    ) -> Result<Option<PodIndex>> {
+        self.shared.may_act(pod, "set_linked_pod")?;
+        let executor = &self.shared.executor;
+        let previous = executor.set(link, pod, persist, deadline).await?;
+        self.shared.note(link, pod, persist);
+        Ok(previous)
+    }
+
+    /// Links the user to `pod` unless somebody else has a right to the user. `made` says whether
+    /// `pod` has the link now.
+    ///
+    /// # Errors
+    /// `LeaseLost` if `pod` is this one and its lease is over; what the store failed with.
+    pub async fn try_set_linked_pod(
+        &self,
+        link: &LinkId,
+        pod: PodIndex,
+        persist: Persist,
+        deadline: Tick,
+    ) -> Result<Placed> {
+        self.shared.may_act(pod, "try_set_linked_pod")?;
+        let executor = &self.shared.executor;
+        let placed = executor.try_set(link, pod, persist, deadline).await?;
+        if placed.made {
+            self.shared.note(link, pod, persist);
+        } else {
+            self.shared.owned().remove(link);
+        }
+        Ok(placed)
+    }
+
+    /// Removes the link if this pod owns it; it stays as a hint for `link_grace`.
+    ///
+    /// # Errors
+    /// What the store failed with.
+    pub async fn remove_linked_pod(&self, link: &LinkId, deadline: Tick) -> Result<bool> {
+        let removal = self.shared.grace();
+        let pod = self.shared.info.pod;
+        self.remove_linked_pod_with_id(link, pod, removal, deadline)
+            .await
+    }
+
+    /// Removes the link if `owner` owns it.
+    ///
+    /// # Errors
+    /// What the store failed with.
+    pub async fn remove_linked_pod_with_id(
+        &self,
+        link: &LinkId,
+        owner: PodIndex,
+        removal: Removal,
+        deadline: Tick,
+    ) -> Result<bool> {
+        // Releasing needs no lease: it only gives away.
+        self.shared.is_open("remove_linked_pod")?;
+        let executor = &self.shared.executor;
+        let removed = executor
+            .remove(link, Some(owner), removal, deadline)
+            .await?;
+        if owner == self.shared.info.pod {
+            // Removed, or somebody else's: not this pod's in either case.
+            self.shared.owned().remove(link);
+        }
+        Ok(removed.done)
+    }
+}
+
+impl Shared {
+    /// How a link of this pod is released.
+    pub(super) fn grace(&self) -> Removal {
+        match self.config.link_grace {
+            grace if grace.is_zero() => Removal::Now,
+            grace => Removal::Grace(grace),
+        }
+    }
+
+    fn is_open(&self, operation: &'static str) -> Result<()> {
+        match self.lock().phase {
+            phase @ (Phase::Stopped | Phase::Superseded) => Err(phase.refuses(operation)),
+            _ => Ok(()),
+        }
+    }
+
+    /// A pod whose lease is over may have been replaced: it must not take users.
+    fn may_act(&self, pod: PodIndex, operation: &'static str) -> Result<()> {
+        self.is_open(operation)?;
+        let lapsed = self.lock().phase.renews() && !self.holds_lease();
+        if lapsed && pod == self.info.pod {
+            let text = "this pod's lease is over; it must be renewed before it may take users";
+            return Err(Error::new(ErrorKind::LeaseLost, text)
+                .during(operation)
+                .with("pod", pod)
+                .retryable());
+        }
+        Ok(())
+    }
+
+    fn note(&self, link: &LinkId, pod: PodIndex, persist: Persist) {
+        let ours = pod == self.info.pod && link.service == self.info.service;
+        if ours && persist == Persist::Forever {
+            self.owned().insert(link.clone());
+        } else {
+            self.owned().remove(link);
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! The server driver: a pod's own side. It holds the lease, publishes the state, owns links.
+
+mod drain;
+mod lease;
+mod links;
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use crate::clock::{Clock, Tick};
+use crate::config::{Drain, ServerConfig};
+use crate::error::{Error, ErrorKind, Result};
+use crate::executor::Executor;
+use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId};
+use crate::route::state::RoutingState;
+use crate::telemetry::ServerStats;
+
+pub use drain::DrainReport;
+
+/// Who this pod is.
+#[derive(Debug, Clone)]
+pub struct ServerInfo {
+    /// The service in its namespace.
+    pub service: ServiceId,
+    /// The pod.
+    pub pod: PodIndex,
+    /// The Kubernetes pod UID, or empty.
+    pub pod_uid: String,
+    /// Address, version, labels: published with the state.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// What the program wants to be asked and told. Failures are logged and counted, never fatal, and
+/// nothing here delays a renewal.
+#[async_trait]
+pub trait PodHooks: Send + Sync + std::fmt::Debug + 'static {
+    /// Whether `load` is worth asking.
+    fn reports_load(&self) -> bool;
+
+    /// The load that the application reports now.
+    async fn load(&self) -> Result<i64>;
+
+    /// The pod is stopping and owns this user: time to save and to release.
+    async fn drain(&self, link: &LinkId) -> Result<()>;
+
+    /// The lease was lost: whatever was held under it is held no more.
+    fn lease_lost(&self);
+}
+
+/// For programs that want neither to be asked nor told.
+#[derive(Debug)]
+pub struct NoHooks;
+
+#[async_trait]
+impl PodHooks for NoHooks {
+    fn reports_load(&self) -> bool {
+        false
+    }
+
+    async fn load(&self) -> Result<i64> {
+        Ok(0)
+    }
+
+    async fn drain(&self, _link: &LinkId) -> Result<()> {
+        Ok(())
+    }
+
+    fn lease_lost(&self) {}
+}
+
+/// A pod's lease, state and links. Cheap to clone; the clones are one driver.
+#[derive(Debug, Clone)]
+pub struct ServerDriver {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    executor: Arc<dyn Executor>,
+    clock: Clock,
+    info: ServerInfo,
+    config: ServerConfig,
+    hooks: Arc<dyn PodHooks>,
+    /// What the pod is and says. Never held across an await.
+    state: Mutex<State>,
+    /// The users that this pod has made its own under its present lease. Never held across an
+    /// await.
+    owned: Mutex<HashSet<LinkId>>,
+    /// Held while a state is on its way, so that an older one cannot overtake a newer one.
+    publishing: tokio::sync::Mutex<()>,
+    /// Until when the pod may act, as a [`Tick`]; 0 without a lease. One atomic load and one clock
+    /// read tell.
+    valid_until: AtomicU64,
+    /// What the stop did, once it is done: a second stop waits for it.
+    stopped: watch::Sender<Option<DrainReport>>,
+    stats: ServerStats,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    incarnation: Incarnation,
+    routing: RoutingState,
+    /// What the application reports.
+    reported_load: i64,
+    /// How busy the CPU was when the lease was last renewed, in percent.
+    cpu_percent: f64,
+    /// The renewal and the load task; ended by `stop`, and when the driver is dropped.
+    tasks: Vec<AbortHandle>,
+}
+
+/// Where a server driver is in its life. It moves downwards only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    /// `start` was not called, or failed.
+    New,
+    /// `start` is under way.
+    Starting,
+    /// The lease is held and renewed.
+    Running,
+    /// `stop` is under way; the lease is still renewed.
+    Draining,
+    /// Another process took the index.
+    Superseded,
+    /// `stop` has ended.
+    Stopped,
+}
+
+impl Phase {
+    /// Whether the lease is to be renewed.
+    const fn renews(self) -> bool {
+        matches!(self, Self::Running | Self::Draining)
+    }
+
+    fn refuses(self, operation: &'static str) -> Error {
+        let (kind, why) = match self {
+            Self::New => (ErrorKind::IllegalState, "it was not started"),
+            Self::Starting => (ErrorKind::IllegalState, "its start is under way"),
+            Self::Running => (ErrorKind::IllegalState, "it runs"),
+            Self::Draining => (ErrorKind::IllegalState, "it is being stopped"),
+            Self::Superseded => (
+                ErrorKind::LeaseLost,
+                "another process has taken its pod index",
+            ),
+            Self::Stopped => (
+                ErrorKind::Closed,
+                "it was stopped; a pod that comes back is a new driver",
+            ),
+        };
+        Error::new(kind, format!("the server driver refuses: {why}")).during(operation)
+    }
+}
+
+impl ServerDriver {
+    /// A driver for this pod. No I/O, no task: `start` does both.
+    #[must_use]
+    pub fn new(
+        executor: Arc<dyn Executor>,
+        clock: Clock,
+        info: ServerInfo,
+        config: ServerConfig,
+        hooks: Arc<dyn PodHooks>,
+    ) -> Self {
+        let state = State {
+            phase: Phase::New,
+            incarnation: Incarnation::NONE,
+            routing: RoutingState::Ready,
+            reported_load: 0,
+            cpu_percent: 0.0,
+            tasks: Vec::new(),
+        };
+        let shared = Shared {
+            executor,
+            clock,
+            info,
+            config,
+            hooks,
+            state: Mutex::new(state),
+            owned: Mutex::default(),
+            publishing: tokio::sync::Mutex::new(()),
+            valid_until: AtomicU64::new(0),
+            stopped: watch::Sender::new(None),
+            stats: ServerStats::default(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// Who this pod is.
+    #[must_use]
+    pub fn info(&self) -> &ServerInfo {
+        &self.shared.info
+    }
+
+    /// What becomes of owned links when the caller of `stop` does not say.
+    #[must_use]
+    pub fn drain_rule(&self) -> Drain {
+        self.shared.config.drain
+    }
+
+    /// What was counted so far, by name, and how many users the pod owns.
+    #[must_use]
+    pub fn stats(&self) -> BTreeMap<&'static str, u64> {
+        let mut all: BTreeMap<_, _> = self.shared.stats.read().into_iter().collect();
+        all.insert("owned_users", self.shared.owned().len() as u64);
+        all
+    }
+
+    /// The deadline of a call with this timeout, or of one that names none.
+    #[must_use]
+    pub fn deadline(&self, timeout: Option<Duration>) -> Tick {
+        let timeout = timeout.unwrap_or(self.shared.config.timeout);
+        self.shared.clock.deadline(timeout)
+    }
+
+    /// The deadline of a start with this timeout, or of one that names none: long enough to
+    /// outwait a predecessor that was killed.
+    #[must_use]
+    pub fn start_deadline(&self, timeout: Option<Duration>) -> Tick {
+        let times = self.shared.config.times;
+        let wait = times.lease + times.grace + times.gap + self.shared.config.timeout;
+        self.shared.clock.deadline(timeout.unwrap_or(wait))
+    }
+
+    /// Sets the load that the application reports; lower is better. The next renewal publishes it.
+    pub fn set_load_state(&self, load: i64) {
+        self.shared.lock().reported_load = load;
+    }
+
+    /// The load that the application reports.
+    #[must_use]
+    pub fn load_state(&self) -> i64 {
+        self.shared.lock().reported_load
+    }
+
+    /// The load that is published: `cpu_factor` × CPU + (1 − `cpu_factor`) × reported.
+    #[must_use]
+    pub fn weighted_load(&self) -> i64 {
+        self.shared.weighted_load(&self.shared.lock())
+    }
+
+    /// Sets the routing state and publishes it at once.
+    ///
+    /// # Errors
+    /// `IllegalState` for a move out of SHUTDOWN or on a driver that is being stopped; what the
+    /// store failed with: then the state stands, and the next renewal publishes it.
+    pub async fn set_routing_state(&self, routing: RoutingState, deadline: Tick) -> Result<()> {
+        {
+            let mut state = self.shared.lock();
+            state.routing.check_move(routing)?;
+            match state.phase {
+                // Before the start it is the state to start with.
+                Phase::New | Phase::Starting => {
+                    state.routing = routing;
+                    return Ok(());
+                }
+                Phase::Running => state.routing = routing,
+                phase => return Err(phase.refuses("set_routing_state")),
+            }
+        }
+        self.shared.publish(deadline).await
+    }
+
+    /// The routing state.
+    #[must_use]
+    pub fn routing_state(&self) -> RoutingState {
+        self.shared.lock().routing
+    }
+
+    /// The incarnation, once the driver has started.
+    #[must_use]
+    pub fn incarnation(&self) -> Incarnation {
+        self.shared.lock().incarnation
+    }
+
+    /// Whether the pod's lease is valid at this moment, by its own boot-time clock, with the
+    /// guard taken off: what it may act on (docs/decisions/0006).
+    #[must_use]
+    pub fn holds_lease(&self) -> bool {
+        self.shared.holds_lease()
+    }
+
+    /// The namespace that a caller means: none and the empty one are the driver's own.
+    ///
+    /// # Errors
+    /// `InvalidParameter`, or `NamespaceUnreachable` for a namespace without a peer.
+    pub fn resolve(&self, given: Option<&str>) -> Result<Namespace> {
+        super::resolve(&self.shared.info.service.namespace, given)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every field is whole whatever panicked meanwhile.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn owned(&self) -> MutexGuard<'_, HashSet<LinkId>> {
+        self.owned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn soon(&self) -> Tick {
+        self.clock.deadline(self.config.timeout)
+    }
+
+    fn holds_lease(&self) -> bool {
+        self.clock.now().as_nanos() < self.valid_until.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.lock().tasks.iter().for_each(AbortHandle::abort);
+    }
+}

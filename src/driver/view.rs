@@ -1,0 +1,312 @@
+//! The pods of one service at one moment, ready to choose from.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use crate::clock::Tick;
+use crate::id::{Incarnation, PodIndex};
+use crate::route::pick::{Chance, Seat, Strategy, pick};
+use crate::route::state::{Pod, Snapshot, Standing};
+
+/// The pods of one service at one moment, ready to choose from.
+#[derive(Debug)]
+pub struct View {
+    /// The pods.
+    pub snapshot: Snapshot,
+    /// Whether every READY pod was over the overload limit.
+    pub degraded: bool,
+    seats: Vec<Seat>,
+    /// By position in `seats`: users sent there since the pod last published its load.
+    sent: Vec<Arc<AtomicI64>>,
+    /// How many clients place users as this one does: what they send is not seen, but guessed.
+    clients: f64,
+}
+
+impl View {
+    /// A view of this snapshot, which goes on counting what `previous` has counted. `watchers` is
+    /// how many clients watch the service, this one among them.
+    pub(super) fn new(
+        snapshot: Snapshot,
+        previous: Option<&Self>,
+        watchers: u64,
+        now: Tick,
+    ) -> Self {
+        let routable = snapshot.routable(now);
+        let degraded = routable.degraded;
+        let seat = |pod: &&Pod| Seat {
+            pod: pod.state.pod_id,
+            load: pod.state.load_state,
+            weight: pod.state.weight(),
+        };
+        let seats = routable.pods.iter().map(seat).collect();
+        let sent = routable
+            .pods
+            .iter()
+            .map(|pod| {
+                previous
+                    .and_then(|view| view.unseen(pod))
+                    .unwrap_or_default()
+            })
+            .collect();
+        #[allow(clippy::cast_precision_loss, reason = "nobody has 2^53 clients")]
+        let clients = watchers.max(1) as f64;
+        Self {
+            degraded,
+            seats,
+            sent,
+            clients,
+            snapshot,
+        }
+    }
+
+    /// The count of users sent to this pod, if it has published nothing since.
+    fn unseen(&self, pod: &Pod) -> Option<Arc<AtomicI64>> {
+        let known = self.snapshot.pod(pod.state.pod_id)?;
+        let same = known.state.update_time == pod.state.update_time
+            && known.state.incarnation == pod.state.incarnation;
+        let at = self.seat(pod.state.pod_id).filter(|_| same)?;
+        self.sent.get(at).cloned()
+    }
+
+    fn seat(&self, pod: PodIndex) -> Option<usize> {
+        self.seats.binary_search_by_key(&pod, |seat| seat.pod).ok()
+    }
+
+    /// Chooses a pod that may take a new user now, and counts the user as sent there.
+    pub(super) fn choose(
+        &self,
+        strategy: Strategy,
+        uid: &str,
+        chance: Chance,
+        now: Tick,
+    ) -> Option<PodIndex> {
+        let ready = |pod: PodIndex| self.snapshot.standing(pod, now).takes_new_users();
+        let chosen = pick(strategy, &self.seats, uid, |at| self.sent_to(at), chance)?;
+        let chosen = if ready(chosen) {
+            chosen
+        } else {
+            // A lease ended since the last reading: choose among those that are left.
+            let left: Vec<Seat> = self
+                .seats
+                .iter()
+                .copied()
+                .filter(|s| ready(s.pod))
+                .collect();
+            let sent = |at: usize| {
+                let seat = left.get(at).and_then(|seat| self.seat(seat.pod));
+                seat.map_or(0.0, |at| self.sent_to(at))
+            };
+            pick(strategy, &left, uid, sent, chance)?
+        };
+        self.count_sent(chosen, 1);
+        Some(chosen)
+    }
+
+    /// Counts users as sent to a pod, or takes them back.
+    pub fn count_sent(&self, pod: PodIndex, users: i64) {
+        if let Some(count) = self.seat(pod).and_then(|at| self.sent.get(at)) {
+            count.fetch_add(users, Ordering::Relaxed);
+        }
+    }
+
+    fn sent_to(&self, at: usize) -> f64 {
+        let users = self
+            .sent
+            .get(at)
+            .map_or(0, |count| count.load(Ordering::Relaxed));
+        #[allow(
+            clippy::cast_precision_loss,
+            reason = "nobody sends 2^53 users in a second"
+        )]
+        let users = users as f64;
+        users * self.clients
+    }
+
+    /// The pods that may take new users now.
+    #[must_use]
+    pub fn candidates(&self, now: Tick) -> Vec<Pod> {
+        self.snapshot
+            .routable(now)
+            .pods
+            .into_iter()
+            .cloned()
+            .collect()
+    }
+
+    /// The standing of a pod.
+    #[must_use]
+    pub fn standing(&self, pod: PodIndex, now: Tick) -> Standing {
+        self.snapshot.standing(pod, now)
+    }
+
+    /// The process that holds this index; `NONE` if nobody has published a state under it.
+    #[must_use]
+    pub fn incarnation(&self, pod: PodIndex) -> Incarnation {
+        self.snapshot
+            .pod(pod)
+            .map_or(Incarnation::NONE, |pod| pod.state.incarnation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::state::{PodRecord, PodState, Policy, Readiness, RoutingState};
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    const USERS: usize = 10_000;
+    const CLIENTS: usize = 16;
+    /// Users come over ten seconds; a tick is the time between two of them.
+    const TICKS_A_SECOND: usize = 1_000;
+
+    /// A pod of the simulation: how many users it has, how many of them it has published.
+    struct Simulated {
+        users: i64,
+        published: i64,
+        published_at: u64,
+        weight: f64,
+    }
+
+    /// 16 clients place 10,000 users over ten seconds. Every pod publishes its number of users
+    /// (relative to its capacity) once a second and every client reads once a second, each at a
+    /// time of its own: a load is up to two seconds old.
+    fn simulate(strategy: Strategy, starting: &[i64], weights: &[f64]) -> Vec<Simulated> {
+        let mut random = StdRng::seed_from_u64(7);
+        let mut pods: Vec<Simulated> = starting
+            .iter()
+            .zip(weights)
+            .map(|(users, weight)| Simulated {
+                users: *users,
+                published: *users,
+                published_at: 1,
+                weight: *weight,
+            })
+            .collect();
+        let mut views: Vec<Option<View>> = (0..CLIENTS).map(|_| None).collect();
+        for tick in 0..USERS {
+            let now = Tick::from_nanos(tick as u64 * 1_000_000);
+            for (at, pod) in pods.iter_mut().enumerate() {
+                if tick % TICKS_A_SECOND == at * 97 % TICKS_A_SECOND {
+                    (pod.published, pod.published_at) = (pod.users, tick as u64 + 1);
+                }
+            }
+            for (at, view) in views.iter_mut().enumerate() {
+                if view.is_none() || tick % TICKS_A_SECOND == at * 61 % TICKS_A_SECOND {
+                    let snapshot = Snapshot::new(records(&pods), now, Policy::default());
+                    *view = Some(View::new(snapshot, view.as_ref(), CLIENTS as u64, now));
+                }
+            }
+            let chance = Chance {
+                turn: 0,
+                random: (random.random(), random.random()),
+            };
+            let view = views[random.random_range(0..CLIENTS)].as_ref().unwrap();
+            let chosen = view.choose(strategy, "user", chance, now).unwrap();
+            pods[chosen.get() as usize].users += 1;
+        }
+        pods
+    }
+
+    fn records(pods: &[Simulated]) -> Vec<PodRecord> {
+        let record = |(at, pod): (usize, &Simulated)| PodRecord {
+            state: PodState {
+                pod_id: PodIndex::new(at as i64).unwrap(),
+                state: Readiness::Ready,
+                load_state: (pod.published as f64 / pod.weight) as i64,
+                routing_state: RoutingState::Ready,
+                update_time: pod.published_at,
+                incarnation: Incarnation::new(1),
+                metadata: BTreeMap::from([("weight".into(), pod.weight.to_string())]),
+            },
+            lease_left: Duration::from_secs(60),
+        };
+        pods.iter().enumerate().map(record).collect()
+    }
+
+    /// The fullest pod against the mean, both relative to capacity.
+    fn max_over_mean(pods: &[Simulated]) -> f64 {
+        let fullness = |pod: &Simulated| pod.users as f64 / pod.weight;
+        let most = pods.iter().map(fullness).fold(0.0, f64::max);
+        let capacity: f64 = pods.iter().map(|pod| pod.weight).sum();
+        let users: i64 = pods.iter().map(|pod| pod.users).sum();
+        most / (users as f64 / capacity)
+    }
+
+    /// With load figures a second old every client that picks the least loaded pod picks the same
+    /// one. Two choices, corrected by what was just sent, do not herd.
+    #[test]
+    fn p2c_does_not_herd_and_least_load_does() {
+        let (empty, equal) = ([0; 10], [1.0; 10]);
+        let two_choices = max_over_mean(&simulate(Strategy::P2c, &empty, &equal));
+        let least = max_over_mean(&simulate(Strategy::LeastLoad, &empty, &equal));
+        println!("max/mean: p2c {two_choices:.3}, least_load {least:.3}");
+        assert!(two_choices <= 1.05, "p2c: {two_choices:.3}");
+        assert!(least > two_choices, "least_load {least:.3} is no worse");
+    }
+
+    #[test]
+    fn p2c_evens_out_unequal_starts_and_follows_capacity() {
+        let starts: Vec<i64> = (0..10).map(|pod| pod * 60).collect();
+        let even = max_over_mean(&simulate(Strategy::P2c, &starts, &[1.0; 10]));
+        let weights = [1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0];
+        let scaled = max_over_mean(&simulate(Strategy::P2c, &[0; 10], &weights));
+        println!("max/mean: unequal starts {even:.3}, unequal capacity {scaled:.3}");
+        assert!(even <= 1.05, "unequal starts: {even:.3}");
+        assert!(scaled <= 1.05, "unequal capacity: {scaled:.3}");
+    }
+
+    #[test]
+    fn a_lease_that_ended_since_the_last_reading_is_not_chosen() {
+        let pods: Vec<Simulated> = (0..2)
+            .map(|_| Simulated {
+                users: 0,
+                published: 0,
+                published_at: 1,
+                weight: 1.0,
+            })
+            .collect();
+        let mut records = records(&pods);
+        records[0].lease_left = Duration::from_secs(1);
+        let snapshot = Snapshot::new(records, Tick::ZERO, Policy::default());
+        let view = View::new(snapshot, None, 1, Tick::ZERO);
+        let later = Tick::ZERO.after(Duration::from_secs(2));
+        for random in 0..20 {
+            let chance = Chance {
+                turn: random,
+                random: (random, random),
+            };
+            for strategy in [Strategy::P2c, Strategy::LeastLoad, Strategy::RoundRobin] {
+                let chosen = view.choose(strategy, "user", chance, later);
+                assert_eq!(chosen.map(PodIndex::get), Some(1));
+            }
+        }
+    }
+
+    #[test]
+    fn one_pod_with_index_zero_and_five_thousand_pods() {
+        for count in [1, 5_000] {
+            let pods: Vec<Simulated> = (0..count)
+                .map(|_| Simulated {
+                    users: 0,
+                    published: 0,
+                    published_at: 1,
+                    weight: 1.0,
+                })
+                .collect();
+            let snapshot = Snapshot::new(records(&pods), Tick::ZERO, Policy::default());
+            let view = View::new(snapshot, None, 1, Tick::ZERO);
+            let mut random = StdRng::seed_from_u64(1);
+            for _ in 0..100 {
+                let chance = Chance {
+                    turn: 0,
+                    random: (random.random(), random.random()),
+                };
+                let chosen = view.choose(Strategy::P2c, "user", chance, Tick::ZERO);
+                assert!(chosen.is_some_and(|pod| pod.get() < count));
+            }
+        }
+    }
+}

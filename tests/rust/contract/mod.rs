@@ -1,0 +1,38 @@
+//! The contract of [`podlink::executor::Executor`]: one set of tests on every store.
+
+pub(crate) mod leases;
+mod links;
+mod stored_leases;
+mod stored_links;
+
+/// Plays every named test once on each store.
+macro_rules! on_every_store {
+    ($($name:ident),+ $(,)?) => {
+        mod memory {
+            use crate::stage::Stage;
+            $(#[tokio::test] async fn $name() { super::$name(Stage::memory().await).await; })+
+        }
+        $crate::contract::on_every_server!($($name),+);
+    };
+}
+
+/// Plays every named test once on each server.
+macro_rules! on_every_server {
+    ($($name:ident),+ $(,)?) => {
+        mod valkey {
+            use crate::{server::Kind, stage::Stage};
+            $(#[tokio::test] async fn $name() {
+                super::$name(Stage::server(Kind::Valkey).await).await;
+            })+
+        }
+        mod redis {
+            use crate::{server::Kind, stage::Stage};
+            $(#[tokio::test] async fn $name() {
+                super::$name(Stage::server(Kind::Redis).await).await;
+            })+
+        }
+    };
+}
+
+pub(crate) use on_every_server;
+pub(crate) use on_every_store;

@@ -1,0 +1,274 @@
+//! Leases and states as other programs see them: exact keys, fields and events.
+
+use std::time::Duration;
+
+use podlink::error::{ErrorKind, WriteOutcome};
+use podlink::executor::Renewed;
+use podlink::id::Incarnation;
+use podlink::route::link::Certificate;
+use podlink::route::state::RoutingState;
+
+use super::leases::{
+    TIMES, certify, death, process, record, records, renew, service, started, state,
+};
+use crate::contract::on_every_server;
+use crate::server::{PATIENCE, Raw};
+use crate::stage::{Stage, pod};
+
+on_every_server!(
+    a_lease_is_a_handful_of_fields,
+    a_state_is_one_json_object,
+    a_record_lost_in_a_failover_is_made_again,
+    what_is_unreadable_is_told_and_left_out,
+    a_dropped_pod_leaves_its_incarnations_behind,
+    changes_are_published_and_loads_are_not,
+    a_lease_key_of_the_wrong_type_loses_nothing,
+    a_store_clock_that_jumps_back_stands_still,
+);
+
+const STATES: &str = "sf:{ns:state:svc}";
+const LEASES: &str = "sf:{ns:state:svc}#lease";
+
+fn raw(stage: &Stage) -> Raw {
+    stage.as_server().unwrap().raw()
+}
+
+fn micros(raw: &mut Raw) -> u64 {
+    let time = raw.text(&["TIME"]);
+    let (seconds, micros) = time.split_once(' ').unwrap();
+    seconds.parse::<u64>().unwrap() * 1_000_000 + micros.parse::<u64>().unwrap()
+}
+
+fn field(raw: &mut Raw, name: &str) -> u64 {
+    raw.text(&["HGET", LEASES, name]).parse().unwrap()
+}
+
+async fn a_lease_is_a_handful_of_fields(stage: Stage) {
+    let mut raw = raw(&stage);
+    let before = micros(&mut raw);
+    let who = process(0, "nonce-a", "uid-a");
+    stage
+        .store
+        .pod_begin(&who, TIMES, stage.deadline())
+        .await
+        .unwrap();
+    let after = micros(&mut raw);
+    assert_eq!(raw.sorted(&["KEYS", "*"]), [LEASES]);
+    assert_eq!(
+        raw.sorted(&["HKEYS", LEASES]),
+        ["b:0", "clk", "d:0", "i:0", "t", "u:0", "x:0"]
+    );
+    let now = field(&mut raw, "clk");
+    assert!(
+        (before..=after).contains(&now),
+        "{now} is the store's time in microseconds"
+    );
+    assert_eq!(field(&mut raw, "i:0"), now);
+    assert_eq!(field(&mut raw, "d:0"), now + 300_000);
+    assert_eq!(field(&mut raw, "x:0"), 0);
+    assert_eq!(raw.text(&["HGET", LEASES, "b:0"]), "nonce-a");
+    assert_eq!(raw.text(&["HGET", LEASES, "u:0"]), "uid-a");
+    assert_eq!(raw.text(&["HGET", LEASES, "t"]), "300000:200000:200000");
+    assert_eq!(raw.number(&["PTTL", LEASES]), -1);
+}
+
+async fn a_state_is_one_json_object(stage: Stage) {
+    let mut raw = raw(&stage);
+    let me = started(&stage, 0, "a").await;
+    renew(&stage, &state(0, me)).await;
+    let stamped = field(&mut raw, "clk") / 1000;
+    let json = format!(
+        r#"{{"podId":0,"state":"READY","loadState":12,"routingState":"READY","incarnation":{me},"metadata":{{"address":"10.0.0.1:7000"}},"updateTime":{stamped}}}"#
+    );
+    assert_eq!(raw.pairs(&["HGETALL", STATES]), [("0".to_owned(), json)]);
+    assert_eq!(record(&stage, 0).await.unwrap().state.update_time, stamped);
+}
+
+async fn a_record_lost_in_a_failover_is_made_again(stage: Stage) {
+    let mut raw = raw(&stage);
+    let me = started(&stage, 0, "a").await;
+    renew(&stage, &state(0, me)).await;
+    raw.run(&["FLUSHALL"]);
+    assert!(records(&stage).await.is_empty());
+    assert_eq!(renew(&stage, &state(0, me)).await, Renewed::Done);
+    assert_eq!(record(&stage, 0).await.unwrap().state.incarnation, me);
+    assert_eq!(field(&mut raw, "i:0"), me.get());
+    assert_eq!(field(&mut raw, "d:0"), field(&mut raw, "clk") + 300_000);
+}
+
+async fn what_is_unreadable_is_told_and_left_out(stage: Stage) {
+    let mut raw = raw(&stage);
+    let me = started(&stage, 3, "a").await;
+    renew(&stage, &state(3, me)).await;
+    let good = raw.text(&["HGET", STATES, "3"]);
+    let foreign = [
+        ("0", "{"),
+        ("1", "null"),
+        ("2", r#"{"podId":-1}"#),
+        ("4", good.as_str()),
+        ("6", &good.replace("READY", "ready")),
+        ("7", &good.replace("12", "\"low\"")),
+        ("x", good.as_str()),
+    ];
+    for (name, value) in foreign {
+        raw.run(&["HSET", STATES, name, value]);
+    }
+    // Readable, but of a process that holds no lease.
+    raw.run(&[
+        "HSET",
+        STATES,
+        "8",
+        &good.replace("\"podId\":3", "\"podId\":8"),
+    ]);
+    let pods = stage
+        .store
+        .pods(&service(), stage.deadline())
+        .await
+        .unwrap();
+    let shown: Vec<u32> = pods
+        .records
+        .iter()
+        .map(|record| record.state.pod_id.get())
+        .collect();
+    assert_eq!(shown, [3]);
+    let mut corrupt: Vec<&str> = pods.corrupt.iter().map(|(name, _)| name.as_str()).collect();
+    corrupt.sort_unstable();
+    assert_eq!(corrupt, foreign.map(|(name, _)| name));
+    assert!(pods.corrupt.iter().all(|(_, why)| !why.is_empty()));
+    // What the pod itself publishes next is readable again.
+    raw.run(&["HSET", STATES, "3", "\u{1}not json"]);
+    assert_eq!(renew(&stage, &state(3, me)).await, Renewed::Done);
+    let pods = stage
+        .store
+        .pods(&service(), stage.deadline())
+        .await
+        .unwrap();
+    assert!(
+        pods.records
+            .iter()
+            .any(|record| record.state.pod_id == pod(3))
+    );
+}
+
+async fn a_dropped_pod_leaves_its_incarnations_behind(stage: Stage) {
+    let mut raw = raw(&stage);
+    let dead = started(&stage, 0, "a").await;
+    renew(&stage, &state(0, dead)).await;
+    let alive = started(&stage, 1, "b").await;
+    let dropped = async || {
+        renew(&stage, &state(1, alive)).await;
+        (raw.number(&["HEXISTS", STATES, "0"]) == 0).then_some(())
+    };
+    stage.until("the dead pod is dropped", dropped).await;
+    let mut names = raw.sorted(&["HKEYS", LEASES]);
+    names.retain(|name| name.ends_with(":0"));
+    assert_eq!(names, ["i:0", "x:0"]);
+    assert_eq!(field(&mut raw, "x:0"), dead.get());
+    assert_eq!(certify(&stage, 0).await, Certificate::Dead(dead));
+}
+
+async fn changes_are_published_and_loads_are_not(stage: Stage) {
+    let mut connection = raw(&stage).into_inner();
+    connection.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut events = connection.as_pubsub();
+    events.subscribe(STATES).unwrap();
+    let mut next = || {
+        events
+            .get_message()
+            .unwrap()
+            .get_payload::<String>()
+            .unwrap()
+    };
+
+    let me = started(&stage, 0, "a").await;
+    let mut mine = state(0, me);
+    renew(&stage, &mine).await;
+    assert_eq!(next(), r#"{"podId":0,"event":"READY"}"#);
+    // A new load and the next renewal say nothing; the next event is the next routing state.
+    mine.load_state += 1;
+    renew(&stage, &mine).await;
+    mine.routing_state = RoutingState::DenyNewCall;
+    renew(&stage, &mine).await;
+    assert_eq!(next(), r#"{"podId":0,"event":"DENY_NEW_CALL"}"#);
+    assert_eq!(death(&stage, 0).await, me);
+    assert_eq!(next(), r#"{"podId":0,"event":"DEATH"}"#);
+    // The certificate is issued once, so it is announced once.
+    certify(&stage, 0).await;
+    let me = started(&stage, 0, "b").await;
+    renew(&stage, &state(0, me)).await;
+    assert_eq!(next(), r#"{"podId":0,"event":"READY"}"#);
+    assert!(
+        stage
+            .store
+            .pod_end(&service(), pod(0), me, stage.deadline())
+            .await
+            .unwrap()
+    );
+    assert_eq!(next(), r#"{"podId":0,"event":"LEAVE"}"#);
+}
+
+async fn a_lease_key_of_the_wrong_type_loses_nothing(stage: Stage) {
+    let mut raw = raw(&stage);
+    let me = started(&stage, 0, "a").await;
+    renew(&stage, &state(0, me)).await;
+    for broken in [LEASES, STATES] {
+        raw.run(&["COPY", broken, "saved", "REPLACE"]);
+        raw.run(&["SET", broken, "x"]);
+        let before = raw.everything();
+        let (store, deadline) = (&stage.store, stage.deadline());
+        let mut results = vec![
+            store
+                .pod_renew(&service(), &state(0, me), TIMES, deadline)
+                .await
+                .map(drop),
+            store
+                .pod_end(&service(), pod(0), me, deadline)
+                .await
+                .map(drop),
+        ];
+        if broken == LEASES {
+            let who = process(0, "b", "");
+            results.push(store.pod_begin(&who, TIMES, deadline).await.map(drop));
+            results.push(
+                store
+                    .pod_certify(&service(), pod(0), deadline)
+                    .await
+                    .map(drop),
+            );
+        }
+        for error in results.into_iter().map(|result| result.expect_err(broken)) {
+            assert_eq!(error.kind(), ErrorKind::Redis, "{error}");
+            assert_eq!(error.outcome(), Some(WriteOutcome::NotSent), "{error}");
+        }
+        let error = store.pods(&service(), deadline).await.unwrap_err();
+        assert_eq!((error.kind(), error.outcome()), (ErrorKind::Redis, None));
+        assert_eq!(raw.everything(), before);
+        raw.run(&["RENAME", "saved", broken]);
+    }
+    assert!(matches!(
+        renew(&stage, &state(0, me)).await,
+        Renewed::Done | Renewed::Dead
+    ));
+}
+
+/// Story: a fail-over to a server whose clock is behind must not give leases back.
+async fn a_store_clock_that_jumps_back_stands_still(stage: Stage) {
+    let mut raw = raw(&stage);
+    let me = started(&stage, 0, "a").await;
+    renew(&stage, &state(0, me)).await;
+    // The same as a clock that jumps back: somebody was here an hour from now.
+    let hour = 3_600_000_000;
+    let ahead = field(&mut raw, "clk") + hour;
+    raw.run(&["HSET", LEASES, "clk", &ahead.to_string()]);
+    assert_eq!(record(&stage, 0).await.unwrap().lease_left, Duration::ZERO);
+    assert_eq!(certify(&stage, 0).await, Certificate::Dead(me));
+    let next = started(&stage, 0, "b").await;
+    assert!(next > me && next == Incarnation::new(ahead));
+    assert_eq!(
+        field(&mut raw, "clk"),
+        ahead,
+        "time stands still until the clock has caught up"
+    );
+    assert_eq!(renew(&stage, &state(0, next)).await, Renewed::Done);
+    assert_eq!(record(&stage, 0).await.unwrap().lease_left, TIMES.lease);
+}

@@ -1,0 +1,283 @@
+//! Logging in: who is let in, what a refusal says (never a credential), and that it mends itself.
+
+use std::time::Duration;
+
+use podlink::clock::Clock;
+use podlink::config::ServerAddress;
+use podlink::error::{Error, ErrorKind, WriteOutcome};
+use podlink::executor::{Executor, RedisExecutor, Renewed};
+use podlink::id::Incarnation;
+use podlink::route::link::{Persist, Removal};
+
+use crate::contract::leases::{TIMES, service, state};
+use crate::contract::on_every_server;
+use crate::line::{get, is, set, store, within};
+use crate::server::{PATIENCE, Raw, Server, address, eventually};
+use crate::stage::{Stage, pod, user};
+
+on_every_server!(
+    a_wrong_password_is_told_at_once_and_mended_by_the_server,
+    a_missing_password_is_told,
+    a_password_for_a_server_without_one_is_told,
+    a_user_comes_and_goes,
+    a_missing_permission_is_told_and_mended_by_the_server,
+    these_permissions_are_enough,
+    databases_are_apart_and_a_missing_one_is_told,
+    a_socket_file_will_do,
+);
+
+/// Neither may ever be seen.
+const SECRETS: [&str; 2] = ["canary-password", "canary-user"];
+
+fn server(stage: &Stage) -> &Server {
+    stage.as_server().unwrap()
+}
+
+fn with(server: &Server, credentials: &str, path: &str) -> ServerAddress {
+    address(
+        &format!("redis://{credentials}@127.0.0.1:{}/{path}", server.port),
+        &[],
+    )
+}
+
+/// The error of a call that could take its time, but must not.
+async fn refused_at_once(store: &RedisExecutor) -> Error {
+    let began = Clock::System.now();
+    let error = set(store, PATIENCE).await.unwrap_err();
+    let took = Clock::System.now().since(began);
+    assert!(took < PATIENCE / 4, "it took {took:?}");
+    let shown = format!("{error} {error:?} {:?} {store:?}", error.details());
+    assert!(
+        SECRETS.iter().all(|secret| !shown.contains(secret)),
+        "{shown}"
+    );
+    error
+}
+
+async fn not_let_in(store: &RedisExecutor) {
+    let error = refused_at_once(store).await;
+    is(
+        &error,
+        ErrorKind::StoreAuthentication,
+        Some(WriteOutcome::NotSent),
+    );
+    assert!(
+        !error.is_retryable(),
+        "somebody has to change something first"
+    );
+}
+
+/// Asks until the store lets us in; until then it may only say that it does not.
+async fn let_in(store: &RedisExecutor) {
+    let inside = async || match get(store, Duration::from_secs(2)).await {
+        Ok(_) => Some(()),
+        Err(error) => {
+            is(&error, ErrorKind::StoreAuthentication, None);
+            None
+        }
+    };
+    eventually("the store lets us in", inside).await;
+}
+
+async fn a_wrong_password_is_told_at_once_and_mended_by_the_server(stage: Stage) {
+    let mut raw = server(&stage).raw();
+    raw.run(&["CONFIG", "SET", "requirepass", "right"]);
+    for credentials in [":canary-password", "canary-user:canary-password"] {
+        let store = store(&with(server(&stage), credentials, ""));
+        not_let_in(&store).await;
+        not_let_in(&store).await;
+        assert!(store.stats().failed_dials() >= 1);
+    }
+    let store = store(&with(server(&stage), ":canary-password", ""));
+    not_let_in(&store).await;
+    raw.run(&["CONFIG", "SET", "requirepass", "canary-password"]);
+    let_in(&store).await;
+}
+
+async fn a_missing_password_is_told(stage: Stage) {
+    server(&stage)
+        .raw()
+        .run(&["CONFIG", "SET", "requirepass", "right"]);
+    // Neither with a database nor without.
+    for url in ["redis://127.0.0.1:PORT", "redis://127.0.0.1:PORT/3"] {
+        let url = url.replace("PORT", &server(&stage).port.to_string());
+        not_let_in(&store(&address(&url, &[]))).await;
+    }
+}
+
+async fn a_password_for_a_server_without_one_is_told(stage: Stage) {
+    not_let_in(&store(&with(server(&stage), ":canary-password", ""))).await;
+}
+
+async fn a_user_comes_and_goes(stage: Stage) {
+    let mut raw = server(&stage).raw();
+    let store = store(&with(server(&stage), "canary-user:canary-password", ""));
+    not_let_in(&store).await;
+    let create = [
+        "ACL",
+        "SETUSER",
+        "canary-user",
+        "on",
+        ">canary-password",
+        "~*",
+        "&*",
+        "+@all",
+    ];
+    raw.run(&create);
+    let_in(&store).await;
+    set(&store, PATIENCE).await.unwrap();
+    // The server closes the connections of a user that it deletes.
+    raw.run(&["ACL", "DELUSER", "canary-user"]);
+    let out = async || {
+        set(&store, PATIENCE)
+            .await
+            .err()
+            .filter(|e| !e.is_retryable())
+    };
+    let error = eventually("the user is locked out", out).await;
+    is(
+        &error,
+        ErrorKind::StoreAuthentication,
+        Some(WriteOutcome::NotSent),
+    );
+    raw.run(&create);
+    let_in(&store).await;
+}
+
+async fn a_missing_permission_is_told_and_mended_by_the_server(stage: Stage) {
+    let mut raw = server(&stage).raw();
+    let store = store(&with(server(&stage), "canary-user:canary-password", ""));
+    // No right to scripts; to scripts but not to SET inside them; to no key; to nothing at login.
+    for (rights, outcome) in [
+        (
+            vec!["~*", "+@all", "-evalsha", "-eval"],
+            WriteOutcome::NotSent,
+        ),
+        (vec!["~*", "+@all", "-set"], WriteOutcome::Unknown),
+        (vec!["+@all"], WriteOutcome::NotSent),
+        (vec!["~*", "-@all"], WriteOutcome::NotSent),
+    ] {
+        let mut create = vec![
+            "ACL",
+            "SETUSER",
+            "canary-user",
+            "reset",
+            "on",
+            ">canary-password",
+        ];
+        create.extend(&rights);
+        raw.run(&create);
+        let out = async || {
+            let error = refused_at_once(&store).await;
+            // To change a user may also cost its connections.
+            (!error.is_retryable()).then_some(error)
+        };
+        let error = eventually("the right is missing", out).await;
+        is(&error, ErrorKind::StoreAuthentication, Some(outcome));
+        assert_eq!(raw.number(&["DBSIZE"]), 0, "{rights:?}");
+        raw.run(&[
+            "ACL",
+            "SETUSER",
+            "canary-user",
+            "reset",
+            "on",
+            ">canary-password",
+            "~*",
+            "+@all",
+        ]);
+        let_in(&store).await;
+        set(&store, PATIENCE).await.unwrap();
+        raw.run(&["FLUSHALL"]);
+    }
+}
+
+/// What the documentation may tell an operator to grant. Without the right to publish, a renewal
+/// is only slower to be noticed.
+async fn these_permissions_are_enough(stage: Stage) {
+    let mut raw = server(&stage).raw();
+    let grant = |raw: &mut Raw, more: &[&str]| {
+        let mut create = vec![
+            "ACL",
+            "SETUSER",
+            "canary-user",
+            "reset",
+            "on",
+            ">canary-password",
+        ];
+        create.extend(["~sf:*", "+ping", "+eval", "+evalsha", "+time"]);
+        create.extend(["+get", "+set", "+del", "+pttl", "+pexpire"]);
+        create.extend(["+hget", "+hset", "+hdel", "+hexists", "+hgetall"]);
+        create.extend(more);
+        raw.run(&create);
+    };
+    for more in [
+        &["+publish", "&sf:*", "+hello", "+select"][..],
+        &["+publish"],
+        &[],
+    ] {
+        grant(&mut raw, more);
+        let store = store(&with(server(&stage), "canary-user:canary-password", ""));
+        let (link, time) = (user("u"), within(PATIENCE));
+        set(&store, PATIENCE).await.unwrap();
+        store
+            .set(&link, pod(2), Persist::Forever, time)
+            .await
+            .unwrap();
+        store
+            .try_set(&link, pod(2), Persist::Forever, time)
+            .await
+            .unwrap();
+        let uids = std::slice::from_ref(&link.uid);
+        store.batch_get(&link.service, uids, time).await.unwrap();
+        store
+            .services(&link.service.namespace, &link.uid, time)
+            .await
+            .unwrap();
+        store.remove(&link, None, Removal::Now, time).await.unwrap();
+        let me = Incarnation::new(1 << 40);
+        let renewed = store
+            .pod_renew(&service(), &state(0, me), TIMES, time)
+            .await
+            .unwrap();
+        assert_eq!(renewed, Renewed::Done);
+        assert_eq!(store.pods(&service(), time).await.unwrap().records.len(), 1);
+        assert!(store.pod_end(&service(), pod(0), me, time).await.unwrap());
+        store.ping(time).await.unwrap();
+        raw.run(&["FLUSHALL"]);
+    }
+}
+
+async fn databases_are_apart_and_a_missing_one_is_told(stage: Stage) {
+    let url = |db: u32| format!("redis://127.0.0.1:{}/{db}", server(&stage).port);
+    let (three, four) = (store(&address(&url(3), &[])), store(&address(&url(4), &[])));
+    set(&three, PATIENCE).await.unwrap();
+    assert_eq!(get(&three, PATIENCE).await.unwrap(), Some(pod(1)));
+    assert_eq!(get(&four, PATIENCE).await.unwrap(), None);
+    let mut raw = server(&stage).raw();
+    assert_eq!(raw.number(&["DBSIZE"]), 0);
+    raw.run(&["SELECT", "3"]);
+    assert_eq!(raw.number(&["DBSIZE"]), 1);
+
+    let error = refused_at_once(&store(&address(&url(9999), &[]))).await;
+    is(
+        &error,
+        ErrorKind::InvalidParameter,
+        Some(WriteOutcome::NotSent),
+    );
+    let text = error.to_string();
+    assert!(text.contains("db") && text.contains("9999"), "{text}");
+}
+
+async fn a_socket_file_will_do(stage: Stage) {
+    let socket = server(&stage).socket();
+    let url = format!("redis+unix://{}?db=2", socket.display());
+    let store = store(&address(&url, &[]));
+    set(&store, PATIENCE).await.unwrap();
+    assert_eq!(get(&store, PATIENCE).await.unwrap(), Some(pod(1)));
+
+    let url = format!("redis+unix://{}-missing", socket.display());
+    let store = self::store(&address(&url, &[]));
+    let error = get(&store, Duration::from_millis(300)).await.unwrap_err();
+    is(&error, ErrorKind::StoreUnavailable, None);
+    assert!(error.to_string().contains("-missing"), "{error}");
+}

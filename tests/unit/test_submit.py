@@ -1,0 +1,272 @@
+"""Programs without `await`: futures, and callbacks that are told once and may fail."""
+
+import asyncio
+import logging
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+import podlink
+from helpers.wait import eventually, eventually_async
+
+USER = (None, "u1", "svc")
+
+# Nobody waits for as long as this unless podlink hangs.
+SOON = 10.0
+
+
+class Told:
+    """A callback that remembers what it was told, and on which thread."""
+
+    def __init__(self) -> None:
+        self.results: list[Any] = []
+        self.errors: list[Exception] = []
+        self.threads: list[str] = []
+
+    def on_success(self, result: Any) -> None:
+        self.threads.append(threading.current_thread().name)
+        self.results.append(result)
+
+    def on_error(self, error: Exception) -> None:
+        self.threads.append(threading.current_thread().name)
+        self.errors.append(error)
+
+
+class Raising:
+    """A callback that raises whatever happens."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def on_success(self, result: Any) -> None:
+        raise self._error
+
+    def on_error(self, error: Exception) -> None:
+        raise self._error
+
+
+@pytest.fixture
+def client() -> podlink.ClientDriver:
+    return podlink.ClientDriver(podlink.Store("memory://"))
+
+
+@pytest.fixture
+def polled() -> podlink.ClientDriver:
+    return podlink.ClientDriver(podlink.Store("memory://"), callbacks="poll")
+
+
+def test_a_future_brings_the_result(client: podlink.ClientDriver) -> None:
+    assert client.submit("set_linked_pod_if_absent", *USER, 0).result(SOON) == 0
+    assert client.submit("get_linked_pod", *USER).result(SOON) == 0
+
+
+def test_a_future_brings_the_error(client: podlink.ClientDriver) -> None:
+    with pytest.raises(podlink.NoRoutablePodError):
+        client.submit("compute_linked_pod", *USER).result(SOON)
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments", "result"),
+    [
+        ("get_linked_pod", USER, None),
+        ("get_linked_pod_in_cache_or_if_persist", USER, None),
+        ("get_linked_pod_not_cache", USER, None),
+        ("set_linked_pod_if_absent", (*USER, 3), 3),
+        ("get_link_service", USER[:2], {}),
+        ("batch_get_linked_pod", (None, ["u1", "u2"], "svc"), {}),
+    ],
+)
+def test_every_coroutine_can_be_submitted(
+    client: podlink.ClientDriver, operation: str, arguments: tuple[Any, ...], result: Any
+) -> None:
+    assert client.submit(operation, *arguments, timeout=SOON).result(SOON) == result
+
+
+def test_arguments_may_have_names(client: podlink.ClientDriver) -> None:
+    future = client.submit("get_linked_pod", namespace="", uid="u1", service_name="svc")
+    assert future.result(SOON) is None
+
+
+@pytest.mark.parametrize("operation", ["get_linked_in_cache", "stats", "aclose", "", 5, []])
+def test_only_coroutine_operations_can_be_submitted(
+    client: podlink.ClientDriver, operation: Any
+) -> None:
+    with pytest.raises(podlink.InvalidParameterError, match="compute_linked_pod") as caught:
+        client.submit(operation)
+    assert caught.value.details["parameter"] == "operation"
+
+
+def test_wrong_arguments_are_refused_at_once(client: podlink.ClientDriver) -> None:
+    with pytest.raises(podlink.InvalidParameterError, match="service_name"):
+        client.submit("get_linked_pod", None, "u1")
+    with pytest.raises(podlink.InvalidParameterError, match="uid"):
+        client.submit("get_linked_pod", None, "", "svc")
+    with pytest.raises(podlink.InvalidParameterError, match="timeout"):
+        client.submit("get_linked_pod", *USER, timeout=-1)
+
+
+def test_the_callback_thread_tells_a_program_without_a_loop(client: podlink.ClientDriver) -> None:
+    told = Told()
+    client.submit("set_linked_pod_if_absent", *USER, 0, callback=told)
+    client.submit("get_linked_pod_not_cache", None, "u2", "svc", callback=told)
+    client.submit("compute_linked_pod", None, "u2", "svc", callback=told)
+    eventually(lambda: len(told.results) == 2 and told.errors)
+    assert set(told.results) == {0, None}
+    assert [type(error) for error in told.errors] == [podlink.NoRoutablePodError]
+    assert set(told.threads) == {"podlink-callbacks"}
+    assert client.poll_callbacks() == 0
+
+
+def test_a_program_that_polls_is_told_when_it_polls(polled: podlink.ClientDriver) -> None:
+    told = Told()
+    assert polled.submit("set_linked_pod_if_absent", *USER, 7, callback=told).result(SOON) == 7
+    # The future is settled first, and the callback is put into the queue right after.
+    assert eventually(polled.poll_callbacks) == 1
+    assert told.results == [7]
+    assert told.threads == [threading.current_thread().name]
+    assert polled.poll_callbacks() == 0
+
+
+async def test_on_a_loop_the_callback_runs_on_the_loop(client: podlink.ClientDriver) -> None:
+    told = Told()
+    future = client.submit("set_linked_pod_if_absent", *USER, 0, callback=told)
+    assert await asyncio.wrap_future(future) == 0
+    await eventually_async(lambda: told.results)
+    assert told.threads == [threading.current_thread().name]
+
+
+async def test_a_polling_driver_on_a_loop_is_told_by_the_loop(
+    polled: podlink.ClientDriver,
+) -> None:
+    told = Told()
+    polled.submit("set_linked_pod_if_absent", *USER, 0, callback=told)
+    await eventually_async(lambda: told.results)
+    assert polled.poll_callbacks() == 0
+
+
+async def test_waiting_on_the_loop_for_the_future_is_no_deadlock(
+    client: podlink.ClientDriver,
+) -> None:
+    # Not a good idea, but the loop that stands still must not be the one that settles it.
+    assert client.submit("set_linked_pod_if_absent", *USER, 0).result(SOON) == 0
+
+
+def test_a_future_is_settled_even_if_its_loop_ended_first(client: podlink.ClientDriver) -> None:
+    # Futures of calls under way when asyncio.run ended were pending for ever, because only
+    # that loop could have settled them.
+    told = Told()
+
+    async def submit() -> list[Future[Any]]:
+        users = (f"u{number}" for number in range(200))
+        operation = "set_linked_pod_if_absent"
+        return [client.submit(operation, None, user, "svc", 1, callback=told) for user in users]
+
+    futures = asyncio.run(submit())
+    assert [future.result(SOON) for future in futures] == [1] * 200
+
+
+def test_a_callback_whose_loop_has_closed_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    # A strategy that takes its time, so that the loop surely ends first.
+    let_go = threading.Event()
+
+    def choose(uid: str, candidates: object) -> int | None:
+        let_go.wait(SOON)
+        return None
+
+    store, told = podlink.Store("memory://"), Told()
+    server = podlink.ServerDriver(store, podlink.ServerInfo("default", "svc", 0))
+    server.submit("start").result(SOON)
+    client = podlink.ClientDriver(store, config=podlink.ClientConfig(strategy=choose))
+
+    async def submit() -> Future[Any]:
+        return client.submit("compute_linked_pod", *USER, callback=told, timeout=SOON)
+
+    future = asyncio.run(submit())
+    let_go.set()
+    assert future.result(SOON) == 0
+    eventually(lambda: client.stats()["callback_failures"] == 1)
+    assert told.results == []
+    assert "the loop that it belongs to has closed" in caplog.text
+
+
+def test_a_cancelled_future_tells_nobody(polled: podlink.ClientDriver) -> None:
+    told = Told()
+    futures = [
+        polled.submit("get_linked_pod_not_cache", None, f"u{number}", "svc", callback=told)
+        for number in range(500)
+    ]
+    cancelled = sum(future.cancel() for future in futures)
+    polled.submit("get_linked_pod", *USER).result(SOON)
+    eventually(lambda: polled.poll_callbacks() or len(told.results) == 500 - cancelled)
+    assert len(told.results) == 500 - cancelled
+    assert cancelled > 0, "every call was quicker than its cancellation"
+
+
+@pytest.mark.parametrize("mode", ["thread", "poll"])
+def test_a_callback_that_raises_is_logged_and_counted(
+    caplog: pytest.LogCaptureFixture, mode: Any
+) -> None:
+    client = podlink.ClientDriver(podlink.Store("memory://"), callbacks=mode)
+    with caplog.at_level(logging.ERROR, "podlink"):
+        future = client.submit("get_linked_pod", *USER, callback=Raising(OSError("on purpose")))
+        assert future.result(SOON) is None
+        eventually(lambda: client.poll_callbacks() + client.stats()["callback_failures"])
+    assert client.stats()["callback_failures"] == 1
+    records = [record for record in caplog.records if record.name == "podlink.callbacks"]
+    assert len(records) == 1
+    assert records[0].exc_info is not None
+    assert "on purpose" in str(records[0].exc_info[1])
+    told = Told()
+    client.submit("get_linked_pod", *USER, callback=told).result(SOON)
+    eventually(lambda: client.poll_callbacks() or told.results == [None])
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+def test_a_callback_cannot_end_the_thread_that_serves_all(
+    client: podlink.ClientDriver, error: BaseException
+) -> None:
+    # sys.exit() in a callback ended the callback thread, and every later future hung.
+    client.submit("get_linked_pod", *USER, callback=Raising(error)).result(SOON)
+    assert client.submit("get_linked_pod", *USER).result(SOON) is None
+    eventually(lambda: client.stats()["callback_failures"] == 1)
+
+
+def test_callbacks_on_a_loop_that_raise_take_no_other_down(client: podlink.ClientDriver) -> None:
+    told = Told()
+
+    async def main() -> None:
+        for number in range(50):
+            callback = told if number % 2 else Raising(ValueError("on purpose"))
+            client.submit("get_linked_pod_not_cache", *USER, callback=callback)
+        await eventually_async(lambda: len(told.results) == 25)
+        await eventually_async(lambda: client.stats()["callback_failures"] == 25)
+
+    asyncio.run(main())
+
+
+def test_futures_may_be_waited_for_on_many_threads(client: podlink.ClientDriver) -> None:
+    answers: list[int] = []
+
+    def play(player: int) -> None:
+        for turn in range(20):
+            user = (None, f"u{player}-{turn}", "svc")
+            answers.append(client.submit("set_linked_pod_if_absent", *user, player).result(SOON))
+
+    threads = [threading.Thread(target=play, args=(player,)) for player in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SOON)
+    assert sorted(answers) == sorted(list(range(8)) * 20)
+
+
+def test_a_server_driver_can_be_driven_without_a_loop() -> None:
+    store = podlink.Store("memory://")
+    server = podlink.ServerDriver(store, podlink.ServerInfo("default", "svc", 0))
+    client = podlink.ClientDriver(store)
+    server.submit("start").result(SOON)
+    assert client.submit("compute_linked_pod", *USER).result(SOON) == 0
+    assert server.submit("try_set_linked_pod", *USER, 0).result(SOON) == (True, 0)
+    assert server.submit("remove_linked_pod", *USER).result(SOON) is True
