@@ -297,7 +297,7 @@ async fn the_stores_clock_is_shown(stage: Stage) {
 }
 
 /// Renews for a long time; says whether the pod leads.
-async fn leads(stage: &Stage, state: &PodState) -> bool {
+pub(crate) async fn leads(stage: &Stage, state: &PodState) -> bool {
     leads_for(stage, state, CALM).await
 }
 
