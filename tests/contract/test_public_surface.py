@@ -31,7 +31,9 @@ EXPORTED = [
     "PodNotAvailableError",
     "PodNotFoundError",
     "PodlinkError",
+    "Registration",
     "RouteInfoConfig",
+    "RouteInfoDriver",
     "RoutingState",
     "ServerConfig",
     "ServerDriver",
@@ -55,11 +57,13 @@ _SUBMIT = (
     "(operation: str, *args: Any, callback: StatefulObjCallback | None = None, "
     "timeout: Duration | None = None, **kwargs: Any) -> Future[Any]"
 )
+_SERVICE = "namespace: str | None, service_name: str"
+_STATES = "dict[int, StatefulServiceState]"
 _CALLBACKS = "*, callbacks: Literal['thread', 'poll'] = 'thread'"
 
 SIGNATURES = {
     "ClientDriver": "(store: Store, namespace: str = 'default', config: ClientConfig | None = None"
-    ", *, route_info: RouteInfoConfig | None = None"
+    ", *, route_info: RouteInfoDriver | RouteInfoConfig | None = None"
     ", callbacks: Literal['thread', 'poll'] = 'thread') -> None",
     "ClientDriver.aclose": "async () -> None",
     "ClientDriver.batch_get_linked_pod": "async (namespace: str | None, uids: Iterable[str], "
@@ -73,29 +77,59 @@ SIGNATURES = {
     "ClientDriver.get_linked_pod_in_cache_or_if_persist": f"async ({_USER}, {_LIMIT})"
     " -> int | None",
     "ClientDriver.get_linked_pod_not_cache": f"async ({_USER}, {_LIMIT}) -> int | None",
+    "ClientDriver.on_pod_lost": "(callback: Callable[[int, int], object]"
+    ", service_name: str | None = None) -> Registration",
     "ClientDriver.poll_callbacks": "() -> int",
     "ClientDriver.set_cache": f"({_USER}, pod_index: int) -> int | None",
     "ClientDriver.set_linked_pod_if_absent": f"async ({_USER}, pod_index: int, {_LIMIT}) -> int",
     "ClientDriver.stats": "() -> dict[str, int]",
     "ClientDriver.submit": _SUBMIT,
     "ServerDriver": "(store: Store, server_info: ServerInfo, config: ServerConfig | None = None"
-    f", {_CALLBACKS}) -> None",
+    f", load: Callable[[], int | Awaitable[int]] | None = None, {_CALLBACKS}) -> None",
     "ServerDriver.aclose": "async () -> None",
     "ServerDriver.get_load_state": "async () -> int",
     "ServerDriver.get_routing_state": "async () -> RoutingState",
+    "ServerDriver.on_drain": "(callback: Callable[[str], object]) -> Callable[[str], object]",
+    "ServerDriver.on_lease_lost": "(callback: Callable[[], object]) -> Callable[[], object]",
     "ServerDriver.poll_callbacks": "() -> int",
     "ServerDriver.remove_linked_pod": f"async ({_USER}, {_LIMIT}) -> bool",
     "ServerDriver.remove_linked_pod_with_id": f"async ({_USER}, pod_index: int, "
     f"persist_seconds: int, {_LIMIT}) -> bool",
     "ServerDriver.set_linked_pod": f"async ({_USER}, pod_index: int, persist_seconds: int = -1"
     f", {_LIMIT}) -> int | None",
+    "ServerDriver.set_load_state": "async (load_state: int) -> None",
     "ServerDriver.set_routing_state": f"async (routing_state: RoutingState | str, {_LIMIT})"
     " -> None",
     "ServerDriver.start": f"async ({_LIMIT}) -> None",
     "ServerDriver.stats": "() -> dict[str, int]",
+    "ServerDriver.stop": "async (*, deadline: Duration = 25.0"
+    ", drain: Literal['release', 'handover', 'keep'] | None = None) -> DrainReport",
     "ServerDriver.submit": _SUBMIT,
     "ServerDriver.try_set_linked_pod": f"async ({_USER}, pod_index: int, "
     f"persist_seconds: int = -1, {_LIMIT}) -> tuple[bool, int]",
+    "Registration.unregister": "() -> None",
+    "RouteInfoDriver": "(store: Store, namespace: str = 'default'"
+    ", config: RouteInfoConfig | None = None) -> None",
+    "RouteInfoDriver.aclose": "async () -> None",
+    "RouteInfoDriver.age": f"({_SERVICE}) -> float | None",
+    "RouteInfoDriver.alive_pods": f"({_SERVICE}) -> {_STATES}",
+    "RouteInfoDriver.get_all_service_state": f"async ({_SERVICE}, {_LIMIT}) -> {_STATES}",
+    "RouteInfoDriver.get_link_info_cache_time_secs": "() -> float",
+    "RouteInfoDriver.get_ready_service_state": f"async ({_SERVICE}, {_LIMIT}) -> {_STATES}",
+    "RouteInfoDriver.get_service_best_pod": f"async ({_SERVICE}, {_LIMIT}) -> int | None",
+    "RouteInfoDriver.get_service_name_by_tag": "async (namespace: str | None, tag: str"
+    f", {_LIMIT}) -> str | None",
+    "RouteInfoDriver.is_pod_available": f"({_SERVICE}, pod_index: int) -> bool",
+    "RouteInfoDriver.is_pod_routable": f"({_SERVICE}, pod_index: int) -> bool",
+    "RouteInfoDriver.is_workload_ready": f"async ({_SERVICE}, {_LIMIT}) -> bool",
+    "RouteInfoDriver.on_routing_state_changed": "(namespace: str | None = None"
+    ", service_name: str | None = None) -> Callable[[StateCallback], StateCallback]",
+    "RouteInfoDriver.register_routing_state_changed_event": "(namespace: str | None"
+    ", callback: StateCallback, service_name: str | None = None) -> Registration",
+    "RouteInfoDriver.routable_pods": f"({_SERVICE}) -> {_STATES}",
+    "RouteInfoDriver.set_global_service_name_tag": "async (namespace: str | None, tag: str"
+    f", service_name: str, {_LIMIT}) -> bool",
+    "RouteInfoDriver.stats": "() -> dict[str, int]",
     "ServerInfo.from_env": "(service_name: str | None = None, *, pod_index: int | None = None"
     ", namespace: str | None = None, metadata: Mapping[str, str] | None = None"
     ", environ: Mapping[str, str] | None = None) -> ServerInfo",
@@ -114,6 +148,15 @@ SIGNATURES = {
     ", **options: StoreOption) -> Connection",
 }
 
+WITH_METHODS = [
+    "ClientDriver",
+    "Connection",
+    "Registration",
+    "RouteInfoDriver",
+    "ServerDriver",
+    "Store",
+]
+
 DEFAULTS: dict[str, dict[str, object]] = {
     "ClientConfig": {
         "link_ttl": 300.0,
@@ -123,7 +166,15 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "timeout": 2.0,
         "on_restart": "same_pod",
     },
-    "RouteInfoConfig": {"refresh": 1.0, "overload_limit": None, "idle": 600.0},
+    "RouteInfoConfig": {
+        "refresh": 1.0,
+        "overload_limit": None,
+        "idle": 600.0,
+        "serve_stale": False,
+        "tag_ttl": 60.0,
+        "link_cache_ttl": 240.0,
+        "timeout": 2.0,
+    },
     "ServerConfig": {
         "lease": 10.0,
         "renew": 2.0,
@@ -132,6 +183,7 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "grace": 5.0,
         "cpu_factor": 0.7,
         "link_grace": 60.0,
+        "drain": "release",
         "timeout": 2.0,
     },
 }
@@ -179,7 +231,7 @@ def test_a_signature_stays(name: str) -> None:
     assert shown_signature(name) == SIGNATURES[name]
 
 
-@pytest.mark.parametrize("name", ["ClientDriver", "Store", "Connection"])
+@pytest.mark.parametrize("name", WITH_METHODS)
 def test_no_public_method_is_missing_here(name: str) -> None:
     methods = {
         f"{name}.{method}"

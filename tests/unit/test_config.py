@@ -165,7 +165,7 @@ def test_a_variable_out_of_range_is_refused_as_the_figure_is() -> None:
         ({"store": "redis://h"}, "store"),
         ({"config": {"link_ttl": 5}}, "config"),
         ({"config": podlink.ServerConfig()}, "config"),
-        ({"route_info": podlink.ClientConfig()}, "route_info"),
+        ({"route_info": podlink.ClientConfig()}, "RouteInfoConfig"),
     ],
 )
 def test_a_client_driver_takes_the_right_objects(argument: dict[str, Any], given: str) -> None:
