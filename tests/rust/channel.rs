@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use ::redis::Value;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use podlink::clock::Clock;
@@ -14,7 +15,7 @@ use tokio::runtime::Runtime;
 
 use crate::contract::events::{ended, told};
 use crate::line::{SHORT, get, is, set, store, within};
-use crate::server::{Kind, PATIENCE, Raw, Server, address, eventually};
+use crate::server::{Kind, PATIENCE, Raw, Server, address, eventually, free_port};
 use crate::stage::service_id;
 
 /// Plays every named test once on each server.
@@ -306,7 +307,7 @@ async fn a_socket_file_will_do(kind: Kind) {
 
 #[tokio::test]
 async fn events_come_over_tls() {
-    let mut server = Server::stopped(Kind::Redis, &[]);
+    let server = Server::start(Kind::Redis).await;
     let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
     let [cert, key] = ["cert.pem", "key.pem"].map(|name| {
         let path = server.dir().join(name);
@@ -314,19 +315,17 @@ async fn events_come_over_tls() {
     });
     std::fs::write(&cert, made.cert.pem()).unwrap();
     std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-    server.set_args(&[
-        "--tls-cert-file",
-        &cert,
-        "--tls-key-file",
-        &key,
-        "--tls-ca-cert-file",
-        &cert,
-        "--tls-auth-clients",
-        "no",
-    ]);
-    server.speak_tls();
-    server.restart().await;
-    let url = format!("rediss://127.0.0.1:{}", server.port);
+    let mut raw = server.raw();
+    let open = async || {
+        let port = free_port().to_string();
+        let files = ["tls-cert-file", &cert, "tls-key-file", &key];
+        let rest = ["tls-ca-cert-file", &cert, "tls-auth-clients", "no"];
+        let set = [&["CONFIG", "SET", "tls-port", &port], &files[..], &rest].concat();
+        // Somebody else may have taken the port.
+        matches!(raw.try_run(&set), Some(Value::Okay)).then_some(port)
+    };
+    let port = eventually("the server speaks TLS", open).await;
+    let url = format!("rediss://127.0.0.1:{port}");
     let store = store(&address(&url, &[("ca_file", &cert)]));
     let mut changes = listen(&store, "svc").await;
     works(&server, &mut changes, "svc").await;

@@ -255,6 +255,8 @@ async fn a_dropped_store_ends_its_subscriptions(stage: Stage) {
 }
 
 async fn a_call_that_comes_too_late_is_not_made(stage: Stage) {
+    // Connected, or it might be the connection that is late.
+    stage.store.ping(stage.deadline()).await.unwrap();
     let (store, late) = (&stage.store, stage.too_late());
     let (namespace, tag) = (&service().namespace, Tag::new("blue").unwrap());
     let reads = [
