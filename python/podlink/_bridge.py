@@ -28,7 +28,8 @@ from .callback import StatefulObjCallback
 from .errors import InvalidParameterError, PodlinkError, from_core
 
 _log = logging.getLogger("podlink.callbacks")
-_log.parent.addHandler(logging.NullHandler())  # type: ignore[union-attr]  # it is "podlink"
+# A library does not decide where its records go, nor that they go to stderr.
+logging.getLogger("podlink").addHandler(logging.NullHandler())
 
 HookCall = tuple[Callable[..., Any], tuple[Any, ...], _podlink.Reply]
 """A Python function that the core calls, its arguments, and where its answer goes."""
