@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import functools
+import inspect
 import logging
 import os
 import queue
@@ -24,10 +25,11 @@ from typing import Any, Final
 
 from . import _podlink
 from .callback import StatefulObjCallback
-from .errors import PodlinkError, from_core
+from .errors import InvalidParameterError, PodlinkError, from_core
 
 _log = logging.getLogger("podlink.callbacks")
-_log.parent.addHandler(logging.NullHandler())  # type: ignore[union-attr]  # it is "podlink"
+# A library does not decide where its records go, nor that they go to stderr.
+logging.getLogger("podlink").addHandler(logging.NullHandler())
 
 HookCall = tuple[Callable[..., Any], tuple[Any, ...], _podlink.Reply]
 """A Python function that the core calls, its arguments, and where its answer goes."""
@@ -67,7 +69,7 @@ class LoopBridge:
             hook(reply, *arguments)
 
 
-def _settle(waiter: Any, value: object, error: _podlink.ErrorParts | None) -> None:
+def _settle(waiter: Any, value: object, error: _podlink._ErrorParts | None) -> None:
     if waiter.done():
         return  # cancelled: whoever waited has left
     if error is None:
@@ -236,6 +238,31 @@ class Submitter:
             self.failures += 1
             if not isinstance(error, Exception):
                 raise
+
+
+def bound(
+    driver: Any,
+    operations: frozenset[str],
+    operation: object,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[Any, list[Any]]:
+    """The compiled operation of that name, and its arguments in order, defaults filled in."""
+    if not isinstance(operation, str) or operation not in operations:
+        allowed = ", ".join(sorted(operations))
+        raise InvalidParameterError(
+            f"operation must be one of {allowed}, got {operation!r}",
+            details={"parameter": "operation", "given": repr(operation), "allowed": allowed},
+        )
+    try:
+        given = inspect.signature(getattr(driver, operation)).bind(*args, **kwargs)
+    except TypeError as error:
+        raise InvalidParameterError(
+            f"{operation}: {error}", details={"parameter": "args", "operation": operation}
+        ) from None
+    given.apply_defaults()
+    arguments = [value for name, value in given.arguments.items() if name != "timeout"]
+    return getattr(driver._core, operation), arguments
 
 
 class CallbackThread:

@@ -113,7 +113,7 @@ class Quick(Hook):
         """Runs the function at once; the answer goes to ``reply``."""
         try:
             reply.answer(self._context.copy().run(self._function, *arguments))
-        except BaseException as error:  # noqa: BLE001 - not even sys.exit() may end the thread
+        except BaseException as error:  # not even sys.exit() may end the thread
             self._fail(reply, error)
 
 
@@ -140,9 +140,7 @@ class Listener(Hook):
         if self._loop is None:
             if self._inbox is None:
                 self._inbox = queue.SimpleQueue()
-                threading.Thread(
-                    target=self._on_thread, name="podlink-hook", daemon=True
-                ).start()
+                threading.Thread(target=self._on_thread, name="podlink-hook", daemon=True).start()
             self._inbox.put(prepared)
             return
         self._waiting.append(prepared)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from . import _podlink
-from ._bridge import Submitter, call, callback_thread
+from ._bridge import Submitter, bound, call, callback_thread
 from ._hooks import Listener, Quick
 from .callback import StatefulObjCallback
 from .config import ClientConfig, Duration, RouteInfoConfig, Strategy, check_type, seconds
-from .errors import InvalidParameterError, InvalidParameterTypeError
+from .errors import InvalidParameterTypeError
 from .info import Registration, RouteInfoDriver
 from .state import StatefulServiceState
 from .store import Store
@@ -442,32 +441,7 @@ _OPERATIONS = frozenset(
 )
 
 
-def bound(
-    driver: Any,
-    operations: frozenset[str],
-    operation: str,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> tuple[Any, list[Any]]:
-    """The compiled operation of that name, and its arguments in order, defaults filled in."""
-    if not isinstance(operation, str) or operation not in operations:
-        allowed = ", ".join(sorted(operations))
-        raise InvalidParameterError(
-            f"operation must be one of {allowed}, got {operation!r}",
-            details={"parameter": "operation", "given": repr(operation), "allowed": allowed},
-        )
-    try:
-        given = inspect.signature(getattr(driver, operation)).bind(*args, **kwargs)
-    except TypeError as error:
-        raise InvalidParameterError(
-            f"{operation}: {error}", details={"parameter": "args", "operation": operation}
-        ) from None
-    given.apply_defaults()
-    arguments = [value for name, value in given.arguments.items() if name != "timeout"]
-    return getattr(driver._core, operation), arguments
-
-
-def _uids(uids: Iterable[str]) -> list[str]:
+def _uids(uids: object) -> list[str]:
     if isinstance(uids, str):
         # A str is an iterable of one-letter users: surely a mistake.
         raise InvalidParameterTypeError(

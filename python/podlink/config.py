@@ -57,9 +57,23 @@ class _Config:
         return cls(**given)
 
 
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
+
+
 def _from_text(variable: str, text: str, default: object) -> object:
     if isinstance(default, str):
         return text
+    if isinstance(default, bool):
+        if text.lower() not in _TRUTHS:
+            raise InvalidParameterError(
+                f"{variable} must be true, false, 1 or 0, got {text[:40]!r}",
+                details={
+                    "parameter": variable,
+                    "given": text[:40],
+                    "allowed": "true, false, 1 or 0",
+                },
+            )
+        return _TRUTHS[text.lower()]
     kind = float if isinstance(default, float) else int
     try:
         return kind(text)
@@ -156,9 +170,20 @@ class RouteInfoConfig(_Config):
     timeout: Duration = 2.0
 
     def __post_init__(self) -> None:
+        # The core does not ask for this one: it only tells the program's clients.
+        if not 0 <= check_number("link_cache_ttl", seconds(self.link_cache_ttl)) < float("inf"):
+            raise InvalidParameterError(
+                f"link_cache_ttl must be at least 0 seconds, got {self.link_cache_ttl!r}",
+                details={
+                    "parameter": "link_cache_ttl",
+                    "given": repr(self.link_cache_ttl),
+                    "allowed": "at least 0 seconds",
+                },
+            )
         self._core()
 
     def _core(self) -> _podlink.RouteInfoSettings:
+        check_type("serve_stale", self.serve_stale, bool)
         return _podlink.RouteInfoSettings(
             refresh=seconds(self.refresh),
             overload_limit=self.overload_limit,
@@ -226,6 +251,17 @@ class ServerConfig(_Config):
             drain=self.drain,
             timeout=seconds(self.timeout),
         )
+
+
+def check_number(what: str, given: object) -> float:
+    """Refuses what is not a number."""
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        name = type(given).__name__
+        raise InvalidParameterTypeError(
+            f"{what} must be a number, got {name}",
+            details={"parameter": what, "given": name, "allowed": "a number"},
+        )
+    return float(given)
 
 
 def check_callable(what: str, given: object) -> None:

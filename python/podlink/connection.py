@@ -40,9 +40,10 @@ class Connection:
         return server
 
     async def aclose(self) -> None:
-        """Stops the servers, closes the client and the route info driver, then the store. A second close does nothing.
+        """Stops the servers, closes the client, the route info driver, then the store.
 
-        All are closed even if one fails; the first failure is raised then.
+        A second close does nothing. All are closed even if one fails; the first failure is
+        raised then.
         """
         failures: list[BaseException] = []
         servers, self._servers = self._servers, []

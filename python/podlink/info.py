@@ -35,7 +35,7 @@ class Registration:
         return self._listener.failures
 
     def unregister(self) -> None:
-        """Takes the callback back: it is not called for later changes. A second time does nothing."""
+        """Takes the callback back: later changes do not call it. A second time does nothing."""
         self._core.unregister()
 
 
@@ -239,9 +239,7 @@ class RouteInfoDriver:
             >>> handle.unregister()
         """
 
-        def states(
-            where: str, service: str, pod: int, previous: Any, now: Any
-        ) -> tuple[Any, ...]:
+        def states(where: str, service: str, pod: int, previous: Any, now: Any) -> tuple[Any, ...]:
             return where, service, pod, _state(previous), _state(now)
 
         listener = Listener("callback", callback, states)

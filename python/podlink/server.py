@@ -13,10 +13,9 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from . import _podlink
-from ._bridge import Submitter, call, callback_thread
+from ._bridge import Submitter, bound, call, callback_thread
 from ._hooks import Listener, Question
 from .callback import StatefulObjCallback
-from .client import bound
 from .config import Duration, ServerConfig, check_callable, check_type, seconds
 from .errors import InvalidParameterError
 from .state import DrainReport, RoutingState
@@ -286,7 +285,7 @@ class ServerDriver:
     async def set_load_state(self, load_state: int) -> None:
         """Sets the load that this pod reports; lower is better. The next renewal publishes it.
 
-        What is published is ``cpu_factor`` × CPU + (1 - ``cpu_factor``) × reported load, rounded,
+        What is published is ``cpu_factor * CPU + (1 - cpu_factor) * reported load``, rounded,
         where CPU is the process's CPU time in percent of what the pod may use (cgroup v2).
         """
         self._core.set_load_state(load_state)

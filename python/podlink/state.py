@@ -50,8 +50,9 @@ class StatefulServiceState:
     def _from_core(
         cls, fields: tuple[int, str, int, str, int, int, dict[str, str]]
     ) -> StatefulServiceState:
-        pod_id, state, load_state, routing_state, *rest = fields
-        return cls(pod_id, state, load_state, RoutingState(routing_state), *rest)
+        pod_id, state, load_state, routing_state, update_time, incarnation, metadata = fields
+        routing = RoutingState(routing_state)
+        return cls(pod_id, state, load_state, routing, update_time, incarnation, metadata)
 
 
 @dataclass(frozen=True, slots=True)
