@@ -37,7 +37,7 @@ local spokesman, till = string.match(field('w') or '', '^(%d+):(%d+)$')
 local leads = not spokesman or spokesman == pod or tonumber(till) <= now
   or tonumber(pod) < tonumber(spokesman)
 local read, known = pcall(cjson.decode, old or '')
-local changed = deadline < now or not read or type(known) ~= 'table'
+local changed = deadline <= now or not read or type(known) ~= 'table'
   or known.routingState ~= ARGV[6] or known.incarnation ~= me
 tick(lease, grace, gap)
 put('t', ARGV[1] .. ':' .. ARGV[2] .. ':' .. ARGV[3])

@@ -107,7 +107,7 @@ impl Service {
         let now = now.max(self.last);
         self.forget_the_long_dead(state.pod_id, times.lease, now);
         let known = self.states.get(&state.pod_id);
-        self.news = found.deadline < now
+        self.news = found.deadline <= now
             || known.is_none_or(|known| {
                 known.routing_state != state.routing_state || known.incarnation != state.incarnation
             });
