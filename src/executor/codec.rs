@@ -9,9 +9,11 @@ use redis::Value;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::{Begun, Pods, Renewed};
-use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid, shown};
+use crate::id::{
+    Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid, shown,
+};
 use crate::route::link::{Certificate, Life, Placed, StoredLink};
-use crate::route::state::{PodRecord, PodState};
+use crate::route::state::{PodRecord, PodState, WorkloadState};
 
 /// `sf:{ns:lk:uid}svc`, a string: the link.
 pub(super) fn link_key(service: &ServiceId, uid: &Uid) -> String {
@@ -56,6 +58,17 @@ pub(super) fn lease_key(service: &ServiceId) -> String {
         service.service.as_str(),
         "}#lease",
     ])
+}
+
+/// `sf:{ns:workload:svc}`, a string: the state of the whole service, as JSON.
+pub(super) fn workload_key(service: &ServiceId) -> String {
+    let (namespace, name) = (service.namespace.as_str(), service.service.as_str());
+    joined(&["sf:{", namespace, ":workload:", name, "}"])
+}
+
+/// `sf:{ns:tag:tag}`, a string: the service that the tag stands for.
+pub(super) fn tag_key(namespace: &Namespace, tag: &Tag) -> String {
+    joined(&["sf:{", namespace.as_str(), ":tag:", tag.as_str(), "}"])
 }
 
 fn joined(parts: &[&str]) -> String {
@@ -161,6 +174,32 @@ pub(super) fn services(reply: Value, key: &str) -> Result<BTreeMap<ServiceName, 
         .collect()
 }
 
+/// The reply of `GET` of a workload's state.
+pub(super) fn workload(reply: Value, key: &str) -> Result<Option<WorkloadState>> {
+    let Some(stored) = optional(reply)? else {
+        return Ok(None);
+    };
+    let read = serde_json::from_str(&stored);
+    read.map(Some)
+        .map_err(|error| unreadable(key, &stored).caused_by(error))
+}
+
+/// The reply of `GET` of a tag.
+pub(super) fn tagged(reply: Value, key: &str) -> Result<Option<ServiceName>> {
+    let Some(stored) = optional(reply)? else {
+        return Ok(None);
+    };
+    let service = ServiceName::new(&stored);
+    service.map(Some).map_err(|_| unreadable(key, &stored))
+}
+
+fn optional(reply: Value) -> Result<Option<String>> {
+    match reply {
+        Value::Nil => Ok(None),
+        reply => text(reply).map(Some),
+    }
+}
+
 fn pod_at(key: &str, stored: &str) -> Result<PodIndex> {
     PodIndex::parse(stored).ok_or_else(|| unreadable(key, stored))
 }
@@ -175,7 +214,7 @@ fn unreadable(key: &str, stored: &str) -> Error {
     .with("value", value)
 }
 
-/// The reply of every lease script but `pods`: `{verdict, incarnation, microseconds}`.
+/// The reply of `pod_begin`, `pod_end` and `pod_certify`: `{verdict, incarnation, microseconds}`.
 fn lease_reply(reply: Value) -> Result<(String, Incarnation, Duration)> {
     let [verdict, incarnation, left] = parts(reply)?;
     let incarnation = Incarnation::new(unsigned(&incarnation)?);
@@ -196,11 +235,14 @@ pub(super) fn begun(reply: Value) -> Result<Begun> {
     }
 }
 
-/// The reply of `pod_renew`.
+/// The reply of `pod_renew`: `{verdict, incarnation, leads}`.
 pub(super) fn renewed(reply: Value) -> Result<Renewed> {
-    let (verdict, incarnation, _) = lease_reply(reply)?;
-    match verdict.as_str() {
-        "ok" => Ok(Renewed::Done),
+    let [verdict, incarnation, leads] = parts(reply)?;
+    let incarnation = Incarnation::new(unsigned(&incarnation)?);
+    match text(verdict)?.as_str() {
+        "ok" => Ok(Renewed::Done {
+            leads: number(&leads)? == 1,
+        }),
         "dead" => Ok(Renewed::Dead),
         "superseded" => Ok(Renewed::Superseded(incarnation)),
         other => Err(unknown_verdict(other)),
@@ -260,9 +302,9 @@ impl StoreClock {
     }
 }
 
-/// The reply of `pods`: `{now, hold, held, grace, leases, states}`.
+/// The reply of `pods`: `{now, hold, held, grace, watchers, leases, states}`.
 pub(super) fn pods(reply: Value) -> Result<Pods> {
-    let [now, hold, held, grace, leases, states] = parts(reply)?;
+    let [now, hold, held, grace, watchers, leases, states] = parts(reply)?;
     let clock = StoreClock {
         now: unsigned(&now)?,
         hold: unsigned(&hold)?,
@@ -270,7 +312,11 @@ pub(super) fn pods(reply: Value) -> Result<Pods> {
         grace: unsigned(&grace)?,
     };
     let leases = lease_fields(pairs(leases)?);
-    let mut pods = Pods::default();
+    let mut pods = Pods {
+        watchers: unsigned(&watchers)?,
+        now_ms: clock.now / 1000,
+        ..Pods::default()
+    };
     for (field, stored) in pairs(states)? {
         let state = match read_state(&field, &stored) {
             Ok(state) => state,
@@ -416,6 +462,9 @@ mod tests {
         assert_eq!(owner_key(&link), "sf:{ns:lk:u1}#own");
         assert_eq!(state_key(&service()), "sf:{ns:state:svc}");
         assert_eq!(lease_key(&service()), "sf:{ns:state:svc}#lease");
+        assert_eq!(workload_key(&service()), "sf:{ns:workload:svc}");
+        let tag = Tag::new("blue").unwrap();
+        assert_eq!(tag_key(&service().namespace, &tag), "sf:{ns:tag:blue}");
     }
 
     #[test]
@@ -528,6 +577,7 @@ mod tests {
             bulk("0"),
             bulk("0"),
             bulk("5"),
+            Value::Int(2),
             flat(&[
                 ("i:0", "7"),
                 ("d:0", "150"),

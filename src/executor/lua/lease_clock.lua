@@ -8,6 +8,7 @@
 --            held pods whose lease reached this moment count as alive during the hold
 --            t    lease:grace:gap of the pod that wrote last, for those who only look
 --            sweep when the long dead are dropped next
+--            w    pod:deadline of the pod that speaks for the service
 -- Everything is read first; `save` collects what `write` writes in the end.
 local lease_key = KEYS[1]
 local function field(name) return redis.call('HGET', lease_key, name) end

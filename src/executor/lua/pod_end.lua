@@ -5,6 +5,7 @@
 -- Atomic, because only the process that holds the index may withdraw it.
 local pod, me = ARGV[1], tonumber(ARGV[2])
 local incarnation, dead = number('i:' .. pod), number('x:' .. pod)
+local speaks = string.match(field('w') or '', '^(%d+):') == pod
 redis.call('HEXISTS', KEYS[2], pod)
 if incarnation > me then
   return {'superseded', text(incarnation), 0}
@@ -14,6 +15,9 @@ put('i:' .. pod, ARGV[2])
 put('x:' .. pod, text(math.max(me, dead)))
 put('d:' .. pod, '0')
 write()
+if speaks then
+  redis.call('HDEL', lease_key, 'w')
+end
 redis.call('HDEL', KEYS[2], pod)
 publish(pod, 'LEAVE')
 return {'ok', ARGV[2], 0}

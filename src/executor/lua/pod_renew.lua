@@ -1,22 +1,26 @@
 -- pod_renew: prove that a pod is alive and publish its state.
 -- KEYS[1] lease hash, KEYS[2] state hash (its name is the event channel too)
 -- ARGV    lease, grace, gap (microseconds), pod, incarnation, routing_state, state (a JSON object)
--- reply   {verdict, incarnation, microseconds}: 'ok' | 'dead' | 'superseded' by that incarnation
+-- reply   {verdict, incarnation, leads}: 'ok', with 1 if this pod speaks for the service now |
+--         'dead' | 'superseded' by that incarnation
 -- Atomic, because a renewal and a death certificate exclude each other for good. A record lost in
 -- a fail-over is made again. The store's time is put into the state. Once a lease period whoever
 -- comes first drops the pods that have been dead for ten leases; their incarnations stay dead.
+-- The lowest pod that renews speaks for the service: a pod takes that over if nobody does, if it
+-- did so before, if the lease of whoever does is over, or from a higher pod.
 local lease, grace, gap = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local pod, me = ARGV[4], tonumber(ARGV[5])
 local incarnation, deadline = number('i:' .. pod), number('d:' .. pod)
 local dead, sweep = number('x:' .. pod), number('sweep')
 local old = redis.call('HGET', KEYS[2], pod)
-if dead >= me then
-  return {'dead', text(dead), 0}
-end
+-- A later process ends this one for good, though it is certified dead as well: two processes that
+-- both came back would take the index from each other for ever.
 if incarnation > me then
   return {'superseded', text(incarnation), 0}
 end
-tick(lease, grace, gap) -- first, because during a hold nobody is long dead
+if dead >= me then
+  return {'dead', text(dead), 0}
+end
 local gone = {}
 if now >= sweep then
   local all = redis.call('HGETALL', lease_key)
@@ -29,12 +33,20 @@ if now >= sweep then
   end
   put('sweep', text(now + lease))
 end
+local spokesman, till = string.match(field('w') or '', '^(%d+):(%d+)$')
+local leads = not spokesman or spokesman == pod or tonumber(till) <= now
+  or tonumber(pod) < tonumber(spokesman)
 local read, known = pcall(cjson.decode, old or '')
-local changed = deadline < now or not read or type(known) ~= 'table'
+local changed = deadline <= now or not read or type(known) ~= 'table'
   or known.routingState ~= ARGV[6] or known.incarnation ~= me
+tick(lease, grace, gap)
 put('t', ARGV[1] .. ':' .. ARGV[2] .. ':' .. ARGV[3])
 put('i:' .. pod, ARGV[5])
-put('d:' .. pod, text(math.max(deadline, now + lease)))
+local renewed = text(math.max(deadline, now + lease))
+put('d:' .. pod, renewed)
+if leads then
+  put('w', pod .. ':' .. renewed)
+end
 write()
 local stamp = ',"updateTime":' .. text(math.floor(now / 1000)) .. '}'
 redis.call('HSET', KEYS[2], pod, string.sub(ARGV[7], 1, -2) .. stamp)
@@ -45,4 +57,4 @@ end
 if changed then
   publish(pod, ARGV[6])
 end
-return {'ok', ARGV[5], 0}
+return {'ok', ARGV[5], leads and 1 or 0}

@@ -31,6 +31,10 @@ pub(super) struct Service {
     times: Times,
     pods: BTreeMap<PodIndex, Lease>,
     states: BTreeMap<PodIndex, PodState>,
+    /// The pod that speaks for the service, and the end of its lease.
+    leader: Option<(PodIndex, u64)>,
+    /// Something happened that listeners are to be told.
+    news: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -93,26 +97,37 @@ impl Service {
     pub(super) fn renew(&mut self, state: &PodState, times: LeaseTimes, now: u64) -> Renewed {
         let me = state.incarnation.get();
         let found = self.lease(state.pod_id);
-        if found.dead >= me {
-            return Renewed::Dead;
-        }
         if found.incarnation > me {
             return Renewed::Superseded(Incarnation::new(found.incarnation));
         }
+        if found.dead >= me {
+            return Renewed::Dead;
+        }
         let times = Times::from(times);
-        // First, because during a hold nobody is long dead.
-        let now = self.tick(times, now);
+        let now = now.max(self.last);
         self.forget_the_long_dead(state.pod_id, times.lease, now);
+        let known = self.states.get(&state.pod_id);
+        self.news = found.deadline <= now
+            || known.is_none_or(|known| {
+                known.routing_state != state.routing_state || known.incarnation != state.incarnation
+            });
+        let leads = self.leader.is_none_or(|(leader, until)| {
+            leader == state.pod_id || until <= now || state.pod_id < leader
+        });
+        self.tick(times, now);
         self.times = times;
         let lease = self.pods.entry(state.pod_id).or_default();
         lease.fields.incarnation = me;
         lease.fields.deadline = found.deadline.max(now + times.lease);
+        if leads {
+            self.leader = Some((state.pod_id, lease.fields.deadline));
+        }
         let state = PodState {
             update_time: now / 1000,
             ..state.clone()
         };
         self.states.insert(state.pod_id, state);
-        Renewed::Done
+        Renewed::Done { leads }
     }
 
     pub(super) fn end(&mut self, pod: PodIndex, me: Incarnation, now: u64) -> bool {
@@ -129,6 +144,8 @@ impl Service {
             dead,
         };
         self.states.remove(&pod);
+        self.leader = self.leader.filter(|(leader, _)| *leader != pod);
+        self.news = true;
         true
     }
 
@@ -150,6 +167,7 @@ impl Service {
             };
         }
         self.pods.entry(pod).or_default().fields.dead = found.incarnation;
+        self.news = true;
         Certificate::Dead(incarnation)
     }
 
@@ -173,8 +191,14 @@ impl Service {
         });
         Pods {
             records: shown.collect(),
-            corrupt: Vec::new(),
+            now_ms: now / 1000,
+            ..Pods::default()
         }
+    }
+
+    /// Whether something happened that listeners are to be told; they are told once.
+    pub(super) fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.news)
     }
 
     fn lease(&self, pod: PodIndex) -> LeaseFields {

@@ -4,35 +4,42 @@
 
 mod lease;
 mod links;
+mod listeners;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 
 use super::codec::{micros, millis};
-use super::{Begun, Executor, PodIdentity, Pods, Removed, Renewed};
+use super::{Begun, Changes, Executor, PodIdentity, Pods, Removed, Renewed};
 use crate::clock::{Clock, Tick, calendar_micros};
 use crate::config::LeaseTimes;
 use crate::error::{Error, ErrorKind, Result, WriteOutcome};
-use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid};
+use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
 use crate::route::link::{Certificate, Life, Persist, Placed, Removal, StoredLink};
-use crate::route::state::PodState;
+use crate::route::state::{PodState, WorkloadState};
 
 use lease::Service;
 use links::Links;
+use listeners::Listeners;
 
 /// The stores that have a name, as long as somebody holds them.
 static NAMED: LazyLock<Mutex<HashMap<String, Weak<Store>>>> = LazyLock::new(Mutex::default);
+
+/// How many executors there have been: each gets a number.
+static EXECUTORS: AtomicU64 = AtomicU64::new(0);
 
 /// A store in this process.
 pub struct MemoryExecutor {
     store: Arc<Store>,
     clock: Clock,
     closed: AtomicBool,
+    /// Tells this executor's subscriptions from those of others with the same store.
+    number: u64,
 }
 
 struct Store {
@@ -48,6 +55,10 @@ struct Store {
 struct Tables {
     links: Links,
     services: HashMap<ServiceId, Service>,
+    listeners: Listeners,
+    /// Each with its end.
+    workloads: HashMap<ServiceId, (WorkloadState, Tick)>,
+    tags: HashMap<(Namespace, Tag), ServiceName>,
 }
 
 impl Store {
@@ -81,6 +92,7 @@ impl MemoryExecutor {
             store,
             clock,
             closed: AtomicBool::new(false),
+            number: EXECUTORS.fetch_add(1, Ordering::Relaxed),
         }))
     }
 
@@ -119,6 +131,12 @@ impl MemoryExecutor {
             .map_err(|error| error.with_outcome(WriteOutcome::NotSent))
     }
 
+    fn end_subscriptions(&self) {
+        let tables = self.store.tables.lock();
+        let mut tables = tables.unwrap_or_else(PoisonError::into_inner);
+        tables.listeners.end(self.number);
+    }
+
     fn with_service<T>(
         &self,
         operation: &'static str,
@@ -128,10 +146,13 @@ impl MemoryExecutor {
     ) -> Result<T> {
         let (mut tables, now) = self.begin_write(operation, deadline)?;
         let micros = self.store.micros_at(now);
-        Ok(act(
-            tables.services.entry(service.clone()).or_default(),
-            micros,
-        ))
+        let tables = &mut *tables;
+        let pods = tables.services.entry(service.clone()).or_default();
+        let answer = act(pods, micros);
+        if pods.take_news() {
+            tables.listeners.tell(service);
+        }
+        Ok(answer)
     }
 }
 
@@ -155,6 +176,12 @@ fn whole_persist(persist: Persist) -> Persist {
     match persist {
         Persist::Forever => Persist::Forever,
         Persist::For(ttl) => Persist::For(whole(ttl)),
+    }
+}
+
+impl Drop for MemoryExecutor {
+    fn drop(&mut self) {
+        self.end_subscriptions();
     }
 }
 
@@ -353,19 +380,79 @@ impl Executor for MemoryExecutor {
     ) -> Result<Certificate> {
         let (mut tables, now) = self.begin_write("pod_certify", deadline)?;
         let micros = self.store.micros_at(now);
+        let tables = &mut *tables;
         // A service that nobody serves leaves no trace, however often it is asked for.
-        let service = tables.services.get_mut(service);
-        Ok(service.map_or(Certificate::Unknown, |service| service.certify(pod, micros)))
+        let Some(pods) = tables.services.get_mut(service) else {
+            return Ok(Certificate::Unknown);
+        };
+        let certificate = pods.certify(pod, micros);
+        if pods.take_news() {
+            tables.listeners.tell(service);
+        }
+        Ok(certificate)
     }
 
     async fn pods(&self, service: &ServiceId, deadline: Tick) -> Result<Pods> {
         let (mut tables, now) = self.begin("pods", deadline)?;
         let micros = self.store.micros_at(now);
-        let pods = tables
-            .services
-            .get_mut(service)
-            .map(|service| service.pods(micros));
-        Ok(pods.unwrap_or_default())
+        let pods = tables.services.get_mut(service);
+        let mut pods = pods.map_or_else(
+            || Pods {
+                now_ms: micros / 1000,
+                ..Pods::default()
+            },
+            |service| service.pods(micros),
+        );
+        pods.watchers = tables.listeners.count(service);
+        Ok(pods)
+    }
+
+    async fn listen(&self, service: &ServiceId, deadline: Tick) -> Result<Changes> {
+        let (mut tables, _) = self.begin("listen", deadline)?;
+        Ok(tables.listeners.add(self.number, service))
+    }
+
+    async fn set_workload(
+        &self,
+        service: &ServiceId,
+        workload: &WorkloadState,
+        ttl: Duration,
+        deadline: Tick,
+    ) -> Result<()> {
+        let (mut tables, now) = self.begin_write("set_workload", deadline)?;
+        let kept = (workload.clone(), now.after(whole(ttl)));
+        tables.workloads.insert(service.clone(), kept);
+        Ok(())
+    }
+
+    async fn workload(&self, service: &ServiceId, deadline: Tick) -> Result<Option<WorkloadState>> {
+        let (tables, now) = self.begin("workload", deadline)?;
+        let kept = tables.workloads.get(service);
+        let kept = kept.filter(|(_, until)| now < *until);
+        Ok(kept.map(|(workload, _)| workload.clone()))
+    }
+
+    async fn set_tag(
+        &self,
+        namespace: &Namespace,
+        tag: &Tag,
+        service: &ServiceName,
+        deadline: Tick,
+    ) -> Result<bool> {
+        let (mut tables, _) = self.begin_write("set_tag", deadline)?;
+        let key = (namespace.clone(), tag.clone());
+        tables.tags.insert(key, service.clone());
+        Ok(true)
+    }
+
+    async fn tag(
+        &self,
+        namespace: &Namespace,
+        tag: &Tag,
+        deadline: Tick,
+    ) -> Result<Option<ServiceName>> {
+        let (tables, _) = self.begin("tag", deadline)?;
+        Ok(tables.tags.get(&(namespace.clone(), tag.clone())).cloned())
     }
 
     async fn ping(&self, deadline: Tick) -> Result<()> {
@@ -374,5 +461,6 @@ impl Executor for MemoryExecutor {
 
     async fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        self.end_subscriptions();
     }
 }

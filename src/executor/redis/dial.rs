@@ -4,12 +4,16 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::select_ok;
-use redis::aio::MultiplexedConnection;
+use redis::aio::{AsyncPushSender, MultiplexedConnection};
 use redis::io::tcp::socket2::{SockRef, TcpKeepalive};
-use redis::{AsyncConnectionConfig, Pipeline, RedisConnectionInfo, ServerError, Value};
+use redis::{
+    AsyncConnectionConfig, Pipeline, ProtocolVersion, RedisConnectionInfo, RedisError, ServerError,
+    Value,
+};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -26,6 +30,9 @@ pub(super) type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A connection that has answered, with its driver.
 pub(super) type Dialled = (MultiplexedConnection, Driver);
+
+/// Hears what the server says without being asked. The driver calls it, so it must not wait.
+pub(super) type Ear = Arc<dyn AsyncPushSender>;
 
 /// Half-open connections are found by the kernel too: a probe after ten seconds of silence...
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
@@ -99,8 +106,17 @@ impl Dialer {
 
     /// Connects, logs in and asks for a sign of life.
     pub(super) async fn dial(&self) -> std::result::Result<Dialled, Failure> {
+        self.dial_as(None).await
+    }
+
+    /// The same for a connection that may subscribe: it speaks RESP3, and `ear` hears what comes.
+    pub(super) async fn dial_to_hear(&self, ear: Ear) -> std::result::Result<Dialled, Failure> {
+        self.dial_as(Some(ear)).await
+    }
+
+    async fn dial_as(&self, ear: Option<Ear>) -> std::result::Result<Dialled, Failure> {
         let limit = self.timeout();
-        tokio::time::timeout(limit, self.attempt())
+        tokio::time::timeout(limit, self.attempt(ear))
             .await
             .unwrap_or_else(|_| {
                 Err(Failure::passing(
@@ -109,18 +125,18 @@ impl Dialer {
             })
     }
 
-    async fn attempt(&self) -> std::result::Result<Dialled, Failure> {
+    async fn attempt(&self, ear: Option<Ear>) -> std::result::Result<Dialled, Failure> {
         let unreachable = |error: io::Error| Failure::passing(self.io_error(error));
         match &self.address.endpoint {
             Endpoint::Unix(path) => {
-                self.login(UnixStream::connect(path).await.map_err(unreachable)?)
-                    .await
+                let stream = UnixStream::connect(path).await.map_err(unreachable)?;
+                self.login(stream, ear).await
             }
             Endpoint::Tcp(host, port) => {
                 let stream = connect(host, *port).await.map_err(unreachable)?;
                 match &self.tls {
-                    None => self.login(stream).await,
-                    Some((files, name)) => self.secure(stream, files, name).await,
+                    None => self.login(stream, ear).await,
+                    Some((files, name)) => self.secure(stream, files, name, ear).await,
                 }
             }
         }
@@ -131,6 +147,7 @@ impl Dialer {
         stream: TcpStream,
         files: &TlsFiles,
         name: &ServerName<'static>,
+        ear: Option<Ear>,
     ) -> std::result::Result<Dialled, Failure> {
         let files = files.clone();
         let connector = tokio::task::spawn_blocking(move || tls::connector(&files)).await;
@@ -138,7 +155,7 @@ impl Dialer {
             .map_err(|error| Failure::passing(self.unavailable("TLS failed").caused_by(error)))?
             .map_err(Failure::hopeless)?;
         match connector.connect(name.clone(), stream).await {
-            Ok(stream) => self.login(stream).await,
+            Ok(stream) => self.login(stream, ear).await,
             Err(error) => {
                 // A certificate that is refused will be refused again; a broken socket need not.
                 let refused = error.get_ref().is_some_and(|e| e.is::<rustls::Error>());
@@ -150,20 +167,22 @@ impl Dialer {
         }
     }
 
-    async fn login<S>(&self, stream: S) -> std::result::Result<Dialled, Failure>
+    async fn login<S>(&self, stream: S, ear: Option<Ear>) -> std::result::Result<Dialled, Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         // The login commands are sent below, where their errors can be told apart.
-        let bare = RedisConnectionInfo::default().set_skip_set_lib_name();
-        let config = AsyncConnectionConfig::new()
+        let mut greeting = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let mut config = AsyncConnectionConfig::new()
             .set_response_timeout(None)
             .set_connection_timeout(None)
             .set_pipeline_buffer_size(QUEUE);
-        let made = MultiplexedConnection::new_with_config(&bare, stream, config).await;
-        let broken = |error: redis::RedisError| {
-            Failure::passing(self.unavailable(&error.to_string()).caused_by(error))
-        };
+        if let Some(ear) = ear {
+            greeting = self.greet_in_resp3(greeting);
+            config = config.set_push_sender(ear);
+        }
+        let made = MultiplexedConnection::new_with_config(&greeting, stream, config).await;
+        let broken = |error: redis::RedisError| self.not_greeted(&error);
         let (mut connection, driver) = made.map_err(broken)?;
         let mut driver: Driver = Box::pin(driver);
         let (commands, steps) = self.login_commands();
@@ -180,6 +199,32 @@ impl Dialer {
             self.judge(*step, &reply)?;
         }
         Ok((connection, driver))
+    }
+
+    /// RESP3 begins with a HELLO, and a server that wants a password wants it in there.
+    fn greet_in_resp3(&self, greeting: RedisConnectionInfo) -> RedisConnectionInfo {
+        let mut greeting = greeting.set_protocol(ProtocolVersion::RESP3);
+        if let Some(username) = &self.address.username {
+            greeting = greeting.set_username(username);
+        }
+        match &self.address.password {
+            Some(password) => greeting.set_password(password),
+            None => greeting,
+        }
+    }
+
+    fn not_greeted(&self, error: &RedisError) -> Failure {
+        match error.code() {
+            None => Failure::passing(self.unavailable(&error.to_string())),
+            Some(code @ ("NOAUTH" | "WRONGPASS" | "NOPERM")) => {
+                Failure::hopeless(self.refused(code))
+            }
+            // Something in between that only knows the older protocol. Its text is not passed on.
+            Some(code) => {
+                let error = self.unavailable("the server does not speak RESP3");
+                Failure::passing(error.with("server_code", code))
+            }
+        }
     }
 
     fn login_commands(&self) -> (Pipeline, Vec<Step>) {
@@ -212,7 +257,9 @@ impl Dialer {
 
     fn judge(&self, step: Step, reply: &Value) -> std::result::Result<(), Failure> {
         match (step, reply) {
-            (Step::Login, Value::ServerError(error)) => Err(Failure::hopeless(self.refused(error))),
+            (Step::Login, Value::ServerError(error)) => {
+                Err(Failure::hopeless(self.refused(code(error))))
+            }
             (Step::Database, Value::ServerError(error)) => Err(self.no_database(error)),
             (Step::SignOfLife, Value::ServerError(error)) => {
                 let (error, _) = refusal(error, Intent::Read);
@@ -232,10 +279,10 @@ impl Dialer {
     }
 
     /// The text of a refused AUTH is not passed on: some servers repeat the command in it.
-    fn refused(&self, error: &ServerError) -> Error {
+    fn refused(&self, code: &str) -> Error {
         let text = "the store refused the user name or the password";
         self.at(Error::new(ErrorKind::StoreAuthentication, text))
-            .with("server_code", code(error))
+            .with("server_code", code)
     }
 
     fn no_database(&self, error: &ServerError) -> Failure {
@@ -288,6 +335,9 @@ pub(super) fn is_replica(hello: &Value) -> bool {
         |value: &Value, text: &str| matches!(value, Value::BulkString(b) if b == text.as_bytes());
     let replica = |role: &Value| bulk(role, "replica") || bulk(role, "slave");
     match hello {
+        Value::Map(pairs) => pairs
+            .iter()
+            .any(|(name, value)| bulk(name, "role") && replica(value)),
         Value::Array(flat) => flat.chunks(2).any(|pair| match pair {
             [name, role] => bulk(name, "role") && replica(role),
             _ => false,

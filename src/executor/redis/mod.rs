@@ -1,5 +1,6 @@
 //! The shared truth on one Redis or Valkey server.
 
+mod channel;
 mod dial;
 mod failure;
 mod line;
@@ -19,6 +20,7 @@ use crate::clock::{Clock, Tick};
 use crate::config::ServerAddress;
 use crate::error::{Error, ErrorKind, Result, WriteOutcome};
 
+use channel::Channel;
 use dial::Dialer;
 use failure::{Intent, refusal};
 use line::{Line, closed};
@@ -28,6 +30,7 @@ pub use stats::Stats;
 /// A store on one server.
 pub struct RedisExecutor {
     line: Line,
+    channel: Channel,
 }
 
 /// One exchange with the server, already encoded.
@@ -51,15 +54,15 @@ impl Request<'_> {
 }
 
 impl RedisExecutor {
-    /// A store at this address. No I/O: the connection is made by the first call, and is served by
-    /// the runtime of that call, which has to be driven for as long as the store is used. When it
-    /// ends, the next call makes a new connection on its own runtime.
+    /// A store at this address. No I/O: the connection is made by the first call, on the runtime
+    /// of that call.
     ///
     /// # Errors
     /// `InvalidParameter` if TLS could never check the host's name.
     pub fn new(address: &ServerAddress, clock: Clock) -> Result<Self> {
         Ok(Self {
-            line: Line::new(Dialer::new(address)?, clock),
+            line: Line::new(Dialer::new(address)?, clock.clone()),
+            channel: Channel::new(Dialer::new(address)?, clock),
         })
     }
 

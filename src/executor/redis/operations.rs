@@ -13,10 +13,10 @@ use crate::config::LeaseTimes;
 use crate::error::{Error, ErrorKind, Result, WriteOutcome};
 use crate::executor::codec::{self, LinkReply};
 use crate::executor::script::{self, Arg, Invocation};
-use crate::executor::{Begun, Executor, PodIdentity, Pods, Removed, Renewed};
-use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid};
+use crate::executor::{Begun, Changes, Executor, PodIdentity, Pods, Removed, Renewed};
+use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
 use crate::route::link::{Certificate, Life, Persist, Placed, Removal, StoredLink};
-use crate::route::state::PodState;
+use crate::route::state::{PodState, WorkloadState};
 
 /// A batch is sent in pieces of this many commands, so that it does not hold up everybody else.
 const BATCH: usize = 512;
@@ -310,6 +310,67 @@ impl Executor for RedisExecutor {
         .await
     }
 
+    async fn listen(&self, service: &ServiceId, deadline: Tick) -> Result<Changes> {
+        let name = codec::state_key(service);
+        during("listen", self.channel.listen(&name, deadline)).await
+    }
+
+    async fn set_workload(
+        &self,
+        service: &ServiceId,
+        workload: &WorkloadState,
+        ttl: Duration,
+        deadline: Tick,
+    ) -> Result<()> {
+        during("set_workload", async {
+            let json = serde_json::to_string(workload).map_err(|error| {
+                Error::new(ErrorKind::Internal, "a workload state is not JSON").caused_by(error)
+            })?;
+            let mut command = redis::cmd("SET");
+            command.arg(codec::workload_key(service)).arg(json);
+            command.arg("PX").arg(codec::millis(ttl));
+            self.store(&command, deadline).await
+        })
+        .await
+    }
+
+    async fn workload(&self, service: &ServiceId, deadline: Tick) -> Result<Option<WorkloadState>> {
+        during("workload", async {
+            let key = codec::workload_key(service);
+            codec::workload(self.load(&key, deadline).await?, &key)
+        })
+        .await
+    }
+
+    async fn set_tag(
+        &self,
+        namespace: &Namespace,
+        tag: &Tag,
+        service: &ServiceName,
+        deadline: Tick,
+    ) -> Result<bool> {
+        during("set_tag", async {
+            let mut command = redis::cmd("SET");
+            command.arg(codec::tag_key(namespace, tag));
+            command.arg(service.as_str());
+            self.store(&command, deadline).await.map(|()| true)
+        })
+        .await
+    }
+
+    async fn tag(
+        &self,
+        namespace: &Namespace,
+        tag: &Tag,
+        deadline: Tick,
+    ) -> Result<Option<ServiceName>> {
+        during("tag", async {
+            let key = codec::tag_key(namespace, tag);
+            codec::tagged(self.load(&key, deadline).await?, &key)
+        })
+        .await
+    }
+
     async fn ping(&self, deadline: Tick) -> Result<()> {
         during("ping", async {
             let mut command = Cmd::new();
@@ -322,11 +383,29 @@ impl Executor for RedisExecutor {
     }
 
     async fn close(&self) {
+        self.channel.close().await;
         self.line.close().await;
     }
 }
 
 impl RedisExecutor {
+    /// A plain `SET`.
+    async fn store(&self, command: &Cmd, deadline: Tick) -> Result<()> {
+        let request = Request::One(command);
+        match self.exchange(request, Intent::Write, deadline).await? {
+            Value::Okay => Ok(()),
+            other => Err(after_write(codec::misshapen(&other))),
+        }
+    }
+
+    /// A plain `GET`.
+    async fn load(&self, key: &str, deadline: Tick) -> Result<Value> {
+        let mut command = redis::cmd("GET");
+        command.arg(key);
+        self.exchange(Request::One(&command), Intent::Read, deadline)
+            .await
+    }
+
     async fn get_piece(
         &self,
         service: &ServiceId,
