@@ -17,7 +17,8 @@ use crate::driver::server::PodHooks;
 use crate::driver::states::Audience;
 use crate::error::{Error, ErrorKind};
 use crate::id::{LinkId, PodIndex, ServiceId, Uid};
-use crate::route::state::{Change, Pod, PodState};
+use crate::route::snapshot::{Change, Pod};
+use crate::route::state::PodState;
 
 /// A Python function, with the queue of the loop or thread that runs it.
 #[derive(Debug, Clone)]

@@ -23,7 +23,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Executor;
 use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid};
 use crate::route::link::{Life, StoredLink, valid_until};
-use crate::route::state::{Change, Pod, Standing};
+use crate::route::snapshot::{Change, Pod};
+use crate::route::state::Standing;
 use crate::telemetry::{ClientStats, count};
 
 /// A function of the program's own that chooses a pod for a new user.

@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::executor::{Changes, Executor, Pods};
 use crate::id::{PodIndex, ServiceId};
 use crate::route::pick::{Chance, Strategy};
-use crate::route::state::{Change, Policy, Seen, Snapshot};
+use crate::route::snapshot::{Change, Policy, Seen, Snapshot};
 use crate::telemetry::{StateStats, count};
 
 /// How long one reading of all pods may take.

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 import podlink
-from helpers.pods import FRESH, NAMESPACE, QUICK, SERVICE, pod_info, running
+from helpers.pods import FRESH, LEASE, NAMESPACE, SERVICE, pod_info, running
 from helpers.servers import Server
 from helpers.wait import eventually
 
@@ -129,7 +129,7 @@ async def test_a_lease_is_renewed(store: podlink.Store, seen: redis.Redis) -> No
         assert int(str(seen.hget(LEASES, "i:0"))) == server.incarnation
         now = seen.time()
         left = first / 1e6 - float(now[0]) - float(now[1]) / 1e6
-        assert 0 < left <= float(QUICK.lease)
+        assert 0 < left <= LEASE
         eventually(lambda: int(str(seen.hget(LEASES, "d:0"))) > first)
 
 

@@ -17,7 +17,8 @@ use crate::error::Result;
 use crate::id::LinkId;
 use crate::route::link::{Life, StoredLink};
 use crate::route::pick::{Chance, Strategy};
-use crate::route::state::{Policy, RoutingState, Snapshot};
+use crate::route::snapshot::{Policy, Snapshot};
+use crate::route::state::RoutingState;
 use crate::telemetry::count;
 
 /// How many drain hooks run at a time: a game that saves to a database wants some, not all.
