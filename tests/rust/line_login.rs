@@ -204,7 +204,14 @@ async fn these_permissions_are_enough(stage: Stage) {
             "on",
             ">canary-password",
         ];
-        create.extend(["~sf:*", "+ping", "+eval", "+evalsha", "+time"]);
+        create.extend([
+            "resetchannels",
+            "~sf:*",
+            "+ping",
+            "+eval",
+            "+evalsha",
+            "+time",
+        ]);
         create.extend(["+get", "+set", "+del", "+pttl", "+pexpire"]);
         create.extend(["+hget", "+hset", "+hdel", "+hexists", "+hgetall"]);
         create.extend(more);

@@ -104,7 +104,8 @@ impl Service {
             return Renewed::Dead;
         }
         let times = Times::from(times);
-        let now = now.max(self.last);
+        // First, because during a hold nobody is long dead.
+        let now = self.tick(times, now);
         self.forget_the_long_dead(state.pod_id, times.lease, now);
         let known = self.states.get(&state.pod_id);
         self.news = found.deadline <= now
@@ -114,7 +115,6 @@ impl Service {
         let leads = self.leader.is_none_or(|(leader, until)| {
             leader == state.pod_id || until <= now || state.pod_id < leader
         });
-        self.tick(times, now);
         self.times = times;
         let lease = self.pods.entry(state.pod_id).or_default();
         lease.fields.incarnation = me;

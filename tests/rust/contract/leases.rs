@@ -29,6 +29,8 @@ on_every_store!(
     a_stop_that_comes_too_late_does_not_stop_the_successor,
     a_later_incarnation_supersedes,
     an_outage_moves_nobody,
+    an_outage_of_many_leases_moves_nobody_either,
+    a_second_outage_during_the_hold_changes_nothing,
     who_was_dead_before_the_outage_stays_dead,
     looking_keeps_the_clock_going,
     the_long_dead_are_dropped_and_stay_dead,
@@ -276,6 +278,11 @@ async fn a_lease_runs_out_and_the_certificate_comes_after_the_grace(stage: Stage
         other => panic!("it has just renewed: {other:?}"),
     }
     lapse(&stage, 0).await;
+    if stage.as_server().is_none() {
+        // Time stands still here, so this is exact; on a server `stored_leases` looks behind it.
+        let certificate = certify(&stage, 0).await;
+        assert!(matches!(certificate, Certificate::Alive { left, .. } if left <= TIMES.grace));
+    }
     // The pod may come back as long as nobody has declared it dead.
     assert!(matches!(
         renew(&stage, &state(0, me)).await,
@@ -369,6 +376,54 @@ async fn an_outage_moves_nobody(stage: Stage) {
     ));
     // It did not come back after all.
     assert_eq!(death(&stage, 0).await, me);
+}
+
+/// Story: the first pod that renewed after an outage of ten leases found everybody else long dead,
+/// before anybody had noticed the outage, and dropped them.
+async fn an_outage_of_many_leases_moves_nobody_either(stage: Stage) {
+    let tenth = Duration::from_millis(100);
+    let times = LeaseTimes {
+        lease: tenth,
+        grace: tenth,
+        gap: tenth,
+    };
+    let renew = async |index, incarnation| {
+        let state = state(index, incarnation);
+        stage
+            .store
+            .pod_renew(&service(), &state, times, stage.deadline())
+            .await
+            .unwrap()
+    };
+    let (first, second) = (Incarnation::new(1 << 40), Incarnation::new(1 << 41));
+    renew(0, first).await;
+    renew(1, second).await;
+    stage.silence(tenth * 15).await;
+    assert!(matches!(renew(1, second).await, Renewed::Done { .. }));
+    assert!(matches!(renew(0, first).await, Renewed::Done { .. }));
+    assert_eq!(records(&stage).await.len(), 2);
+}
+
+/// Who was alive when the first outage began is held to be alive until the hold is over, even if
+/// the store is gone once more meanwhile.
+async fn a_second_outage_during_the_hold_changes_nothing(stage: Stage) {
+    let seconds = Duration::from_secs;
+    let times = LeaseTimes {
+        lease: seconds(2),
+        grace: seconds(2),
+        gap: Duration::from_millis(200),
+    };
+    let (state, time) = (state(0, Incarnation::new(1 << 40)), stage.deadline());
+    stage
+        .store
+        .pod_renew(&service(), &state, times, time)
+        .await
+        .unwrap();
+    stage.silence(times.lease + times.gap).await;
+    assert!(record(&stage, 0).await.unwrap().lease_left > Duration::ZERO);
+    stage.silence(times.gap * 2).await;
+    assert!(record(&stage, 0).await.unwrap().lease_left > Duration::ZERO);
+    assert!(matches!(renew(&stage, &state).await, Renewed::Done { .. }));
 }
 
 async fn who_was_dead_before_the_outage_stays_dead(stage: Stage) {

@@ -18,6 +18,7 @@ use crate::stage::{Stage, pod};
 on_every_server!(
     a_lease_is_a_handful_of_fields,
     a_state_is_one_json_object,
+    a_certificate_waits_for_lease_and_grace,
     a_record_lost_in_a_failover_is_made_again,
     what_is_unreadable_is_told_and_left_out,
     a_dropped_pod_leaves_its_incarnations_behind,
@@ -82,6 +83,19 @@ async fn a_state_is_one_json_object(stage: Stage) {
     );
     assert_eq!(raw.pairs(&["HGETALL", STATES]), [("0".to_owned(), json)]);
     assert_eq!(record(&stage, 0).await.unwrap().state.update_time, stamped);
+}
+
+async fn a_certificate_waits_for_lease_and_grace(stage: Stage) {
+    let mut raw = raw(&stage);
+    let me = started(&stage, 0, "a").await;
+    renew(&stage, &state(0, me)).await;
+    assert_eq!(death(&stage, 0).await, me);
+    let certified = field(&mut raw, "clk");
+    assert!(
+        certified > field(&mut raw, "d:0") + 200_000,
+        "not before lease and grace are over"
+    );
+    assert_eq!(field(&mut raw, "x:0"), me.get());
 }
 
 async fn a_record_lost_in_a_failover_is_made_again(stage: Stage) {
