@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         # A user's name that the terminal cannot show must not end the command.
         sys.stdout.reconfigure(errors="backslashreplace")
-    options = _parser().parse_args(argv)
     try:
+        options = _parser().parse_args(argv)
         asyncio.run(options.run(options))
         sys.stdout.flush()
     except PodlinkError as error:

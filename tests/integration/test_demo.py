@@ -50,8 +50,10 @@ def check_story(text: str, pods: int = 4) -> None:
         assert all(load == str(users) for users, load, state in each.values() if state != "gone")
 
     assert f"\n1. {USERS} users come\n" in text
-    assert re.search(rf"first time: {2 * USERS} computes in [\d.]+ s, 50\.0% from a cache", text)
-    assert re.search(rf"second time: {2 * USERS} computes in [\d.]+ s, 100\.0% from a cache", text)
+    assert re.search(rf"first time: {2 * USERS} computes in [\d.]+ s, cache hit rate 50\.0%", text)
+    assert re.search(
+        rf"second time: {2 * USERS} computes in [\d.]+ s, cache hit rate 100\.0%", text
+    )
     assert f"the clients name the same pod for {USERS} of {USERS} users" in text
 
     stay = placed[0][0]
@@ -59,7 +61,9 @@ def check_story(text: str, pods: int = 4) -> None:
     assert f"{NEWCOMERS} new users come: 0 to pod 0, {NEWCOMERS} to other pods" in text
     assert drained[0] == (stay, str(stay), "DENY_NEW_CALL")
 
-    moves = re.findall(r"(\d+) of (\d+) users moved, the first after ([\d.]+) s, the last", text)
+    moves = re.findall(
+        r"(\d+) of (\d+) users moved, the first after ([\d.]+) s, time to heal", text
+    )
     assert [moved for moved, _, _ in moves] == [of for _, of, _ in moves]
     assert int(moves[0][0]) == stay
     # Nobody may take a user from a pod whose lease is not over.

@@ -166,8 +166,7 @@ async def test_what_comes_from_a_cache_is_counted_by_the_drivers(store: podlink.
     first, second = await crowd.ask(uids), await crowd.ask(uids)
     assert [(tally.computes, tally.hits) for tally in first] == [(100, 50), (100, 50)]
     assert [(tally.computes, tally.hits) for tally in second] == [(100, 100), (100, 100)]
-    assert first[0].from_cache == "50.0% from a cache"
-    assert Tally().from_cache == "0.0% from a cache"
+    assert (first[0].hit_rate, Tally().hit_rate) == (0.5, 0.0)
 
 
 async def test_users_who_cannot_be_placed_are_an_error(store: podlink.Store) -> None:
@@ -185,7 +184,7 @@ async def test_users_move_when_their_pod_is_gone(store: podlink.Store) -> None:
     uids = crowd.living_on([0])
     await pods.pop(0).stop()
     steps: list[int] = []
-    healing = await heal(crowd, uids, {0}, since=0.0, within=1e9, progress=steps.append)
+    healing = await heal(crowd, uids, {0}, since=0.0, patience=1e9, progress=steps.append)
     assert set(healing.moved) == set(uids)
     assert steps[-1] == len(uids)
     assert crowd.living_on([0]) == []
@@ -198,15 +197,24 @@ async def test_users_who_do_not_move_are_not_said_to(store: podlink.Store) -> No
     await crowd.arrive(["u1", "u2"], lambda _done: None)
     await pods.pop(0).kill()
     steps: list[int] = []
-    healing = await heal(crowd, ["u1", "u2"], {0}, since=0.0, within=0.0, progress=steps.append)
-    assert steps == [0]
+    healing = await heal(crowd, ["u1", "u2"], {0}, since=0.0, patience=0.0, progress=steps.append)
+    assert steps == []
     assert healing.moved == {}
-    assert healing.stale + healing.errors.total() == healing.tally.computes == 4
+    assert healing.stale + healing.errors.total() == healing.computes == 4
     assert healing.lines()[0] == "0 of 2 users moved"
 
 
+def test_a_time_to_heal_is_claimed_only_when_all_have_moved() -> None:
+    healing = Healing(2, moved={"u1": 0.5})
+    assert healing.lines()[0] == (
+        "1 of 2 users moved, the first after 0.50 s, the last after 0.50 s"
+    )
+    healing.moved["u2"] = 1.25
+    assert healing.lines()[0] == ("2 of 2 users moved, the first after 0.50 s, time to heal 1.25 s")
+
+
 def test_failures_are_named_with_their_codes() -> None:
-    healing = Healing(3, tally=Tally(computes=1200), stale=7)
+    healing = Healing(3, computes=1200, stale=7)
     healing.errors.update({"TIMEOUT": 1000, "POD_NOT_ROUTABLE": 2})
     assert healing.lines()[1] == (
         "meanwhile 1,002 of 1,200 computes failed (TIMEOUT 1,000, POD_NOT_ROUTABLE 2), "

@@ -12,7 +12,10 @@ from podlink import ClientDriver, PodlinkError
 
 from .pods import Pod
 
-__all__ = ["Crowd", "Tally"]
+__all__ = ["Crowd", "Tally", "Told"]
+
+Told = Callable[[int, str, int], None]
+"""Called with the number of a client, a user, and the pod that the client names."""
 
 # How many computes of one client are under way at once.
 _CALLERS = 16
@@ -48,10 +51,9 @@ class Tally:
         self.seconds += other.seconds
 
     @property
-    def from_cache(self) -> str:
-        """The share of the answers that came from a cache, in words."""
-        share = self.hits / self.computes if self.computes else 0.0
-        return f"{share:.1%} from a cache"
+    def hit_rate(self) -> float:
+        """The share of the computes that a cache answered."""
+        return self.hits / self.computes if self.computes else 0.0
 
     @property
     def errors(self) -> Counter[str]:
@@ -101,9 +103,14 @@ class Crowd:
             progress(start + len(wave))
         return total
 
-    async def ask(self, uids: Sequence[str]) -> list[Tally]:
-        """Asks every client for every user, the clients at the same time."""
-        return await self._ask([uids] * len(self.clients))
+    async def ask(self, uids: Sequence[str], told: Told | None = None) -> list[Tally]:
+        """Asks every client for every user, the clients at the same time.
+
+        Args:
+            uids: the users.
+            told: called with the client's number, the user and the pod for each answer.
+        """
+        return await self._ask([uids] * len(self.clients), told)
 
     async def settle(self, answers: Mapping[str, int]) -> None:
         """Lets users in where the clients say that they are, and out where they were before."""
@@ -123,23 +130,30 @@ class Crowd:
             if pod in self._pods:
                 await self._pods[pod].admit(uids)
 
-    async def _ask(self, parts: Sequence[Sequence[str]]) -> list[Tally]:
+    async def _ask(self, parts: Sequence[Sequence[str]], told: Told | None = None) -> list[Tally]:
         tallies = [Tally() for _ in parts]
         before = [client.stats() for client in self.clients]
         async with asyncio.TaskGroup() as callers:
-            for client, uids, tally in zip(self.clients, parts, tallies, strict=True):
+            for number, (uids, tally) in enumerate(zip(parts, tallies, strict=True)):
                 waiting = iter(uids)
                 for _ in range(min(_CALLERS, len(uids))):
-                    callers.create_task(self._call(client, waiting, tally))
+                    callers.create_task(self._call(number, waiting, tally, told))
         for client, stats, tally in zip(self.clients, before, tallies, strict=True):
             after = client.stats()
             tally.computes = after["computes"] - stats["computes"]
             tally.hits = after["cache_hits"] - stats["cache_hits"]
         return tallies
 
-    async def _call(self, client: ClientDriver, waiting: Iterable[str], tally: Tally) -> None:
+    async def _call(
+        self, number: int, waiting: Iterable[str], tally: Tally, told: Told | None
+    ) -> None:
+        compute = self.clients[number].compute_linked_pod
         for uid in waiting:
             try:
-                tally.answers[uid] = await client.compute_linked_pod(None, uid, self._service)
+                pod = await compute(None, uid, self._service)
             except PodlinkError as error:
                 tally.failures[uid] = error
+                continue
+            tally.answers[uid] = pod
+            if told is not None:
+                told(number, uid, pod)

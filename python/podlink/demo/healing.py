@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from .crowd import Crowd, Tally
+from .crowd import Crowd
 
 __all__ = ["Healing", "heal", "shown_codes"]
 
@@ -23,14 +23,14 @@ class Healing:
     Attributes:
         users: how many users had to move.
         moved: user → after how many seconds every client named a pod that runs.
-        tally: all computes meanwhile.
+        computes: how many computes there were meanwhile.
         stale: how many of their answers named a pod that was gone.
         errors: how many of them failed, by code.
     """
 
     users: int
     moved: dict[str, float] = field(default_factory=dict)
-    tally: Tally = field(default_factory=Tally)
+    computes: int = 0
     stale: int = 0
     errors: Counter[str] = field(default_factory=Counter)
 
@@ -39,8 +39,9 @@ class Healing:
         times = sorted(self.moved.values())
         when = ""
         if times:
-            when = f", the first after {times[0]:.2f} s, the last after {times[-1]:.2f} s"
-        failed = f"{self.errors.total():,} of {self.tally.computes:,} computes failed"
+            last = "time to heal" if len(times) == self.users else "the last after"
+            when = f", the first after {times[0]:.2f} s, {last} {times[-1]:.2f} s"
+        failed = f"{self.errors.total():,} of {self.computes:,} computes failed"
         stale = f"{self.stale:,} named a pod that was gone"
         return (
             f"{len(times):,} of {self.users:,} users moved{when}",
@@ -59,7 +60,7 @@ async def heal(
     uids: Sequence[str],
     gone: set[int],
     since: float,
-    within: float,
+    patience: float,
     progress: Callable[[int], None],
 ) -> Healing:
     """Asks every client for users until none names a pod that is gone.
@@ -69,26 +70,31 @@ async def heal(
         uids: the users who have to move.
         gone: the pods that are gone.
         since: the moment of ``time.monotonic`` at which they went.
-        within: after so many seconds it is given up.
+        patience: when nobody has moved for so many seconds it is given up.
         progress: told how many users have moved.
     """
     healing = Healing(len(uids))
     homes: dict[str, int] = {}
-    while True:
-        tallies = await crowd.ask(uids)
-        now = time.monotonic() - since
-        for tally in tallies:
-            healing.tally.add(tally)
+    convinced: defaultdict[str, set[int]] = defaultdict(set)
+
+    def told(client: int, uid: str, pod: int) -> None:
+        if pod in gone:
+            healing.stale += 1
+            return
+        convinced[uid].add(client)
+        if len(convinced[uid]) == len(crowd.clients) and uid not in homes:
+            homes[uid] = pod
+            healing.moved[uid] = time.monotonic() - since
+            progress(len(homes))
+
+    while waiting := [uid for uid in uids if uid not in homes]:
+        for tally in await crowd.ask(waiting, told):
+            healing.computes += tally.computes
             healing.errors += tally.errors
-            healing.stale += sum(pod in gone for pod in tally.answers.values())
-        for uid in uids:
-            answers = [tally.answers.get(uid) for tally in tallies]
-            if uid not in homes and all(pod is not None and pod not in gone for pod in answers):
-                homes[uid] = tallies[0].answers[uid]
-                healing.moved[uid] = now
-        progress(len(homes))
-        if len(homes) == len(uids) or now > within:
+        last = since + max(healing.moved.values(), default=0.0)
+        if time.monotonic() - last > patience:
             break
+        progress(len(homes))
         await asyncio.sleep(_ROUND_SECONDS)
     await crowd.settle(homes)
     return healing

@@ -106,7 +106,8 @@ class _Story:
             for tally in tallies:
                 total.add(tally)
             self._screen.say(
-                f"{turn} time: {total.computes:,} computes in {took:.3f} s, {total.from_cache}"
+                f"{turn} time: {total.computes:,} computes in {took:.3f} s, cache hit rate "
+                f"{total.hit_rate:.1%}"
             )
         agreed = sum(len({tally.answers.get(uid) for tally in tallies}) == 1 for uid in uids)
         self._screen.say(f"the clients name the same pod for {agreed:,} of {len(uids):,} users")
@@ -135,7 +136,7 @@ class _Story:
         await self._table()
 
     async def _a_pod_stops(self, index: int) -> None:
-        self._heading(f"Pod {index} stops, and comes back as a new process")
+        self._heading(f"Pod {index} stops, and comes back")
         uids = self._crowd.living_on([index])
         since = time.monotonic()
         took = await self._stage.pods.pop(index).stop()
@@ -157,9 +158,9 @@ class _Story:
     async def _heal(self, uids: Sequence[str], gone: set[int], since: float) -> None:
         server, client = self._settings.server, self._settings.client
         # Twice the promise: what takes longer than that will not come.
-        within = 2 * sum(map(seconds, (server.lease, server.grace, client.timeout)))
+        patience = 2 * sum(map(seconds, (server.lease, server.grace, client.timeout)))
         with self._screen.progress("moved", len(uids)) as show:
-            healing = await heal(self._crowd, uids, gone, since, within, show)
+            healing = await heal(self._crowd, uids, gone, since, patience, show)
         self._errors += healing.errors
         for line in healing.lines():
             self._screen.say(line)
@@ -213,7 +214,7 @@ class _Story:
             sum(each[name] for each in stats) for name in ("computes", "cache_hits", "links_healed")
         )
         return (
-            f"in all: {computes:,} computes, {hits / computes:.1%} from a cache, {moved:,} users "
+            f"in all: {computes:,} computes, cache hit rate {hits / computes:.1%}, {moved:,} users "
             f"moved, {self._errors.total():,} computes failed{shown_codes(self._errors)}, "
             f"{time.monotonic() - self._begun:.1f} s"
         )
