@@ -16,8 +16,8 @@ __all__ = [
     "StoreCore",
     "__version__",
     "after_fork_in_child",
-    "await_hook",
     "error_codes",
+    "start_coroutine",
     "take_logs",
 ]
 
@@ -27,8 +27,8 @@ _StateFields = tuple[int, str, int, str, int, int, dict[str, str]]
 _ErrorParts = tuple[str, str, bool, dict[str, str]]
 
 def after_fork_in_child() -> None: ...
-def await_hook(event_loop: Any, context: Any, answering: Any, reply: Reply) -> None: ...
 def error_codes() -> list[tuple[str, bool]]: ...
+def start_coroutine(event_loop: Any, context: Any, answering: Any) -> Any: ...
 def take_logs() -> tuple[list[tuple[int, str, str]], int]: ...
 @final
 class CompletionQueue:

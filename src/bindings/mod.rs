@@ -28,7 +28,7 @@ mod _podlink {
     #[pymodule_export]
     use super::error::error_codes;
     #[pymodule_export]
-    use super::hook::{Reply, await_hook};
+    use super::hook::{Reply, start_coroutine};
     #[pymodule_export]
     use super::info::{InfoCore, Registration};
     #[pymodule_export]

@@ -81,7 +81,7 @@ impl StoreConfig {
     /// `InvalidParameter` that names the part that is wrong, never a credential.
     pub fn parse(url: &str, options: &[(String, String)]) -> Result<Self> {
         let wrong = || invalid("url", &shown_url(url), &format!("a URL like {SCHEMES}"));
-        let parsed = Url::parse(url).map_err(|_| wrong())?;
+        let parsed = Url::parse(&with_host(url)).map_err(|_| wrong())?;
         let mut all: Vec<(String, String)> = parsed.query_pairs().into_owned().collect();
         all.extend(options.iter().cloned());
         let shown = shown_url(url);
@@ -252,6 +252,18 @@ fn decoded(part: &str) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
+/// A socket's URL may have credentials and no host, `redis+unix://:secret@/path`, which the general
+/// rules of URLs do not know: it gets a host that nobody asks for.
+fn with_host(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    match rest.split_once('/') {
+        Some((credentials, path)) if scheme.ends_with("unix") && credentials.ends_with('@') => {
+            format!("{scheme}://{credentials}localhost/{path}")
+        }
+        _ => url.to_owned(),
+    }
+}
+
 /// A URL without user, password and query: what may be shown to people. A password may contain
 /// anything, also what ought to have been escaped, so all before the last `@` is hidden.
 fn shown_url(url: &str) -> String {
@@ -314,6 +326,9 @@ mod tests {
         let socket = server("redis+unix:///run/a%20b.sock?db=2");
         assert_eq!(socket.endpoint, Endpoint::Unix("/run/a b.sock".into()));
         assert_eq!(socket.db, 2);
+        let locked = server("valkey+unix://game:s%20cret@/run/a.sock");
+        assert_eq!(locked.endpoint, Endpoint::Unix("/run/a.sock".into()));
+        assert_eq!(locked.password.as_deref(), Some("s cret"));
     }
 
     #[test]

