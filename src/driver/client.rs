@@ -480,20 +480,25 @@ impl Shared {
             return Arc::clone(known);
         }
         let watched = self.states.service(id);
-        self.known.rcu(|table| {
+        let known_in = |table: &HashMap<ServiceName, Arc<Known>>| {
             // A service keeps its number when it comes back after a time without use.
             let earlier = table.get(&id.service).map(|known| known.number);
             let next = u32::try_from(table.len()).unwrap_or(u32::MAX);
-            let known = Known {
+            Arc::new(Known {
                 number: earlier.unwrap_or(next),
                 scope: self.cache.scope(id),
                 watched: Arc::clone(&watched),
-            };
+            })
+        };
+        self.known.rcu(|table| {
+            let known = known_in(table);
             let mut table = HashMap::clone(table);
-            table.insert(id.service.clone(), Arc::new(known));
+            table.insert(id.service.clone(), known);
             table
         });
-        self.known(id)
+        let table = self.known.load();
+        let known = table.get(&id.service).cloned();
+        known.unwrap_or_else(|| known_in(&table))
     }
 
     /// What the cache holds, unless what is known of the pods speaks against it.
