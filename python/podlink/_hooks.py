@@ -26,6 +26,12 @@ _log = logging.getLogger("podlink.hooks")
 Arguments = tuple[Any, ...]
 
 
+class Failures:
+    """How often the hooks of a driver raised, for its ``stats()``."""
+
+    count = 0
+
+
 class Hook:
     """A function of the program's own, as the core calls it: ``hook(reply, *arguments)``.
 
@@ -57,11 +63,6 @@ class Hook:
         self.failures += 1
         reply.fail(f"{type(error).__name__}: {error}")
 
-    def failed(self, error: BaseException) -> None:
-        """Counts and logs an exception of the function."""
-        self.failures += 1
-        _log.error("the hook %r raised", self._function, exc_info=error)
-
 
 class Question(Hook):
     """A hook whose answer the core waits for. Several calls may run at a time."""
@@ -69,6 +70,7 @@ class Question(Hook):
     def __init__(self, what: str, function: Callable[..., Any]) -> None:
         super().__init__(what, function)
         self._crew = Crew(8)
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self, reply: _podlink.Reply, *arguments: Any) -> None:
         """Runs the function where it belongs; the answer goes to ``reply``."""
@@ -82,13 +84,20 @@ class Question(Hook):
             return
         if inspect.isawaitable(answer):
             loop = asyncio.get_running_loop()
-            _podlink.await_hook(loop, self._context.copy(), self._answering(reply, answer), reply)
+            answering = self._answering(reply, answer)
+            task = _podlink.start_coroutine(loop, self._context.copy(), answering)
+            # The loop holds its tasks weakly.
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         else:
             reply.answer(answer)
 
     async def _answering(self, reply: _podlink.Reply, answer: Any) -> None:
         try:
             reply.answer(await answer)
+        except asyncio.CancelledError as error:
+            self._fail(reply, error)
+            raise
         except Exception as error:
             self._fail(reply, error)
 
@@ -125,9 +134,11 @@ class Listener(Hook):
         what: str,
         function: Callable[..., Any],
         prepare: Callable[..., Arguments | None] = lambda *arguments: arguments,
+        failures: Failures | None = None,
     ) -> None:
         super().__init__(what, function)
         self._prepare = prepare
+        self._all_failures = failures or Failures()
         self._waiting: deque[Arguments] = deque()
         self._worker: asyncio.Task[None] | None = None
         self._crew = Crew(1)
@@ -144,6 +155,12 @@ class Listener(Hook):
         self._waiting.append(prepared)
         if self._worker is None or self._worker.done():
             self._work()
+
+    def failed(self, error: BaseException) -> None:
+        """Counts and logs an exception of the function."""
+        self.failures += 1
+        self._all_failures.count += 1
+        _log.error("the hook %r raised", self._function, exc_info=error)
 
     def close(self) -> None:
         """Tells the function nothing any more, not even what waits already."""
