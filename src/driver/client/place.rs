@@ -149,25 +149,29 @@ impl Placing<'_> {
         match verdict {
             Verdict::Keep => Ok(Decision::Answer { remember: true }),
             Verdict::Relink => Ok(Decision::Move(view.incarnation(link.pod))),
-            Verdict::Certify => self.certify(link.pod).await,
+            Verdict::Certify => self.certify(link.pod, view).await,
         }
     }
 
     /// Nobody moves a user on the strength of his own clock: the store declares the pod dead, for
     /// good, or says that it may still be alive. Then the user stays, and nobody remembers it.
-    async fn certify(&self, pod: PodIndex) -> Result<Decision> {
-        let service = &self.target.link.service;
-        let certificate = self
-            .shared
-            .executor
-            .pod_certify(service, pod, self.deadline)
-            .await?;
-        if let Certificate::Alive { .. } = certificate {
-            count(&self.shared.stats.owners_unsure);
+    async fn certify(&self, pod: PodIndex, view: &mut Arc<View>) -> Result<Decision> {
+        let (service, executor) = (&self.target.link.service, &self.shared.executor);
+        let certificate = executor.pod_certify(service, pod, self.deadline).await?;
+        let incarnation = match certificate {
+            Certificate::Unknown => return Ok(Decision::Move(Incarnation::NONE)),
+            Certificate::Dead(incarnation) => return Ok(Decision::Move(incarnation)),
+            Certificate::Alive { incarnation, .. } => incarnation,
+        };
+        if view.incarnation(pod) < incarnation {
+            // A process that this view does not show yet has come back under the index.
+            *view = self.fresh().await?;
+            if judge(self.standing(view, pod)) == Verdict::Keep {
+                return Ok(Decision::Answer { remember: true });
+            }
         }
-        Ok(certificate
-            .dead()
-            .map_or(Decision::Answer { remember: false }, Decision::Move))
+        count(&self.shared.stats.owners_unsure);
+        Ok(Decision::Answer { remember: false })
     }
 
     /// Compare-and-set to the best pod; the loser of a race gets the winner's link to judge.
@@ -256,11 +260,15 @@ impl Placing<'_> {
     /// not cause a thousand readings.
     async fn renew(&self, view: &mut Arc<View>) -> Result<()> {
         const FRESH: Duration = Duration::from_millis(50);
-        let (clock, watched) = (&self.shared.clock, &self.target.known.watched);
-        if clock.now().since(view.snapshot.asked()) > FRESH {
-            *view = watched.fresh(clock, self.deadline).await?;
+        if self.shared.clock.now().since(view.snapshot.asked()) > FRESH {
+            *view = self.fresh().await?;
         }
         Ok(())
+    }
+
+    async fn fresh(&self) -> Result<Arc<View>> {
+        let (clock, watched) = (&self.shared.clock, &self.target.known.watched);
+        watched.fresh(clock, self.deadline).await
     }
 
     fn standing(&self, view: &View, pod: PodIndex) -> Standing {
