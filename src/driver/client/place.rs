@@ -140,16 +140,13 @@ impl Placing<'_> {
     }
 
     async fn judge(&self, link: StoredLink, view: &mut Arc<View>) -> Result<Decision> {
-        let mut verdict = judge(self.standing(view, link.pod));
-        if verdict == Verdict::Certify {
+        if judge(self.standing(view, link.pod)) != Verdict::Keep {
             // The pod may have come, or renewed, since the pods were last read.
             self.renew(view).await?;
-            verdict = judge(self.standing(view, link.pod));
         }
-        match verdict {
+        match judge(self.standing(view, link.pod)) {
             Verdict::Keep => Ok(Decision::Answer { remember: true }),
-            Verdict::Relink => Ok(Decision::Move(view.incarnation(link.pod))),
-            Verdict::Certify => self.certify(link.pod, view).await,
+            Verdict::Relink | Verdict::Certify => self.certify(link.pod, view).await,
         }
     }
 
@@ -166,9 +163,12 @@ impl Placing<'_> {
         if view.incarnation(pod) < incarnation {
             // A process that this view does not show yet has come back under the index.
             *view = self.fresh().await?;
-            if judge(self.standing(view, pod)) == Verdict::Keep {
-                return Ok(Decision::Answer { remember: true });
-            }
+        }
+        match judge(self.standing(view, pod)) {
+            Verdict::Keep => return Ok(Decision::Answer { remember: true }),
+            // It says itself that it takes nothing any more.
+            Verdict::Relink => return Ok(Decision::Move(view.incarnation(pod))),
+            Verdict::Certify => {}
         }
         count(&self.shared.stats.owners_unsure);
         Ok(Decision::Answer { remember: false })
