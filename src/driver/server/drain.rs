@@ -268,7 +268,10 @@ impl Shared {
             pod: self.info.pod,
             life: Life::Persistent,
         };
-        let (incarnation, ttl) = (self.lock().incarnation, self.config.link_grace);
+        // Without a grace period the new pod still needs a moment to make the user its own.
+        const LEAST: Duration = Duration::from_secs(10);
+        let ttl = self.config.link_grace.max(LEAST);
+        let incarnation = self.lock().incarnation;
         let executor = &self.executor;
         let moved = executor
             .relink(link, from, incarnation, to, ttl, deadline)
