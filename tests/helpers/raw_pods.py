@@ -1,0 +1,55 @@
+"""Pods that exist in the store only: their states and leases, written as any other tool would.
+
+    publish(server, range(5000), loads={3: 7})
+    withdraw(server, [0])
+
+They renew nothing: their leases end after `lease` seconds.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+
+from helpers.pods import NAMESPACE, SERVICE
+from helpers.servers import Server
+
+
+def state_key(service: str = SERVICE, namespace: str = NAMESPACE) -> str:
+    """The key of a service's states, and the name of its channel."""
+    return f"sf:{{{namespace}:state:{service}}}"
+
+
+def lease_key(service: str = SERVICE, namespace: str = NAMESPACE) -> str:
+    """The key of a service's leases."""
+    return f"{state_key(service, namespace)}#lease"
+
+
+def publish(
+    server: Server,
+    indexes: Iterable[int],
+    *,
+    loads: Mapping[int, int] | None = None,
+    routing: Mapping[int, str] | None = None,
+    service: str = SERVICE,
+    lease: float = 60.0,
+) -> None:
+    """Write these pods' states, READY unless `routing` says otherwise."""
+    deadline = int((time.time() + lease) * 1_000_000)
+    now = int(time.time() * 1000)
+    states, leases = {}, {"clk": str(now * 1000), "t": "60000000:60000000:60000000"}
+    for index in indexes:
+        state = {
+            "podId": index,
+            "state": "READY",
+            "loadState": (loads or {}).get(index, 0),
+            "routingState": (routing or {}).get(index, "READY"),
+            "incarnation": 1,
+            "metadata": {},
+            "updateTime": now,
+        }
+        states[str(index)] = json.dumps(state)
+        leases |= {f"i:{index}": "1", f"d:{index}": str(deadline)}
+    with server.client(socket_timeout=30) as client, client.pipeline() as pipeline:
+        pipeline.hset(lease_key(service), mapping=leases)
+        pipeline.hset(state_key(service), mapping=states)
+        pipeline.execute()
