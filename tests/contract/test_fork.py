@@ -168,7 +168,7 @@ threads = [threading.Thread(target=work) for _ in range(3)]
 for thread in threads:
     thread.start()
 try:
-    for round in range(25):
+    for round in range(15):
         in_child(lambda: asyncio.run(makes_its_own(round)))
 finally:
     leave.set()

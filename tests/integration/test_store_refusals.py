@@ -195,6 +195,26 @@ async def test_a_user_without_the_right_to_write(server: Server) -> None:
         assert await client.set_linked_pod_if_absent(*USER, 1) == 1
 
 
+async def test_what_podlink_refuses_leaves_no_trace_in_the_store(
+    server: Server, store: podlink.Store, client: podlink.ClientDriver
+) -> None:
+    await client.set_linked_pod_if_absent(*USER, 3)
+    seen = server.client()
+
+    for uid in ("", "a{b}", "nul\0", "u" * 129):
+        for call in (client.compute_linked_pod, client.get_linked_pod_not_cache):
+            with pytest.raises(podlink.InvalidParameterError, match="uid"):
+                await call(None, uid, "other")
+    for pod in (-1, 2**31, 10**30):
+        with pytest.raises(podlink.InvalidParameterError, match="pod_index"):
+            await client.set_linked_pod_if_absent(*USER, pod)
+    with pytest.raises(podlink.NamespaceUnreachableError):
+        await client.compute_linked_pod("foreign", "u1", "other")
+    # Nothing was lost, and nothing was written.
+    assert await client.get_linked_pod_not_cache(*USER) == 3
+    assert set(seen.keys()) == {LINK}
+
+
 async def test_a_database_that_does_not_exist(server: Server) -> None:
     async with podlink.Store(server.url, db=9999) as store:
         with pytest.raises(podlink.InvalidParameterError, match="db") as caught:
