@@ -68,13 +68,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # Whoever read has seen enough, as in `podlink demo | head`. What is left in the buffer
-        # must not fail again when the process ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read has seen enough, as in `podlink demo | head`.
+        _drop_output()
         return _FAILED
     except OSError as error:
+        _drop_output()
         return _fail("OS_ERROR", str(error))
     return 0
+
+
+def _drop_output() -> None:
+    """What is left in the buffer must not fail again when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(code: str, message: str) -> int:
