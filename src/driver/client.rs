@@ -40,6 +40,9 @@ pub trait PodChooser: Send + Sync + std::fmt::Debug + 'static {
     ) -> Result<Option<PodIndex>>;
 }
 
+/// How much longer than its deadline a caller waits for the flight that ends by that deadline.
+const MARGIN: Duration = Duration::from_millis(50);
+
 /// Wants to know when a pod is lost.
 pub trait LostPodHook: Send + Sync + std::fmt::Debug + 'static {
     /// The pod is gone, and so many users were remembered with it. Must not wait.
@@ -216,9 +219,11 @@ impl ClientDriver {
             if !seat.first {
                 count(&self.shared.stats.flights_joined);
             }
+            // The flight ends by its own deadline, and its error says more than that time ran out.
+            let until = deadline.after(MARGIN);
             let answer = by(
                 &self.shared.clock,
-                deadline,
+                until,
                 "the pod of the user",
                 seat.answer,
             )

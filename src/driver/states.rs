@@ -24,8 +24,9 @@ use crate::route::pick::{Chance, Strategy};
 use crate::route::snapshot::{Change, Policy, Seen, Snapshot};
 use crate::telemetry::{StateStats, count};
 
-/// How long one reading of all pods may take.
-const LOAD_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long one reading of all pods may take: less than a call usually has, so that who waits for
+/// it hears why it failed, and not only that time ran out.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Somebody who wants to know when pods come, go, or change.
 pub trait Audience: Send + Sync + std::fmt::Debug + 'static {
@@ -80,7 +81,11 @@ impl StateCache {
         if let Some(watched) = services.get(id) {
             return Arc::clone(watched);
         }
-        let watched = Arc::new(Watched::new(id.clone(), self.clock.now()));
+        let watched = Arc::new(Watched::new(
+            id.clone(),
+            Arc::clone(&self.executor),
+            self.clock.now(),
+        ));
         if *closed {
             // A client may share the cache and outlive it: it is told, and no task is started.
             watched.end();
@@ -272,6 +277,8 @@ struct Landed {
 #[derive(Debug)]
 pub struct Watched {
     id: ServiceId,
+    /// Asked why a reading takes too long.
+    executor: Arc<dyn Executor>,
     view: ArcSwapOption<View>,
     landed: watch::Sender<Landed>,
     poke: Notify,
@@ -290,9 +297,10 @@ pub struct Watched {
 }
 
 impl Watched {
-    fn new(id: ServiceId, now: Tick) -> Self {
+    fn new(id: ServiceId, executor: Arc<dyn Executor>, now: Tick) -> Self {
         Self {
             id,
+            executor,
             view: ArcSwapOption::empty(),
             landed: watch::Sender::new(Landed::default()),
             poke: Notify::new(),
@@ -400,13 +408,27 @@ impl Watched {
         let mut landed = self.landed.subscribe();
         self.poke.notify_one();
         let wait = landed.wait_for(|landed| landed.ended || landed.count > seen);
-        let error = by(clock, deadline, "the states of the pods", wait)
-            .await?
-            .map_or_else(|_| None, |landed| landed.error.clone());
+        // A tenth of the time is kept to find out why the rest was not enough.
+        let left = deadline.since(clock.now());
+        let until = clock.deadline(left - left / 10);
+        let waited = by(clock, until, "the states of the pods", wait).await;
+        let waited = waited.map(|landed| landed.map_or(None, |landed| landed.error.clone()));
+        let error = match waited {
+            Ok(error) => error,
+            Err(timeout) => Some(self.cause(timeout, deadline).await),
+        };
         match (error, self.view.load_full()) {
             (None, Some(view)) => Ok(view),
             (Some(error), _) => Err(error),
             (None, None) => Err(closed()),
+        }
+    }
+
+    /// Why a reading takes too long: what the store says, if it says anything.
+    async fn cause(&self, timeout: Error, deadline: Tick) -> Error {
+        match self.executor.ping(deadline).await {
+            Err(error) if error.kind() != ErrorKind::Timeout => error,
+            _ => timeout,
         }
     }
 
