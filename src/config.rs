@@ -11,6 +11,10 @@ use crate::error::{Error, Result};
 use crate::id::{invalid, shown};
 use crate::route::pick::Strategy;
 
+pub use rpc::{Allowed, Balance, PeerClientConfig, PeerServerConfig, PeerUrl, ServerTls};
+
+mod rpc;
+
 /// Where the shared state lives, read from a URL.
 #[derive(Clone)]
 pub struct StoreConfig {

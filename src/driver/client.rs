@@ -3,7 +3,7 @@
 mod place;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use rand::Rng;
 use super::by;
 use super::flight::Flights;
 use super::info::InfoDriver;
+use super::peer::PeerPods;
 use super::states::{Audience, StateCache, Watched};
 use super::view::View;
 use crate::cache::{Entry, Key, LinkCache, Scope, Ticket};
@@ -24,6 +25,7 @@ use crate::executor::Executor;
 use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid};
 use crate::route::link::{Life, StoredLink, valid_until};
 use crate::route::state::{Change, Pod, Standing};
+use crate::rpc::{Believed, LinkOperations, Source};
 use crate::telemetry::{ClientStats, count};
 
 /// A function of the program's own that chooses a pod for a new user.
@@ -96,9 +98,25 @@ struct Shared {
     states: Arc<StateCache>,
     flights: Flights<(Key, Ticket), PodIndex>,
     /// The services of this driver's namespace that were asked for, ready for the hot path.
-    known: ArcSwap<HashMap<ServiceName, Arc<Known>>>,
+    known: Table,
+    /// The services that have a number; the next one gets the next.
+    numbers: AtomicU32,
+    /// The ways to other namespaces.
+    peers: HashMap<Namespace, Peer>,
+    /// The pods of those, as their peers tell.
+    foreign: Arc<StateCache>,
     stats: ClientStats,
     closed: AtomicBool,
+}
+
+/// Services that were asked for, by name.
+type Table = ArcSwap<HashMap<ServiceName, Arc<Known>>>;
+
+/// The way to another namespace.
+#[derive(Debug)]
+struct Peer {
+    operations: Arc<dyn LinkOperations>,
+    known: Table,
 }
 
 /// What the hot path needs to know about a service.
@@ -116,11 +134,13 @@ struct Target {
     link: LinkId,
     key: Key,
     known: Arc<Known>,
+    /// Whom to ask, if the namespace is not the driver's own.
+    peer: Option<Arc<dyn LinkOperations>>,
 }
 
 impl ClientDriver {
-    /// A driver for links of `namespace` that sees the pods as `info` does. No I/O, no task: the
-    /// first call starts what it needs.
+    /// A driver for links of `namespace` that sees the pods as `info` does, and asks `peers` for
+    /// those of other namespaces. No I/O, no task: the first call starts what it needs.
     #[must_use]
     pub fn new(
         executor: Arc<dyn Executor>,
@@ -129,8 +149,16 @@ impl ClientDriver {
         config: ClientConfig,
         info: &InfoDriver,
         chooser: Option<Arc<dyn PodChooser>>,
+        peers: HashMap<Namespace, Arc<dyn LinkOperations>>,
     ) -> Self {
         let seed = rand::rng().random();
+        let pods = Arc::new(PeerPods(peers.clone()));
+        let figures = info.states().config().clone();
+        let foreign = StateCache::reading(pods, clock.clone(), figures);
+        let peers = peers.into_iter().map(|(namespace, operations)| {
+            let known = Table::default();
+            (namespace, Peer { operations, known })
+        });
         let shared = Shared {
             cache: LinkCache::new(config.cache_capacity, config.cache_ttl, seed),
             executor,
@@ -141,6 +169,9 @@ impl ClientDriver {
             states: info.states(),
             flights: Flights::new(),
             known: ArcSwap::default(),
+            numbers: AtomicU32::new(0),
+            peers: peers.collect(),
+            foreign,
             stats: ClientStats::default(),
             closed: AtomicBool::new(false),
         };
@@ -178,11 +209,16 @@ impl ClientDriver {
     #[must_use]
     pub fn compute_cached(&self, namespace: &str, uid: &str, service: &str) -> Option<PodIndex> {
         let shared = &*self.shared;
-        let own = namespace.is_empty() || namespace == shared.namespace.as_str();
-        if !own || shared.closed.load(Ordering::Relaxed) {
+        if shared.closed.load(Ordering::Relaxed) {
             return None;
         }
-        let known = shared.known.load();
+        let own = namespace.is_empty() || namespace == shared.namespace.as_str();
+        let table = if own {
+            &shared.known
+        } else {
+            &shared.peers.get(namespace)?.known
+        };
+        let known = table.load();
         let known = known.get(service)?;
         let now = shared.clock.now();
         let view = known.watched.current(now)?;
@@ -239,6 +275,10 @@ impl ClientDriver {
         if let Some(pod) = self.shared.believed(&target) {
             return Ok(Some(pod));
         }
+        if let Some(peer) = &target.peer {
+            let from = Source::CacheOrStore;
+            return self.shared.fetch_at(peer, &target, from, deadline).await;
+        }
         Ok(self
             .shared
             .fetch(&target, deadline, |_| true)
@@ -259,6 +299,10 @@ impl ClientDriver {
         if let Some(pod) = self.shared.believed(&target) {
             return Ok(Some(pod));
         }
+        if let Some(peer) = &target.peer {
+            let from = Source::CacheOrPersistent;
+            return self.shared.fetch_at(peer, &target, from, deadline).await;
+        }
         let persistent = |life| life == Life::Persistent;
         let stored = self.shared.fetch(&target, deadline, persistent).await?;
         Ok(stored
@@ -276,6 +320,10 @@ impl ClientDriver {
         deadline: Tick,
     ) -> Result<Option<PodIndex>> {
         self.shared.open()?;
+        if let Some(peer) = self.shared.peer(&link.service.namespace)? {
+            let found = peer.get(&link, Source::Store, deadline).await?;
+            return Ok(found.map(|found| found.pod));
+        }
         let stored = self.shared.executor.get(&link, deadline).await?;
         Ok(stored.map(|link| link.pod))
     }
@@ -331,7 +379,9 @@ impl ClientDriver {
         deadline: Tick,
     ) -> Result<BTreeMap<ServiceName, PodIndex>> {
         self.shared.open()?;
-        super::reach(&self.shared.namespace, namespace)?;
+        if let Some(peer) = self.shared.peer(namespace)? {
+            return peer.services(namespace, uid, deadline).await;
+        }
         self.shared
             .executor
             .services(namespace, uid, deadline)
@@ -350,12 +400,15 @@ impl ClientDriver {
         deadline: Tick,
     ) -> Result<BTreeMap<PodIndex, Vec<Uid>>> {
         self.shared.open()?;
-        super::reach(&self.shared.namespace, &service.namespace)?;
+        let peer = self.shared.peer(&service.namespace)?;
         let mut seen = std::collections::HashSet::with_capacity(uids.len());
         let uids: Vec<Uid> = uids
             .into_iter()
             .filter(|uid| seen.insert(uid.clone()))
             .collect();
+        if let Some(peer) = peer {
+            return peer.batch_get(service, uids, deadline).await;
+        }
         let pods = self
             .shared
             .executor
@@ -383,6 +436,13 @@ impl ClientDriver {
         let shared = &self.shared;
         let target = shared.target(link)?;
         let (ticket, asked) = (shared.cache.ticket(target.key), shared.clock.now());
+        if let Some(peer) = &target.peer {
+            let found = peer.set_if_absent(&target.link, pod, deadline).await?;
+            shared
+                .remember_at(&target, found, asked, ticket, deadline)
+                .await;
+            return Ok(found.pod);
+        }
         let ttl = shared.config.link_ttl;
         let placed = shared
             .executor
@@ -407,6 +467,19 @@ impl ClientDriver {
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::SeqCst);
         self.shared.known.store(Arc::default());
+        let peers = self.shared.peers.values();
+        peers.for_each(|peer| peer.known.store(Arc::default()));
+        self.shared.foreign.close();
+    }
+
+    /// How much longer the cache believes in the user's link; `None`: it does not. Must be called
+    /// on the runtime.
+    #[must_use]
+    pub fn believed_for(&self, link: &LinkId) -> Option<Duration> {
+        let target = self.shared.target(link.clone()).ok()?;
+        let now = self.shared.clock.now();
+        let entry = self.shared.cache.get(target.key, now)?;
+        Some(entry.valid_until.since(now))
     }
 
     /// Whether `close` was called.
@@ -420,7 +493,9 @@ impl ClientDriver {
     /// # Errors
     /// `InvalidParameter`, or `NamespaceUnreachable` for a namespace without a peer.
     pub fn resolve(&self, given: Option<&str>) -> Result<Namespace> {
-        super::resolve(&self.shared.namespace, given)
+        let namespace = super::named(&self.shared.namespace, given)?;
+        self.shared.peer(&namespace)?;
+        Ok(namespace)
     }
 }
 
@@ -463,28 +538,43 @@ impl Shared {
     /// Checks that the call can be served, and finds its service.
     fn target(&self, link: LinkId) -> Result<Target> {
         self.open()?;
-        super::reach(&self.namespace, &link.service.namespace)?;
+        let peer = self.peer(&link.service.namespace)?;
         let known = self.known(&link.service);
         Ok(Target {
             key: known.scope.key(link.uid.as_str()),
+            peer: peer.map(Arc::clone),
             link,
             known,
         })
     }
 
+    /// Whom to ask about this namespace; `None`: the driver's own store.
+    fn peer(&self, namespace: &Namespace) -> Result<Option<&Arc<dyn LinkOperations>>> {
+        if *namespace == self.namespace {
+            return Ok(None);
+        }
+        let peer = self.peers.get(namespace).map(|peer| &peer.operations);
+        let nobody = || super::unreachable(&self.namespace, namespace, self.peers.keys());
+        peer.map(Some).ok_or_else(nobody)
+    }
+
     fn known(&self, id: &ServiceId) -> Arc<Known> {
-        if let Some(known) = self.known.load().get(&id.service)
+        let (table, states) = match self.peers.get(&id.namespace) {
+            Some(peer) => (&peer.known, &self.foreign),
+            None => (&self.known, &self.states),
+        };
+        if let Some(known) = table.load().get(&id.service)
             && !known.watched.is_retired()
         {
             return Arc::clone(known);
         }
-        let watched = self.states.service(id);
-        self.known.rcu(|table| {
+        let watched = states.service(id);
+        table.rcu(|table| {
             // A service keeps its number when it comes back after a time without use.
             let earlier = table.get(&id.service).map(|known| known.number);
-            let next = u32::try_from(table.len()).unwrap_or(u32::MAX);
+            let next = || self.numbers.fetch_add(1, Ordering::Relaxed);
             let known = Known {
-                number: earlier.unwrap_or(next),
+                number: earlier.unwrap_or_else(next),
                 scope: self.cache.scope(id),
                 watched: Arc::clone(&watched),
             };
@@ -531,6 +621,44 @@ impl Shared {
             self.remember(target, link, asked, ticket);
         }
         Ok(stored)
+    }
+
+    /// The same, at a peer.
+    async fn fetch_at(
+        &self,
+        peer: &Arc<dyn LinkOperations>,
+        target: &Target,
+        from: Source,
+        deadline: Tick,
+    ) -> Result<Option<PodIndex>> {
+        let (ticket, asked) = (self.cache.ticket(target.key), self.clock.now());
+        let found = peer.get(&target.link, from, deadline).await?;
+        if let Some(found) = found {
+            self.remember_at(target, found, asked, ticket, deadline)
+                .await;
+        }
+        Ok(found.map(|found| found.pod))
+    }
+
+    /// Keeps a peer's answer for as long as the peer says, if the peer tells of its pods, too: an
+    /// answer whose pod nobody watches is not kept.
+    async fn remember_at(
+        &self,
+        target: &Target,
+        found: Believed,
+        asked: Tick,
+        ticket: Ticket,
+        deadline: Tick,
+    ) {
+        let Some(left) = found.valid_for else { return };
+        if target.known.watched.view(&self.clock, deadline).await.is_ok() {
+            let life = Life::Temporary(left);
+            let link = StoredLink {
+                pod: found.pod,
+                life,
+            };
+            self.remember(target, link, asked, ticket);
+        }
     }
 
     fn remember(&self, target: &Target, link: StoredLink, asked: Tick, ticket: Ticket) {
