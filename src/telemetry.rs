@@ -73,6 +73,8 @@ counters!(
         published,
         /// Renewals that failed and were tried again.
         renew_failures,
+        /// Looks at the pod index that found an earlier process alive.
+        index_busy,
         /// Leases that were lost: lapsed, declared dead, or taken by another process.
         leases_lost,
         /// Failures and time-outs of the load function; the last value was kept.

@@ -28,7 +28,8 @@ from .callback import StatefulObjCallback
 from .errors import InvalidParameterError, PodlinkError, from_core
 
 _log = logging.getLogger("podlink.callbacks")
-_log.parent.addHandler(logging.NullHandler())  # type: ignore[union-attr]  # it is "podlink"
+# A library does not decide where its records go, nor that they go to stderr.
+logging.getLogger("podlink").addHandler(logging.NullHandler())
 
 HookCall = tuple[Callable[..., Any], tuple[Any, ...], _podlink.Reply]
 """A Python function that the core calls, its arguments, and where its answer goes."""
@@ -157,19 +158,25 @@ def call(start: Start, *arguments: object) -> asyncio.Future[Any]:
 class Submitted:
     """The waiter of a ``submit``: settles a ``concurrent.futures.Future``, tells the callback."""
 
-    __slots__ = ("_callback", "_deliver", "future")
+    __slots__ = ("_callback", "_convert", "_deliver", "future")
 
     def __init__(
-        self, callback: StatefulObjCallback | None, deliver: Callable[[Callable[[], None]], object]
+        self,
+        callback: StatefulObjCallback | None,
+        deliver: Callable[[Callable[[], None]], object],
+        convert: Callable[[Any], Any] | None,
     ) -> None:
         self.future: Future[Any] = Future()
         self._callback = callback
         self._deliver = deliver
+        self._convert = convert
 
     def done(self) -> bool:
         return self.future.cancelled()
 
     def set_result(self, value: object) -> None:
+        if self._convert is not None:
+            value = self._convert(value)
         if self.future.set_running_or_notify_cancel():
             self.future.set_result(value)
             callback = self._callback
@@ -199,16 +206,22 @@ class Submitter:
         self.failures = 0
 
     def submit(
-        self, start: Start, arguments: tuple[object, ...], callback: StatefulObjCallback | None
+        self,
+        start: Start,
+        arguments: tuple[object, ...],
+        callback: StatefulObjCallback | None,
+        convert: Callable[[Any], Any] | None = None,
     ) -> Future[Any]:
-        """Starts an operation from wherever the program is."""
+        """Starts an operation from wherever the program is; ``convert`` makes of the core's
+        answer what the operation returns.
+        """
         try:
             deliver: Callable[[Callable[[], None]], object] = functools.partial(
                 self._run_on, asyncio.get_running_loop()
             )
         except RuntimeError:
             deliver = self._run if self._polled is None else self._polled.append
-        submitted = Submitted(callback, deliver)
+        submitted = Submitted(callback, deliver, convert)
         # Never by way of the loop: the future must be settled even if the loop ends first, or is
         # blocked by somebody who waits for this very future.
         start(callback_thread().queue, submitted, *arguments)

@@ -1,8 +1,8 @@
 """Functions of the program's own that podlink calls: sync or async, where they were registered.
 
 A hook that was registered while a loop ran is called on that loop, with the context variables of
-its registration. One that was registered without a loop runs on a thread of its own, so that a
-slow one delays neither routing nor other hooks.
+its registration. One that was registered without a loop runs on threads of podlink's own, so that
+a slow one delays neither routing nor other hooks.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ import asyncio
 import contextvars
 import inspect
 import logging
-import queue
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from . import _podlink
@@ -28,11 +26,16 @@ _log = logging.getLogger("podlink.hooks")
 Arguments = tuple[Any, ...]
 
 
+class Failures:
+    """How often the hooks of a driver raised, for its ``stats()``."""
+
+    count = 0
+
+
 class Hook:
     """A function of the program's own, as the core calls it: ``hook(reply, *arguments)``.
 
     Attributes:
-        home: the completion queue through which the core's calls come.
         failures: how often the function raised.
     """
 
@@ -41,37 +44,38 @@ class Hook:
         self._function = function
         self._context = contextvars.copy_context()
         self.failures = 0
+        self._loop: Callable[[], asyncio.AbstractEventLoop | None] | None
         try:
-            loop = asyncio.get_running_loop()
+            self._loop = weakref.ref(asyncio.get_running_loop())
         except RuntimeError:
-            self._loop: Callable[[], asyncio.AbstractEventLoop | None] | None = None
-            self.home = callback_thread().queue
-        else:
-            self._loop = weakref.ref(loop)
-            self.home = bridge_of(loop).queue
+            self._loop = None
+
+    @property
+    def home(self) -> _podlink.CompletionQueue:
+        """The queue through which the core's calls come. Not kept: it ends with its loop, and
+        then the core knows that nobody answers any more.
+        """
+        loop = None if self._loop is None else self._loop()
+        return callback_thread().queue if loop is None else bridge_of(loop).queue
 
     def _fail(self, reply: _podlink.Reply, error: BaseException) -> None:
         # The core counts and logs it, with what it was asked for.
         self.failures += 1
         reply.fail(f"{type(error).__name__}: {error}")
 
-    def failed(self, error: BaseException) -> None:
-        """Counts and logs an exception of the function."""
-        self.failures += 1
-        _log.error("the hook %r raised", self._function, exc_info=error)
-
 
 class Question(Hook):
     """A hook whose answer the core waits for. Several calls may run at a time."""
 
-    _pool: ThreadPoolExecutor | None = None
+    def __init__(self, what: str, function: Callable[..., Any]) -> None:
+        super().__init__(what, function)
+        self._crew = Crew(8)
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self, reply: _podlink.Reply, *arguments: Any) -> None:
         """Runs the function where it belongs; the answer goes to ``reply``."""
         if self._loop is None:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(8, thread_name_prefix="podlink-hook")
-            self._pool.submit(self._on_thread, reply, arguments)
+            self._crew.run(lambda: self._on_thread(reply, arguments))
             return
         try:
             answer = self._context.copy().run(self._function, *arguments)
@@ -80,24 +84,28 @@ class Question(Hook):
             return
         if inspect.isawaitable(answer):
             loop = asyncio.get_running_loop()
-            _podlink.await_hook(loop, self._context, self._answering(reply, answer), reply)
+            answering = self._answering(reply, answer)
+            task = _podlink.start_coroutine(loop, self._context.copy(), answering)
+            # The loop holds its tasks weakly.
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         else:
-            self._answer(reply, answer)
+            reply.answer(answer)
 
     async def _answering(self, reply: _podlink.Reply, answer: Any) -> None:
         try:
-            self._answer(reply, await answer)
+            reply.answer(await answer)
+        except asyncio.CancelledError as error:
+            self._fail(reply, error)
+            raise
         except Exception as error:
             self._fail(reply, error)
 
     def _on_thread(self, reply: _podlink.Reply, arguments: Arguments) -> None:
         try:
-            self._answer(reply, _run_to_end(self._context.copy(), self._function, arguments))
-        except Exception as error:
+            reply.answer(_run_to_end(self._context.copy(), self._function, arguments))
+        except BaseException as error:  # not even sys.exit() may end the thread
             self._fail(reply, error)
-
-    def _answer(self, reply: _podlink.Reply, answer: Any) -> None:
-        reply.answer(answer)
 
 
 class Quick(Hook):
@@ -105,9 +113,10 @@ class Quick(Hook):
     its answer in the middle of a compute, and a loop may be busy.
     """
 
-    def __init__(self, what: str, function: Callable[..., Any]) -> None:
-        super().__init__(what, function)
-        self.home = callback_thread().queue
+    @property
+    def home(self) -> _podlink.CompletionQueue:
+        """The queue of podlink's own thread."""
+        return callback_thread().queue
 
     def __call__(self, reply: _podlink.Reply, *arguments: Any) -> None:
         """Runs the function at once; the answer goes to ``reply``."""
@@ -125,27 +134,38 @@ class Listener(Hook):
         what: str,
         function: Callable[..., Any],
         prepare: Callable[..., Arguments | None] = lambda *arguments: arguments,
+        failures: Failures | None = None,
     ) -> None:
         super().__init__(what, function)
         self._prepare = prepare
+        self._all_failures = failures or Failures()
         self._waiting: deque[Arguments] = deque()
         self._worker: asyncio.Task[None] | None = None
-        self._inbox: queue.SimpleQueue[Arguments] | None = None
+        self._crew = Crew(1)
+        self._deaf = False
 
     def __call__(self, reply: _podlink.Reply, *arguments: Any) -> None:
         """Puts the event behind those that wait, if the function wants to hear of it."""
-        prepared = self._prepare(*arguments)
+        prepared = None if self._deaf else self._prepare(*arguments)
         if prepared is None:
             return
         if self._loop is None:
-            if self._inbox is None:
-                self._inbox = queue.SimpleQueue()
-                threading.Thread(target=self._on_thread, name="podlink-hook", daemon=True).start()
-            self._inbox.put(prepared)
+            self._crew.run(lambda: self._on_thread(prepared))
             return
         self._waiting.append(prepared)
         if self._worker is None or self._worker.done():
             self._work()
+
+    def failed(self, error: BaseException) -> None:
+        """Counts and logs an exception of the function."""
+        self.failures += 1
+        self._all_failures.count += 1
+        _log.error("the hook %r raised", self._function, exc_info=error)
+
+    def close(self) -> None:
+        """Tells the function nothing any more, not even what waits already."""
+        self._deaf = True
+        self._waiting.clear()
 
     def _work(self) -> None:
         """Tells what waits; hands over to a task when the function is async."""
@@ -162,9 +182,16 @@ class Listener(Hook):
                 return
 
     async def _await(self, told: Any) -> None:
+        """Waits for the call under way, then tells what has come meanwhile."""
+        task = asyncio.current_task()
         while True:
             try:
-                await told
+                if inspect.isawaitable(told):
+                    await told
+            except asyncio.CancelledError as error:
+                if task is None or task.cancelling():
+                    raise  # the loop ends
+                self.failed(error)  # something that the function waited for was cancelled
             except Exception as error:
                 self.failed(error)
             if not self._waiting:
@@ -174,20 +201,53 @@ class Listener(Hook):
                 told = self._function(*arguments)
             except Exception as error:
                 self.failed(error)
-                told = _nothing()
+                told = None
 
-    def _on_thread(self) -> None:
-        inbox = self._inbox
-        while inbox is not None:
-            arguments = inbox.get()
-            try:
-                _run_to_end(self._context.copy(), self._function, arguments)
-            except Exception as error:
-                self.failed(error)
+    def _on_thread(self, arguments: Arguments) -> None:
+        if self._deaf:
+            return
+        try:
+            _run_to_end(self._context.copy(), self._function, arguments)
+        except BaseException as error:  # not even sys.exit() may end the thread
+            self.failed(error)
 
 
-async def _nothing() -> None:
-    """What is awaited in the place of a call that raised before it could be."""
+class Crew:
+    """Threads for functions that may be slow: at most ``size``, each ended by a second without
+    work. One that hangs hinders neither the others nor the end of the program.
+    """
+
+    _LINGER_SECONDS = 1.0
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._changed = threading.Condition()
+        self._work: deque[Callable[[], None]] = deque()
+        self._threads = 0
+        self._idle = 0
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Has the work done, behind what waits already. It must not raise."""
+        with self._changed:
+            self._work.append(work)
+            self._changed.notify()
+            if len(self._work) > self._idle and self._threads < self._size:
+                self._threads += 1
+                threading.Thread(target=self._serve, name="podlink-hook", daemon=True).start()
+
+    def _serve(self) -> None:
+        while (work := self._next()) is not None:
+            work()
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._changed:
+            self._idle += 1
+            self._changed.wait_for(lambda: self._work, self._LINGER_SECONDS)
+            self._idle -= 1
+            if self._work:
+                return self._work.popleft()
+            self._threads -= 1
+            return None
 
 
 def _run_to_end(

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from . import _podlink
 from ._bridge import Submitter, bound, call, callback_thread
-from ._hooks import Listener, Quick
+from ._hooks import Failures, Listener, Quick
 from .callback import StatefulObjCallback
 from .config import ClientConfig, Duration, RouteInfoConfig, Strategy, check_type, seconds
 from .errors import InvalidParameterTypeError
@@ -81,6 +81,7 @@ class ClientDriver:
             route_info = RouteInfoDriver(store, namespace, route_info)
         self.route_info = route_info
         self._submitter = Submitter(callbacks)
+        self._hook_failures = Failures()
         self.config = config
         self.namespace = namespace
         self._core = _podlink.ClientCore(
@@ -394,17 +395,19 @@ class ClientDriver:
         def wanted(service: str, pod: int, users_cached: int) -> tuple[Any, ...] | None:
             return (pod, users_cached) if service_name in (None, service) else None
 
-        listener = Listener("callback", callback, wanted)
+        listener = Listener("callback", callback, wanted, self._hook_failures)
         return Registration(self._core.on_pod_lost(listener.home, listener), listener)
 
     def stats(self) -> dict[str, int]:
         """Returns every counter of the driver by name, since it was made; those of what it knows
         of the pods among them.
         """
+        known = self.route_info.stats()
         return {
-            **self.route_info.stats(),
+            **known,
             **self._core.stats(),
             "callback_failures": self._submitter.failures,
+            "hook_failures": self._hook_failures.count + known["hook_failures"],
         }
 
     async def aclose(self) -> None:

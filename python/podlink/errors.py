@@ -211,9 +211,7 @@ def _classes(root: type[PodlinkError]) -> dict[str, type[PodlinkError]]:
 _BY_CODE = _classes(PodlinkError) | {InternalError.code: InternalError}
 
 
-def from_core(
-    code: str, message: str, retryable: bool, details: Mapping[str, str]
-) -> PodlinkError:
+def from_core(code: str, message: str, retryable: bool, details: Mapping[str, str]) -> PodlinkError:
     """The exception for an error of the Rust core. A code without a class would be a mistake in
     podlink; a contract test looks for one.
     """

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from . import _podlink
-from ._bridge import call, callback_thread
-from ._hooks import Listener
+from ._bridge import Submitter, bound, call, callback_thread
+from ._hooks import Failures, Listener
+from .callback import StatefulObjCallback
 from .config import Duration, RouteInfoConfig, check_type, seconds
 from .state import StatefulServiceState
 from .store import Store
@@ -35,8 +37,11 @@ class Registration:
         return self._listener.failures
 
     def unregister(self) -> None:
-        """Takes the callback back: later changes do not call it. A second time does nothing."""
+        """Takes the callback back: it is not called any more, not even for what waits already. A
+        second time does nothing.
+        """
         self._core.unregister()
+        self._listener.close()
 
 
 class RouteInfoDriver:
@@ -58,6 +63,7 @@ class RouteInfoDriver:
         store: where the pods publish their states.
         namespace: the driver's own namespace.
         config: its figures.
+        callbacks: as for :class:`~podlink.ClientDriver`.
 
     Raises:
         InvalidParameterError: an argument is wrong.
@@ -73,8 +79,12 @@ class RouteInfoDriver:
         store: Store,
         namespace: str = "default",
         config: RouteInfoConfig | None = None,
+        *,
+        callbacks: Literal["thread", "poll"] = "thread",
     ) -> None:
         check_type("store", store, Store)
+        self._submitter = Submitter(callbacks)
+        self._hook_failures = Failures()
         config = RouteInfoConfig() if config is None else config
         check_type("config", config, RouteInfoConfig)
         self.config = config
@@ -242,7 +252,7 @@ class RouteInfoDriver:
         def states(where: str, service: str, pod: int, previous: Any, now: Any) -> tuple[Any, ...]:
             return where, service, pod, _state(previous), _state(now)
 
-        listener = Listener("callback", callback, states)
+        listener = Listener("callback", callback, states, self._hook_failures)
         core = self._core.register(listener.home, namespace, service_name, listener)
         return Registration(core, listener)
 
@@ -264,9 +274,30 @@ class RouteInfoDriver:
 
         return register
 
+    def submit(
+        self,
+        operation: str,
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[Any]:
+        """Starts a coroutine operation without ``await``; see ``ClientDriver.submit``."""
+        start, arguments = bound(self, _OPERATIONS, operation, args, kwargs)
+        convert = _states if operation in _OF_STATES else None
+        return self._submitter.submit(start, (*arguments, seconds(timeout)), callback, convert)
+
+    def poll_callbacks(self) -> int:
+        """Runs the callbacks that wait; see ``ClientDriver.poll_callbacks``."""
+        return self._submitter.poll()
+
     def stats(self) -> dict[str, int]:
         """Returns every counter of the driver by name, since it was made."""
-        return self._core.stats()
+        return {
+            **self._core.stats(),
+            "callback_failures": self._submitter.failures,
+            "hook_failures": self._hook_failures.count,
+        }
 
     async def aclose(self) -> None:
         """Ends the driver's tasks. Later calls raise ``ClosedError``; a second close does nothing.
@@ -285,6 +316,15 @@ class RouteInfoDriver:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+_OF_STATES = frozenset({"get_all_service_state", "get_ready_service_state"})
+_OPERATIONS = _OF_STATES | {
+    "get_service_best_pod",
+    "get_service_name_by_tag",
+    "is_workload_ready",
+    "set_global_service_name_tag",
+}
 
 
 def _state(fields: Any) -> StatefulServiceState | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import socket
@@ -14,7 +15,7 @@ from typing import Any, Literal, Self
 
 from . import _podlink
 from ._bridge import Submitter, bound, call, callback_thread
-from ._hooks import Listener, Question
+from ._hooks import Failures, Listener, Question
 from .callback import StatefulObjCallback
 from .config import Duration, ServerConfig, check_callable, check_type, seconds
 from .errors import InvalidParameterError
@@ -146,7 +147,7 @@ class ServerDriver:
         config: its figures.
         load: a sync or async function that returns the load that this pod reports; asked every
             ``config.renew`` from the start on. If it fails, or takes longer than that, the last
-            value stays; that is counted and never delays a renewal.
+            value stays; that is counted and never delays a renewal. Its calls never overlap.
         callbacks: as for :class:`~podlink.ClientDriver`.
 
     Raises:
@@ -175,6 +176,7 @@ class ServerDriver:
         config = ServerConfig() if config is None else config
         check_type("config", config, ServerConfig)
         self._submitter = Submitter(callbacks)
+        self._hook_failures = Failures()
         self.server_info = server_info
         self.config = config
         check_type("pod_name", server_info.pod_name, str)
@@ -207,8 +209,9 @@ class ServerDriver:
         """Takes the pod's index, publishes the first state, then returns and keeps renewing.
 
         Waits while an earlier process with the same index may be alive: after a crash for as
-        long as its lease and grace last. A second start of a running driver does nothing. A
-        cancelled start goes on; ``stop`` ends it.
+        long as its lease and grace last. A second start of a running driver does nothing; one
+        that comes while the first is under way waits for the same outcome. A cancelled start goes
+        on; ``stop`` ends it. A failed one leaves nothing behind and may be repeated.
 
         Args:
             timeout: seconds to wait at the most; by default long enough to outwait an earlier
@@ -235,17 +238,15 @@ class ServerDriver:
 
         Args:
             deadline: seconds that it may take, whatever hangs; the tasks have ended afterwards in
-                every case. The last quarter, 2 s at the most, is kept for the withdrawal.
+                every case. The last quarter, 2 s at the most, is kept for the withdrawal, and the
+                quarter before it, 5 s at the most, for the users that the hooks leave.
             drain: what becomes of the users that remain; ``None``: what ``config.drain`` says.
 
         Returns:
             What was done. If the store could not be told, that is logged as an error, and the
             lease ends by itself.
         """
-        released, handed_over, remaining, took = await call(
-            self._core.stop, seconds(deadline), drain
-        )
-        return DrainReport(released, handed_over, remaining, took)
+        return _report(await call(self._core.stop, seconds(deadline), drain))
 
     def on_drain(self, callback: Callable[[str], object]) -> Callable[[str], object]:
         """Calls ``callback(uid)`` for every user that this pod owns when it stops.
@@ -278,7 +279,7 @@ class ServerDriver:
         again, with ``try_set_linked_pod``, and its state loaded again. The callback may be sync or
         async and runs where it was registered. Usable as a decorator.
         """
-        hook = Listener("callback", callback)
+        hook = Listener("callback", callback, failures=self._hook_failures)
         self._core.on_lease_lost(hook.home, hook)
         return callback
 
@@ -453,8 +454,23 @@ class ServerDriver:
         timeout: Duration | None = None,
         **kwargs: Any,
     ) -> Future[Any]:
-        """Starts a coroutine operation without ``await``; see ``ClientDriver.submit``."""
+        """Starts a coroutine operation without ``await``; see ``ClientDriver.submit``.
+
+        ``stop`` takes ``deadline=`` and no ``timeout=``.
+        """
         start, arguments = bound(self, _OPERATIONS, operation, args, kwargs)
+        if operation in _AT_ONCE:
+            done = start(*arguments)
+            nothing = _podlink.CompletionQueue.nothing
+            return self._submitter.submit(nothing, (), callback, lambda _: _value(operation, done))
+        if operation == "stop":
+            if timeout is not None:
+                raise InvalidParameterError(
+                    "stop takes deadline=, not timeout=",
+                    details={"parameter": "timeout", "given": repr(timeout), "allowed": "None"},
+                )
+            deadline, drain = arguments
+            return self._submitter.submit(start, (seconds(deadline), drain), callback, _report)
         return self._submitter.submit(start, (*arguments, seconds(timeout)), callback)
 
     def poll_callbacks(self) -> int:
@@ -463,14 +479,23 @@ class ServerDriver:
 
     def stats(self) -> dict[str, int]:
         """Returns every counter of the driver by name, since it was made."""
-        return {**self._core.stats(), "callback_failures": self._submitter.failures}
+        return {
+            **self._core.stats(),
+            "callback_failures": self._submitter.failures,
+            "hook_failures": self._hook_failures.count,
+        }
 
     async def aclose(self) -> None:
         """The same as ``stop()``, without its report."""
         await self.stop()
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except asyncio.CancelledError:
+            # The start goes on, and nobody will leave the block to end it.
+            self.submit("stop")
+            raise
         return self
 
     async def __aexit__(
@@ -482,13 +507,23 @@ class ServerDriver:
         await self.stop()
 
 
-_OPERATIONS = frozenset(
+_AT_ONCE = frozenset({"get_load_state", "get_routing_state", "set_load_state"})
+_OPERATIONS = _AT_ONCE | frozenset(
     {
         "remove_linked_pod",
         "remove_linked_pod_with_id",
         "set_linked_pod",
         "set_routing_state",
         "start",
+        "stop",
         "try_set_linked_pod",
     }
 )
+
+
+def _value(operation: str, value: Any) -> Any:
+    return RoutingState(value) if operation == "get_routing_state" else value
+
+
+def _report(fields: tuple[int, int, int, float]) -> DrainReport:
+    return DrainReport(*fields)

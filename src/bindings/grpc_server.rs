@@ -197,7 +197,10 @@ fn tls(
         (None, None, None) => Ok(None),
         _ => {
             let allowed = "given with key_file, and client_ca_file only with both";
-            Err(raise(py, &invalid("cert_file", "an incomplete set", allowed)))
+            Err(raise(
+                py,
+                &invalid("cert_file", "an incomplete set", allowed),
+            ))
         }
     }
 }

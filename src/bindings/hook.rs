@@ -5,19 +5,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
-use pyo3_async_runtimes::{TaskLocals, into_future_with_locals};
+use pyo3::types::{PyDict, PyTuple};
+use pyo3_async_runtimes::TaskLocals;
 use tokio::sync::oneshot;
 
 use super::argument;
 use super::queue::{Arrivals, CompletionQueue};
-use super::runtime;
 use crate::driver::client::{LostPodHook, PodChooser};
 use crate::driver::server::PodHooks;
 use crate::driver::states::Audience;
 use crate::error::{Error, ErrorKind};
 use crate::id::{LinkId, PodIndex, ServiceId, Uid};
-use crate::route::state::{Change, Pod, PodState};
+use crate::route::snapshot::{Change, Pod};
+use crate::route::state::PodState;
 use crate::rpc::client::{Condition, ConditionHook};
 
 /// A Python function, with the queue of the loop or thread that runs it.
@@ -219,28 +219,22 @@ fn read<T>(answer: PyResult<T>) -> Replied<T> {
     answer.map_err(|error| error.to_string())
 }
 
-/// Awaits a hook's coroutine on `event_loop`, with the context variables of its registration, and
-/// answers with what it returns. `answering` is the coroutine that does both; it is Rust that
-/// waits for it, so a loop that ends under it leaves nobody waiting.
+/// Starts a hook's coroutine as a task of `event_loop`, with the context variables of the hook's
+/// registration. `answering` answers by itself. pyo3-async-runtimes carries loop and context; its
+/// `into_future` is not used, because it takes the GIL on a runtime thread when a loop ends under
+/// a coroutine (docs/decisions/0002).
 #[pyfunction]
-pub(super) fn await_hook(
-    event_loop: Bound<'_, PyAny>,
-    context: Bound<'_, PyAny>,
-    answering: Bound<'_, PyAny>,
-    reply: Py<Reply>,
-) -> PyResult<()> {
+pub(super) fn start_coroutine<'py>(
+    event_loop: Bound<'py, PyAny>,
+    context: Bound<'py, PyAny>,
+    answering: Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
     let py = event_loop.py();
     let locals = TaskLocals::new(event_loop).with_context(context);
-    let answered = into_future_with_locals(&locals, answering)?;
-    runtime::handle(py)?.spawn(async move {
-        // It has answered already if all went well; a cancelled one has not.
-        if answered.await.is_err() {
-            reply
-                .get()
-                .fail("the hook's coroutine was cancelled".to_owned());
-        }
-    });
-    Ok(())
+    let arguments = PyDict::new(py);
+    arguments.set_item("context", locals.context(py))?;
+    let create_task = locals.event_loop(py).getattr("create_task")?;
+    create_task.call((answering,), Some(&arguments))
 }
 
 /// A strategy that is a Python function `(uid, candidates) -> pod_index | None`.

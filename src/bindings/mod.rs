@@ -34,7 +34,7 @@ mod _podlink {
     #[pymodule_export]
     use super::grpc_server::{GrpcServerCore, GrpcServerSettings};
     #[pymodule_export]
-    use super::hook::{Reply, await_hook};
+    use super::hook::{Reply, start_coroutine};
     #[pymodule_export]
     use super::info::{InfoCore, Registration};
     #[pymodule_export]

@@ -298,14 +298,8 @@ mod tests {
     #[test]
     fn endpoints_are_read_or_refused() {
         let read = |text| PeerUrl::parse(text).map(|url| url.to_string()).ok();
-        assert_eq!(
-            read("grpc://h:50051").as_deref(),
-            Some("grpc://h:50051")
-        );
-        assert_eq!(
-            read("grpcs://[::1]:1/").as_deref(),
-            Some("grpcs://[::1]:1")
-        );
+        assert_eq!(read("grpc://h:50051").as_deref(), Some("grpc://h:50051"));
+        assert_eq!(read("grpcs://[::1]:1/").as_deref(), Some("grpcs://[::1]:1"));
         for bad in [
             "h:1",
             "http://h:1",

@@ -24,7 +24,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Executor;
 use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid};
 use crate::route::link::{Life, StoredLink, valid_until};
-use crate::route::state::{Change, Pod, Standing};
+use crate::route::snapshot::{Change, Pod};
+use crate::route::state::Standing;
 use crate::rpc::{Believed, LinkOperations, Source};
 use crate::telemetry::{ClientStats, count};
 
@@ -569,20 +570,25 @@ impl Shared {
             return Arc::clone(known);
         }
         let watched = states.service(id);
-        table.rcu(|table| {
+        let known_in = |table: &HashMap<ServiceName, Arc<Known>>| {
             // A service keeps its number when it comes back after a time without use.
             let earlier = table.get(&id.service).map(|known| known.number);
             let next = || self.numbers.fetch_add(1, Ordering::Relaxed);
-            let known = Known {
+            Arc::new(Known {
                 number: earlier.unwrap_or_else(next),
                 scope: self.cache.scope(id),
                 watched: Arc::clone(&watched),
-            };
+            })
+        };
+        table.rcu(|table| {
+            let known = known_in(table);
             let mut table = HashMap::clone(table);
-            table.insert(id.service.clone(), Arc::new(known));
+            table.insert(id.service.clone(), known);
             table
         });
-        self.known(id)
+        let table = table.load();
+        let known = table.get(&id.service).cloned();
+        known.unwrap_or_else(|| known_in(&table))
     }
 
     /// What the cache holds, unless what is known of the pods speaks against it.
@@ -651,7 +657,13 @@ impl Shared {
         deadline: Tick,
     ) {
         let Some(left) = found.valid_for else { return };
-        if target.known.watched.view(&self.clock, deadline).await.is_ok() {
+        if target
+            .known
+            .watched
+            .view(&self.clock, deadline)
+            .await
+            .is_ok()
+        {
             let life = Life::Temporary(left);
             let link = StoredLink {
                 pod: found.pod,

@@ -16,7 +16,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Executor;
 use crate::id::{Namespace, PodIndex, ServiceId, ServiceName, Tag};
 use crate::route::pick::Strategy;
-use crate::route::state::{Pod, PodRecord, PodState, Readiness, Standing};
+use crate::route::snapshot::Pod;
+use crate::route::state::{PodRecord, PodState, Readiness, Standing};
 
 /// What is known of the pods of each service. Cheap to clone; the clones are one driver.
 #[derive(Debug, Clone)]

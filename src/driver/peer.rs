@@ -17,7 +17,8 @@ use crate::error::Result;
 use crate::executor::{Changes, Executor, Pods};
 use crate::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
 use crate::route::link::{Life, Persist, Removal, StoredLink};
-use crate::route::state::{Change, PodRecord};
+use crate::route::snapshot::Change;
+use crate::route::state::PodRecord;
 use crate::rpc::{Believed, ChangeStream, LinkOperations, Source, UsersByPod};
 
 /// Every link operation on the namespace of these drivers.

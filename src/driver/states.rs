@@ -22,7 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::executor::{Changes, Executor, Pods};
 use crate::id::{PodIndex, ServiceId};
 use crate::route::pick::{Chance, Strategy};
-use crate::route::state::{Change, Policy, Seen, Snapshot};
+use crate::route::snapshot::{Change, Policy, Seen, Snapshot};
 use crate::telemetry::{StateStats, count};
 
 /// How long one reading of all pods may take.
@@ -69,8 +69,9 @@ pub struct StateCache {
     services: ArcSwap<HashMap<ServiceId, Arc<Watched>>>,
     /// Who is told of changes. Never held across an await, nor while somebody is told.
     audience: Mutex<Vec<Arc<dyn Audience>>>,
-    /// Serialises changes of the table; readers do not take it. Never held across an await.
-    changing: Mutex<()>,
+    /// Serialises changes of the table; readers do not take it. Holds whether the cache was closed.
+    /// Never held across an await.
+    changing: Mutex<bool>,
 }
 
 impl StateCache {
@@ -93,7 +94,7 @@ impl StateCache {
             stats: Arc::default(),
             services: ArcSwap::default(),
             audience: Mutex::default(),
-            changing: Mutex::new(()),
+            changing: Mutex::default(),
         })
     }
 
@@ -114,12 +115,17 @@ impl StateCache {
         if let Some(watched) = self.services.load().get(id) {
             return Arc::clone(watched);
         }
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let closed = self.changing();
         let services = self.services.load_full();
         if let Some(watched) = services.get(id) {
             return Arc::clone(watched);
         }
         let watched = Arc::new(Watched::new(id.clone(), self.clock.now()));
+        if *closed {
+            // A client may share the cache and outlive it: it is told, and no task is started.
+            watched.end();
+            return watched;
+        }
         let task = tokio::spawn(keep(Arc::downgrade(self), Arc::clone(&watched)));
         watched.own(task.abort_handle());
         let mut services = HashMap::clone(&services);
@@ -130,18 +136,23 @@ impl StateCache {
 
     /// Ends every task and forgets every service.
     pub fn close(&self) {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut closed = self.changing();
+        *closed = true;
         let services = self.services.swap(Arc::default());
         services.values().for_each(|watched| watched.end());
     }
 
     fn forget(&self, id: &ServiceId) {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.changing();
         let mut services = HashMap::clone(&self.services.load());
         if let Some(watched) = services.remove(id) {
             watched.retired.store(1, Ordering::Release);
         }
         self.services.store(Arc::new(services));
+    }
+
+    fn changing(&self) -> MutexGuard<'_, bool> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells `audience` of every change from now on.
@@ -293,6 +304,8 @@ fn closed() -> Error {
 struct Landed {
     count: u64,
     error: Option<Error>,
+    /// No reading will ever end again.
+    ended: bool,
 }
 
 /// One service's cache.
@@ -341,8 +354,8 @@ impl Watched {
         self.retired.store(1, Ordering::Release);
         // Whoever waits for a reading waits no longer.
         self.landed.send_modify(|landed| {
-            landed.count += 1;
             landed.error = Some(closed());
+            landed.ended = true;
         });
         if let Some(task) = self
             .task
@@ -381,9 +394,13 @@ impl Watched {
         self.retired.load(Ordering::Acquire) != 0
     }
 
-    /// The current view, if the service was ever read. Takes no lock.
+    /// The current view, if the service was ever read and is still being read. Takes no lock.
     #[must_use]
     pub fn current(&self, now: Tick) -> Option<arc_swap::Guard<Option<Arc<View>>>> {
+        if self.is_retired() {
+            // Nobody keeps this view up any more.
+            return None;
+        }
         self.used.store(now.as_nanos(), Ordering::Relaxed);
         let view = self.view.load();
         view.is_some().then_some(view)
@@ -422,7 +439,7 @@ impl Watched {
     async fn reread(&self, clock: &Clock, deadline: Tick, seen: u64) -> Result<Arc<View>> {
         let mut landed = self.landed.subscribe();
         self.poke.notify_one();
-        let wait = landed.wait_for(|landed| landed.count > seen);
+        let wait = landed.wait_for(|landed| landed.ended || landed.count > seen);
         let error = by(clock, deadline, "the states of the pods", wait)
             .await?
             .map_or_else(|_| None, |landed| landed.error.clone());

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use crate::clock::Tick;
 use crate::id::{Incarnation, PodIndex};
 use crate::route::pick::{Chance, Seat, Strategy, pick};
-use crate::route::state::{Pod, Snapshot, Standing};
+use crate::route::snapshot::{Pod, Snapshot};
+use crate::route::state::Standing;
 
 /// The pods of one service at one moment, ready to choose from.
 #[derive(Debug)]
@@ -151,7 +152,8 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::route::state::{PodRecord, PodState, Policy, Readiness, RoutingState};
+    use crate::route::snapshot::Policy;
+    use crate::route::state::{PodRecord, PodState, Readiness, RoutingState};
     use rand::rngs::StdRng;
     use rand::{Rng, SeedableRng};
     use std::collections::BTreeMap;
@@ -238,6 +240,7 @@ mod tests {
     /// With load figures a second old every client that picks the least loaded pod picks the same
     /// one. Two choices, corrected by what was just sent, do not herd.
     #[test]
+    #[allow(clippy::print_stdout, reason = "the figures are what one wants to see")]
     fn p2c_does_not_herd_and_least_load_does() {
         let (empty, equal) = ([0; 10], [1.0; 10]);
         let two_choices = max_over_mean(&simulate(Strategy::P2c, &empty, &equal));
@@ -248,6 +251,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::print_stdout, reason = "the figures are what one wants to see")]
     fn p2c_evens_out_unequal_starts_and_follows_capacity() {
         let starts: Vec<i64> = (0..10).map(|pod| pod * 60).collect();
         let even = max_over_mean(&simulate(Strategy::P2c, &starts, &[1.0; 10]));

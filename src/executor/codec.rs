@@ -1,6 +1,4 @@
-//! Keys, and what the store's replies mean.
-//!
-//! Names that passed `id.rs` go into a key as they are: no two different triples share one.
+//! What goes to the store as a figure, and what its replies mean.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,71 +7,9 @@ use redis::Value;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::executor::{Begun, Pods, Renewed};
-use crate::id::{
-    Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid, shown,
-};
+use crate::id::{Incarnation, PodIndex, ServiceName, shown};
 use crate::route::link::{Certificate, Life, Placed, StoredLink};
 use crate::route::state::{PodRecord, PodState, WorkloadState};
-
-/// `sf:{ns:lk:uid}svc`, a string: the link.
-pub(super) fn link_key(service: &ServiceId, uid: &Uid) -> String {
-    joined(&[
-        "sf:{",
-        service.namespace.as_str(),
-        ":lk:",
-        uid.as_str(),
-        "}",
-        service.service.as_str(),
-    ])
-}
-
-/// `sf:{ns:lk:uid}`, a hash: the user's persistent links.
-pub(super) fn user_key(namespace: &Namespace, uid: &Uid) -> String {
-    joined(&["sf:{", namespace.as_str(), ":lk:", uid.as_str(), "}"])
-}
-
-/// `sf:{ns:lk:uid}#own`, a hash: who owns the user's links, with tokens.
-pub(super) fn owner_key(link: &LinkId) -> String {
-    let namespace = link.service.namespace.as_str();
-    joined(&["sf:{", namespace, ":lk:", link.uid.as_str(), "}#own"])
-}
-
-/// `sf:{ns:state:svc}`, a hash of pod states; the channel of their events has the same name.
-pub(super) fn state_key(service: &ServiceId) -> String {
-    joined(&[
-        "sf:{",
-        service.namespace.as_str(),
-        ":state:",
-        service.service.as_str(),
-        "}",
-    ])
-}
-
-/// `sf:{ns:state:svc}#lease`, a hash of incarnations and lease deadlines.
-pub(super) fn lease_key(service: &ServiceId) -> String {
-    joined(&[
-        "sf:{",
-        service.namespace.as_str(),
-        ":state:",
-        service.service.as_str(),
-        "}#lease",
-    ])
-}
-
-/// `sf:{ns:workload:svc}`, a string: the state of the whole service, as JSON.
-pub(super) fn workload_key(service: &ServiceId) -> String {
-    let (namespace, name) = (service.namespace.as_str(), service.service.as_str());
-    joined(&["sf:{", namespace, ":workload:", name, "}"])
-}
-
-/// `sf:{ns:tag:tag}`, a string: the service that the tag stands for.
-pub(super) fn tag_key(namespace: &Namespace, tag: &Tag) -> String {
-    joined(&["sf:{", namespace.as_str(), ":tag:", tag.as_str(), "}"])
-}
-
-fn joined(parts: &[&str]) -> String {
-    parts.concat()
-}
 
 /// A duration as the store takes it: whole milliseconds, at least one, at most a hundred years.
 pub(super) fn millis(duration: Duration) -> i64 {
@@ -430,13 +366,6 @@ pub(super) fn misshapen(value: &Value) -> Error {
 mod tests {
     use super::*;
 
-    fn service() -> ServiceId {
-        ServiceId {
-            namespace: Namespace::new("ns").unwrap(),
-            service: ServiceName::new("svc").unwrap(),
-        }
-    }
-
     fn bulk(text: &str) -> Value {
         Value::BulkString(text.into())
     }
@@ -448,23 +377,6 @@ mod tests {
                 .flat_map(|(name, value)| [bulk(name), bulk(value)])
                 .collect(),
         )
-    }
-
-    #[test]
-    fn keys_are_those_of_the_design() {
-        let uid = Uid::new("u1").unwrap();
-        let link = LinkId {
-            service: service(),
-            uid: uid.clone(),
-        };
-        assert_eq!(link_key(&service(), &uid), "sf:{ns:lk:u1}svc");
-        assert_eq!(user_key(&service().namespace, &uid), "sf:{ns:lk:u1}");
-        assert_eq!(owner_key(&link), "sf:{ns:lk:u1}#own");
-        assert_eq!(state_key(&service()), "sf:{ns:state:svc}");
-        assert_eq!(lease_key(&service()), "sf:{ns:state:svc}#lease");
-        assert_eq!(workload_key(&service()), "sf:{ns:workload:svc}");
-        let tag = Tag::new("blue").unwrap();
-        assert_eq!(tag_key(&service().namespace, &tag), "sf:{ns:tag:blue}");
     }
 
     #[test]

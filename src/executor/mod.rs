@@ -6,6 +6,7 @@
 
 mod changes;
 mod codec;
+mod key;
 mod memory;
 mod redis;
 mod script;

@@ -145,18 +145,6 @@ pub enum Certificate {
     },
 }
 
-impl Certificate {
-    /// The highest incarnation that is known to be dead, if the pod may be replaced.
-    #[must_use]
-    pub const fn dead(self) -> Option<Incarnation> {
-        match self {
-            Self::Unknown => Some(Incarnation::NONE),
-            Self::Dead(incarnation) => Some(incarnation),
-            Self::Alive { .. } => None,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,11 +184,5 @@ mod tests {
     fn nobody_is_moved_from_a_pod_that_may_be_alive() {
         assert_eq!(judge(Standing::Draining), Verdict::Keep);
         assert_eq!(judge(Standing::Lapsed), Verdict::Certify);
-        let alive = Certificate::Alive {
-            incarnation: Incarnation::new(7),
-            left: Duration::from_secs(1),
-        };
-        assert_eq!(alive.dead(), None);
-        assert_eq!(Certificate::Unknown.dead(), Some(Incarnation::NONE));
     }
 }

@@ -3,4 +3,5 @@
 pub mod link;
 pub mod load;
 pub mod pick;
+pub mod snapshot;
 pub mod state;

@@ -1,12 +1,10 @@
-//! Pods and their states: the one table of alive, available and routable.
+//! What pods say of themselves, and the one table of alive, available and routable.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::Tick;
 use crate::error::{Error, ErrorKind};
 use crate::id::{Incarnation, PodIndex};
 
@@ -114,6 +112,13 @@ const fn is_unset(update_time: &u64) -> bool {
 }
 
 impl PodState {
+    /// Whether this is another process, or another readiness or routing state.
+    pub(super) fn differs(&self, other: &Self) -> bool {
+        self.incarnation != other.incarnation
+            || self.routing_state != other.routing_state
+            || self.state != other.state
+    }
+
     /// The pod's share of new users relative to others: metadata `weight`, a positive number,
     /// 1 if there is none or it cannot be read.
     #[must_use]
@@ -146,15 +151,6 @@ pub struct PodRecord {
     pub state: PodState,
     /// How much longer its lease is valid by the store's clock; zero if it is over.
     pub lease_left: Duration,
-}
-
-/// One pod of a snapshot.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pod {
-    /// What the pod published last.
-    pub state: Arc<PodState>,
-    /// Until when its lease counts, by this machine's clock.
-    pub lease_until: Tick,
 }
 
 /// What may be done with a pod: the one table, from best to worst.
@@ -209,248 +205,9 @@ impl Standing {
     }
 }
 
-impl Pod {
-    /// The pod's standing at `now`.
-    #[must_use]
-    pub fn standing(&self, now: Tick) -> Standing {
-        if now >= self.lease_until {
-            return Standing::Lapsed;
-        }
-        match self.state.routing_state {
-            RoutingState::Ready => Standing::Ready,
-            RoutingState::DenyNewCall => Standing::Draining,
-            RoutingState::Shutdown => Standing::Shutdown,
-        }
-    }
-}
-
-/// How a snapshot is to be judged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Policy {
-    /// A READY pod above this load gets no new users while another one is below.
-    pub overload_limit: Option<i64>,
-    /// A snapshot older than this, because the store cannot be read, is judged as if no time had
-    /// passed since. `None`: leases end on time, whatever the store does.
-    pub stale_after: Option<Duration>,
-}
-
-/// All pods of one service at one moment. Immutable: a refresh makes a new one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Snapshot {
-    pods: Vec<Pod>,
-    asked: Tick,
-    policy: Policy,
-}
-
-impl Snapshot {
-    /// A snapshot of what the store showed when it was asked at `asked`.
-    ///
-    /// Leases count from the moment of asking, so a pod never looks alive for longer here than it
-    /// is in the store.
-    #[must_use]
-    pub fn new(records: Vec<PodRecord>, asked: Tick, policy: Policy) -> Self {
-        let mut pods: Vec<Pod> = records
-            .into_iter()
-            .map(|record| Pod {
-                lease_until: asked.after(record.lease_left),
-                state: Arc::new(record.state),
-            })
-            .collect();
-        pods.sort_by_key(|pod| pod.state.pod_id);
-        Self {
-            pods,
-            asked,
-            policy,
-        }
-    }
-
-    /// Every pod that the store showed, in the order of their indexes, dead ones too.
-    #[must_use]
-    pub fn pods(&self) -> &[Pod] {
-        &self.pods
-    }
-
-    /// When the store was asked.
-    #[must_use]
-    pub const fn asked(&self) -> Tick {
-        self.asked
-    }
-
-    /// Whether the snapshot is so old that it is judged as of when it was made.
-    #[must_use]
-    pub fn serves_stale(&self, now: Tick) -> bool {
-        let age = now.since(self.asked);
-        self.policy.stale_after.is_some_and(|limit| age > limit)
-    }
-
-    fn judged_at(&self, now: Tick) -> Tick {
-        if self.serves_stale(now) {
-            self.asked
-        } else {
-            now
-        }
-    }
-
-    /// The pod with this index.
-    #[must_use]
-    pub fn pod(&self, index: PodIndex) -> Option<&Pod> {
-        // StatefulSets count without gaps, so the index is nearly always the position.
-        let guess = usize::try_from(index.get()).ok()?;
-        if let Some(pod) = self.pods.get(guess).filter(|p| p.state.pod_id == index) {
-            return Some(pod);
-        }
-        let found = self
-            .pods
-            .binary_search_by_key(&index, |pod| pod.state.pod_id);
-        found.ok().and_then(|at| self.pods.get(at))
-    }
-
-    /// The standing of the pod with this index at `now`.
-    #[must_use]
-    pub fn standing(&self, index: PodIndex, now: Tick) -> Standing {
-        let at = self.judged_at(now);
-        self.pod(index)
-            .map_or(Standing::Unknown, |pod| pod.standing(at))
-    }
-
-    /// The pods whose standing at `now` is as asked for, in the order of their indexes.
-    pub fn those(&self, now: Tick, wanted: fn(Standing) -> bool) -> impl Iterator<Item = &Pod> {
-        let at = self.judged_at(now);
-        self.pods.iter().filter(move |pod| wanted(pod.standing(at)))
-    }
-
-    /// The pods that may get new users at `now`, in the order of their indexes.
-    #[must_use]
-    pub fn routable(&self, now: Tick) -> Routable<'_> {
-        let ready: Vec<&Pod> = self.those(now, Standing::takes_new_users).collect();
-        let Some(limit) = self.policy.overload_limit else {
-            return Routable {
-                pods: ready,
-                degraded: false,
-            };
-        };
-        let below = |pod: &&Pod| pod.state.load_state <= limit;
-        let fit: Vec<&Pod> = ready.iter().copied().filter(below).collect();
-        if !fit.is_empty() || ready.is_empty() {
-            return Routable {
-                pods: fit,
-                degraded: false,
-            };
-        }
-        // Everybody is overloaded: the least loaded takes them, rather than nobody.
-        let least = ready
-            .into_iter()
-            .min_by_key(|pod| (pod.state.load_state, pod.state.pod_id));
-        Routable {
-            pods: least.into_iter().collect(),
-            degraded: true,
-        }
-    }
-
-    /// What has changed since `seen`, the pods that were alive when somebody looked last; `seen`
-    /// becomes those that are alive at `now`. Loads and times are not changes.
-    pub fn changes(&self, seen: &mut Seen, now: Tick) -> Vec<Change> {
-        let alive: Seen = self
-            .those(now, Standing::is_alive)
-            .map(|pod| (pod.state.pod_id, Arc::clone(&pod.state)))
-            .collect();
-        let mut changes = Vec::new();
-        for (pod, state) in &alive {
-            let previous = seen.get(pod).cloned();
-            if previous
-                .as_ref()
-                .is_none_or(|previous| previous.differs(state))
-            {
-                let now = Some(Arc::clone(state));
-                changes.push(Change {
-                    pod: *pod,
-                    previous,
-                    now,
-                });
-            }
-        }
-        for (pod, state) in std::mem::replace(seen, alive) {
-            if !seen.contains_key(&pod) {
-                changes.push(Change {
-                    pod,
-                    previous: Some(state),
-                    now: None,
-                });
-            }
-        }
-        changes
-    }
-}
-
-/// The pods that were alive when somebody looked.
-pub type Seen = BTreeMap<PodIndex, Arc<PodState>>;
-
-/// A pod that came, went, or says something else of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
-    /// The pod.
-    pub pod: PodIndex,
-    /// What it was; `None` if it was not alive.
-    pub previous: Option<Arc<PodState>>,
-    /// What it is; `None` if it is not alive any more.
-    pub now: Option<Arc<PodState>>,
-}
-
-impl PodState {
-    /// Whether this is another process, or another readiness or routing state.
-    fn differs(&self, other: &Self) -> bool {
-        self.incarnation != other.incarnation
-            || self.routing_state != other.routing_state
-            || self.state != other.state
-    }
-}
-
-/// Which pods may get new users.
-#[derive(Debug)]
-pub struct Routable<'a> {
-    /// The pods, in the order of their indexes.
-    pub pods: Vec<&'a Pod>,
-    /// Every READY pod was over the overload limit, and the least loaded one stands in.
-    pub degraded: bool,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn record(index: i64, routing: RoutingState, load: i64, left: u64) -> PodRecord {
-        PodRecord {
-            state: PodState {
-                pod_id: PodIndex::new(index).unwrap(),
-                state: Readiness::Ready,
-                load_state: load,
-                routing_state: routing,
-                update_time: 1,
-                incarnation: Incarnation::new(1),
-                metadata: BTreeMap::new(),
-            },
-            lease_left: Duration::from_secs(left),
-        }
-    }
-
-    fn limit(overload: i64) -> Policy {
-        Policy {
-            overload_limit: Some(overload),
-            stale_after: None,
-        }
-    }
-
-    fn at(seconds: u64) -> Tick {
-        Tick::ZERO.after(Duration::from_secs(seconds))
-    }
-
-    fn indexes(routable: &Routable<'_>) -> Vec<u32> {
-        routable
-            .pods
-            .iter()
-            .map(|pod| pod.state.pod_id.get())
-            .collect()
-    }
 
     #[test]
     fn routable_is_within_available_is_within_alive() {
@@ -467,115 +224,6 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_the_design_row_by_row() {
-        let rows = [
-            (RoutingState::Ready, 10, Standing::Ready),
-            (RoutingState::DenyNewCall, 10, Standing::Draining),
-            (RoutingState::Shutdown, 10, Standing::Shutdown),
-            (RoutingState::Ready, 0, Standing::Lapsed),
-            (RoutingState::DenyNewCall, 0, Standing::Lapsed),
-            (RoutingState::Shutdown, 0, Standing::Lapsed),
-        ];
-        for (routing, left, expected) in rows {
-            let snapshot = Snapshot::new(
-                vec![record(0, routing, 0, left)],
-                Tick::ZERO,
-                Policy::default(),
-            );
-            let standing = snapshot.standing(PodIndex::new(0).unwrap(), Tick::ZERO);
-            assert_eq!(standing, expected, "{routing:?} with {left} s left");
-        }
-    }
-
-    #[test]
-    fn a_lease_ends_while_nobody_refreshes() {
-        let snapshot = Snapshot::new(
-            vec![record(3, RoutingState::Ready, 0, 10)],
-            Tick::ZERO,
-            Policy::default(),
-        );
-        let pod = PodIndex::new(3).unwrap();
-        assert_eq!(snapshot.standing(pod, at(9)), Standing::Ready);
-        assert_eq!(snapshot.standing(pod, at(10)), Standing::Lapsed);
-        assert_eq!(
-            snapshot.standing(PodIndex::new(0).unwrap(), at(0)),
-            Standing::Unknown
-        );
-    }
-
-    #[test]
-    fn pods_need_not_start_at_zero() {
-        let records = (7..=9)
-            .map(|i| record(i, RoutingState::Ready, 0, 10))
-            .collect();
-        let snapshot = Snapshot::new(records, Tick::ZERO, Policy::default());
-        assert_eq!(indexes(&snapshot.routable(Tick::ZERO)), [7, 8, 9]);
-        assert_eq!(
-            snapshot.standing(PodIndex::new(8).unwrap(), Tick::ZERO),
-            Standing::Ready
-        );
-    }
-
-    #[test]
-    fn all_overloaded_means_the_least_loaded_not_pod_zero() {
-        let records = vec![
-            record(0, RoutingState::Ready, 90, 10),
-            record(1, RoutingState::Ready, 80, 10),
-            record(2, RoutingState::DenyNewCall, 1, 10),
-        ];
-        let snapshot = Snapshot::new(records.clone(), Tick::ZERO, limit(50));
-        let routable = snapshot.routable(Tick::ZERO);
-        assert!(routable.degraded);
-        assert_eq!(indexes(&routable), [1]);
-        let fit = Snapshot::new(records, Tick::ZERO, limit(80));
-        assert_eq!(indexes(&fit.routable(Tick::ZERO)), [1]);
-        assert!(!fit.routable(Tick::ZERO).degraded);
-    }
-
-    #[test]
-    fn a_stale_snapshot_counts_only_where_that_is_asked_for() {
-        let records = vec![record(0, RoutingState::Ready, 0, 10)];
-        let policy = Policy {
-            overload_limit: None,
-            stale_after: Some(Duration::from_secs(3)),
-        };
-        let strict = Snapshot::new(records.clone(), Tick::ZERO, Policy::default());
-        let lenient = Snapshot::new(records, Tick::ZERO, policy);
-        let pod = PodIndex::new(0).unwrap();
-        assert_eq!(strict.standing(pod, at(11)), Standing::Lapsed);
-        assert_eq!(lenient.standing(pod, at(11)), Standing::Ready);
-        assert!(!lenient.serves_stale(at(3)) && lenient.serves_stale(at(4)));
-    }
-
-    #[test]
-    fn every_change_is_told_once() {
-        let pods = |pods: &[(i64, RoutingState, u64)]| {
-            let records = pods
-                .iter()
-                .map(|(i, routing, left)| record(*i, *routing, 0, *left));
-            Snapshot::new(records.collect(), Tick::ZERO, Policy::default())
-        };
-        let told = |snapshot: &Snapshot, seen: &mut Seen, now| -> Vec<(u32, bool, bool)> {
-            let changes = snapshot.changes(seen, now);
-            let brief = |c: &Change| (c.pod.get(), c.previous.is_some(), c.now.is_some());
-            changes.iter().map(brief).collect()
-        };
-        let mut seen = Seen::new();
-        let both = pods(&[(0, RoutingState::Ready, 10), (1, RoutingState::Ready, 20)]);
-        assert_eq!(
-            told(&both, &mut seen, at(0)),
-            [(0, false, true), (1, false, true)]
-        );
-        assert_eq!(told(&both, &mut seen, at(1)), []);
-        // A lease ended, although the store shows the same as before.
-        assert_eq!(told(&both, &mut seen, at(10)), [(0, true, false)]);
-        assert_eq!(told(&both, &mut seen, at(11)), []);
-        let drained = pods(&[(1, RoutingState::DenyNewCall, 20)]);
-        assert_eq!(told(&drained, &mut seen, at(12)), [(1, true, true)]);
-        assert_eq!(told(&pods(&[]), &mut seen, at(13)), [(1, true, false)]);
-    }
-
-    #[test]
     fn shutdown_is_the_end_and_the_rest_may_be_taken_back() {
         for from in RoutingState::ALL {
             for to in RoutingState::ALL {
@@ -587,7 +235,15 @@ mod tests {
 
     #[test]
     fn a_state_is_the_json_of_the_reference() {
-        let mut state = record(0, RoutingState::DenyNewCall, 5, 1).state;
+        let mut state = PodState {
+            pod_id: PodIndex::new(0).unwrap(),
+            state: Readiness::Ready,
+            load_state: 5,
+            routing_state: RoutingState::DenyNewCall,
+            update_time: 1,
+            incarnation: Incarnation::new(1),
+            metadata: BTreeMap::new(),
+        };
         state
             .metadata
             .insert("address".into(), "10.0.0.1:7000".into());

@@ -10,7 +10,8 @@ use crate::id::{
 };
 use crate::proto::v1;
 use crate::route::link::{Persist, Removal};
-use crate::route::state::{Change, PodRecord, PodState, Readiness, RoutingState};
+use crate::route::snapshot::Change;
+use crate::route::state::{PodRecord, PodState, Readiness, RoutingState};
 
 /// A request that names the namespace it is about.
 pub(super) trait Targets {

@@ -20,7 +20,8 @@ use crate::clock::Tick;
 use crate::error::Result;
 use crate::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
 use crate::route::link::{Persist, Removal};
-use crate::route::state::{Change, PodRecord};
+use crate::route::snapshot::Change;
+use crate::route::state::PodRecord;
 
 /// A link, as whoever answers believes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -138,7 +138,9 @@ fn chain(status: &Status) -> Vec<&(dyn std::error::Error + 'static)> {
 }
 
 fn transport_broke(status: &Status) -> bool {
-    chain(status).into_iter().any(|error| error.is::<h2::Error>() || error.is::<std::io::Error>())
+    chain(status)
+        .into_iter()
+        .any(|error| error.is::<h2::Error>() || error.is::<std::io::Error>())
 }
 
 /// Whether the call surely never reached the peer's service.
@@ -169,7 +171,11 @@ mod tests {
     #[test]
     fn every_kind_crosses_the_wire_with_all_it_says() {
         for kind in ErrorKind::ALL {
-            for outcome in [None, Some(WriteOutcome::NotSent), Some(WriteOutcome::Unknown)] {
+            for outcome in [
+                None,
+                Some(WriteOutcome::NotSent),
+                Some(WriteOutcome::Unknown),
+            ] {
                 let mut error = Error::new(kind, "what happened")
                     .during("set")
                     .with("pods_known", 3);
@@ -182,7 +188,11 @@ mod tests {
                 assert_eq!(back.is_retryable(), error.is_retryable());
                 assert_eq!(back.to_string(), error.to_string());
                 let facts = back.details();
-                assert!(facts.iter().any(|(name, value)| *name == "pods_known" && value == "3"));
+                assert!(
+                    facts
+                        .iter()
+                        .any(|(name, value)| *name == "pods_known" && value == "3")
+                );
             }
         }
     }
@@ -201,7 +211,10 @@ mod tests {
             (Status::unavailable("x"), ErrorKind::PeerUnavailable),
             (Status::deadline_exceeded("x"), ErrorKind::Timeout),
             (Status::cancelled("Timeout expired"), ErrorKind::Timeout),
-            (Status::out_of_range("too large"), ErrorKind::InvalidParameter),
+            (
+                Status::out_of_range("too large"),
+                ErrorKind::InvalidParameter,
+            ),
             (Status::unimplemented("x"), ErrorKind::Internal),
             (Status::resource_exhausted("x"), ErrorKind::Overloaded),
         ] {

@@ -24,7 +24,9 @@ pub(super) fn client(files: &TlsFiles) -> Result<ClientConfig> {
     let mut config = match (&files.cert_file, &files.key_file) {
         (Some(cert), Some(key)) => builder
             .with_client_auth_cert(certificates("cert_file", cert)?, private_key(key)?)
-            .map_err(|error| bad_file("cert_file", cert, "its key does not fit").caused_by(error))?,
+            .map_err(|error| {
+                bad_file("cert_file", cert, "its key does not fit").caused_by(error)
+            })?,
         _ => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![ALPN.to_vec()];

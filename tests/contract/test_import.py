@@ -86,3 +86,12 @@ def test_no_module_names_a_third_party_package(file: Path) -> None:
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             named.add(node.module.partition(".")[0])
     assert named - sys.stdlib_module_names - EXTRAS <= {"podlink"}
+
+
+def test_the_root_logger_is_the_programs_own() -> None:
+    # A handler on the root logger turned every program's own logging.basicConfig() into nothing.
+    printed = run_program(
+        "import logging, podlink\n"
+        "print(logging.getLogger().handlers, len(logging.getLogger('podlink').handlers))\n"
+    )
+    assert printed == "[] 1\n"

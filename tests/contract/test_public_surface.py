@@ -109,7 +109,7 @@ SIGNATURES = {
     f"persist_seconds: int = -1, {_LIMIT}) -> tuple[bool, int]",
     "Registration.unregister": "() -> None",
     "RouteInfoDriver": "(store: Store, namespace: str = 'default'"
-    ", config: RouteInfoConfig | None = None) -> None",
+    f", config: RouteInfoConfig | None = None, {_CALLBACKS}) -> None",
     "RouteInfoDriver.aclose": "async () -> None",
     "RouteInfoDriver.age": f"({_SERVICE}) -> float | None",
     "RouteInfoDriver.alive_pods": f"({_SERVICE}) -> {_STATES}",
@@ -124,12 +124,14 @@ SIGNATURES = {
     "RouteInfoDriver.is_workload_ready": f"async ({_SERVICE}, {_LIMIT}) -> bool",
     "RouteInfoDriver.on_routing_state_changed": "(namespace: str | None = None"
     ", service_name: str | None = None) -> Callable[[StateCallback], StateCallback]",
+    "RouteInfoDriver.poll_callbacks": "() -> int",
     "RouteInfoDriver.register_routing_state_changed_event": "(namespace: str | None"
     ", callback: StateCallback, service_name: str | None = None) -> Registration",
     "RouteInfoDriver.routable_pods": f"({_SERVICE}) -> {_STATES}",
     "RouteInfoDriver.set_global_service_name_tag": "async (namespace: str | None, tag: str"
     f", service_name: str, {_LIMIT}) -> bool",
     "RouteInfoDriver.stats": "() -> dict[str, int]",
+    "RouteInfoDriver.submit": _SUBMIT,
     "ServerInfo.from_env": "(service_name: str | None = None, *, pod_index: int | None = None"
     ", namespace: str | None = None, metadata: Mapping[str, str] | None = None"
     ", environ: Mapping[str, str] | None = None) -> ServerInfo",

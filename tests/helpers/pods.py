@@ -24,7 +24,10 @@ NAMESPACE = "default"
 SERVICE = "svc"
 
 # Short enough to see a pod die within a test, long enough for a busy machine to renew in time.
-QUICK = podlink.ServerConfig(lease=2.0, renew=0.3, guard=0.2, gap=0.8, grace=0.8, cpu_factor=0.0)
+LEASE, GRACE = 2.0, 0.8
+QUICK = podlink.ServerConfig(
+    lease=LEASE, renew=0.3, guard=0.2, gap=0.8, grace=GRACE, cpu_factor=0.0
+)
 
 # What a client knows of the pods is at most this old.
 FRESH = podlink.RouteInfoConfig(refresh=0.05)

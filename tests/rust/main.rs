@@ -7,6 +7,7 @@
     reason = "a panic is how a test fails"
 )]
 
+mod channel;
 mod contract;
 mod line;
 mod line_end;

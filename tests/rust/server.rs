@@ -143,7 +143,7 @@ impl Server {
         let mut command = Command::new(self.kind.binary());
         command
             .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
-            .args(["--loglevel", "warning", "--enable-debug-command", "local"])
+            .args(["--loglevel", "warning"])
             .args([port, &self.port.to_string()])
             .args(if self.tls { &["--port", "0"][..] } else { &[] })
             .args(["--dir".as_ref(), self.dir.as_os_str()])

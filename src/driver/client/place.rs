@@ -60,17 +60,19 @@ impl Placing<'_> {
         if let Some(pod) = self.adopt(&view) {
             return Ok(pod);
         }
-        let mut restarted = self.restarted(&view);
+        let mut afresh = self.shared.config.on_restart == OnRestart::BestPod;
         let mut owner = None;
         for _ in 0..ROUNDS {
             let Found { link, asked } = match owner.take() {
                 Some(found) => found,
                 None => self.find_or_make(&mut view).await?,
             };
-            let decision = match restarted.take_if(|(pod, _)| *pod == link.pod) {
-                Some((_, incarnation)) => Decision::Move(incarnation),
-                None => self.judge(link, &mut view).await?,
-            };
+            let mut decision = self.judge(link, &mut view).await?;
+            // Judged in the same view, and once: the best pod may be the one that came back.
+            if afresh && let Some(earlier) = self.restarted(link.pod, &view) {
+                afresh = false;
+                decision = Decision::Move(earlier);
+            }
             match decision {
                 Decision::Answer { remember } => {
                     if remember {
@@ -114,19 +116,16 @@ impl Placing<'_> {
         adopted.then_some(entry.pod)
     }
 
-    /// The process that the cache remembers the user with, if the index is held by another one
-    /// now and the program wants its users placed afresh.
-    fn restarted(&self, view: &View) -> Option<(PodIndex, Incarnation)> {
-        if self.shared.config.on_restart == OnRestart::SamePod {
-            return None;
-        }
+    /// The process that the cache remembers the user with, if `pod` is held by another one now.
+    fn restarted(&self, pod: PodIndex, view: &View) -> Option<Incarnation> {
         let entry = self
             .shared
             .cache
             .get(self.target.key, self.shared.clock.now())?;
-        let changed = entry.incarnation != Incarnation::NONE
-            && entry.incarnation < view.incarnation(entry.pod);
-        changed.then_some((entry.pod, entry.incarnation))
+        let changed = entry.pod == pod
+            && entry.incarnation != Incarnation::NONE
+            && entry.incarnation < view.incarnation(pod);
+        changed.then_some(entry.incarnation)
     }
 
     /// Set-if-absent with the best pod. Where no pod takes new users an old link may still stand.
@@ -155,34 +154,38 @@ impl Placing<'_> {
     }
 
     async fn judge(&self, link: StoredLink, view: &mut Arc<View>) -> Result<Decision> {
-        let mut verdict = judge(self.standing(view, link.pod));
-        if verdict == Verdict::Certify {
+        if judge(self.standing(view, link.pod)) != Verdict::Keep {
             // The pod may have come, or renewed, since the pods were last read.
             self.renew(view).await?;
-            verdict = judge(self.standing(view, link.pod));
         }
-        match verdict {
+        match judge(self.standing(view, link.pod)) {
             Verdict::Keep => Ok(Decision::Answer { remember: true }),
-            Verdict::Relink => Ok(Decision::Move(view.incarnation(link.pod))),
-            Verdict::Certify => self.certify(link.pod).await,
+            Verdict::Relink | Verdict::Certify => self.certify(link.pod, view).await,
         }
     }
 
     /// Nobody moves a user on the strength of his own clock: the store declares the pod dead, for
     /// good, or says that it may still be alive. Then the user stays, and nobody remembers it.
-    async fn certify(&self, pod: PodIndex) -> Result<Decision> {
-        let service = &self.target.link.service;
-        let certificate = self
-            .shared
-            .executor
-            .pod_certify(service, pod, self.deadline)
-            .await?;
-        if let Certificate::Alive { .. } = certificate {
-            count(&self.shared.stats.owners_unsure);
+    async fn certify(&self, pod: PodIndex, view: &mut Arc<View>) -> Result<Decision> {
+        let (service, executor) = (&self.target.link.service, &self.shared.executor);
+        let certificate = executor.pod_certify(service, pod, self.deadline).await?;
+        let incarnation = match certificate {
+            Certificate::Unknown => return Ok(Decision::Move(Incarnation::NONE)),
+            Certificate::Dead(incarnation) => return Ok(Decision::Move(incarnation)),
+            Certificate::Alive { incarnation, .. } => incarnation,
+        };
+        if view.incarnation(pod) < incarnation {
+            // A process that this view does not show yet has come back under the index.
+            *view = self.fresh().await?;
         }
-        Ok(certificate
-            .dead()
-            .map_or(Decision::Answer { remember: false }, Decision::Move))
+        match judge(self.standing(view, pod)) {
+            Verdict::Keep => return Ok(Decision::Answer { remember: true }),
+            // It says itself that it takes nothing any more.
+            Verdict::Relink => return Ok(Decision::Move(view.incarnation(pod))),
+            Verdict::Certify => {}
+        }
+        count(&self.shared.stats.owners_unsure);
+        Ok(Decision::Answer { remember: false })
     }
 
     /// Compare-and-set to the best pod; the loser of a race gets the winner's link to judge.
@@ -271,11 +274,15 @@ impl Placing<'_> {
     /// not cause a thousand readings.
     async fn renew(&self, view: &mut Arc<View>) -> Result<()> {
         const FRESH: Duration = Duration::from_millis(50);
-        let (clock, watched) = (&self.shared.clock, &self.target.known.watched);
-        if clock.now().since(view.snapshot.asked()) > FRESH {
-            *view = watched.fresh(clock, self.deadline).await?;
+        if self.shared.clock.now().since(view.snapshot.asked()) > FRESH {
+            *view = self.fresh().await?;
         }
         Ok(())
+    }
+
+    async fn fresh(&self) -> Result<Arc<View>> {
+        let (clock, watched) = (&self.shared.clock, &self.target.known.watched);
+        watched.fresh(clock, self.deadline).await
     }
 
     fn standing(&self, view: &View, pod: PodIndex) -> Standing {

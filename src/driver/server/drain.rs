@@ -17,7 +17,8 @@ use crate::error::Result;
 use crate::id::LinkId;
 use crate::route::link::{Life, StoredLink};
 use crate::route::pick::{Chance, Strategy};
-use crate::route::state::{Policy, RoutingState, Snapshot};
+use crate::route::snapshot::{Policy, Snapshot};
+use crate::route::state::RoutingState;
 use crate::telemetry::count;
 
 /// How many drain hooks run at a time: a game that saves to a database wants some, not all.
@@ -58,17 +59,16 @@ impl ServerDriver {
             };
             phase
         };
-        match phase {
-            Phase::Running => {
-                // A task of its own: the lease must be given back even if nobody waits for it.
-                let stopping = Stopping(Arc::clone(shared));
-                tokio::spawn(async move { stopping.0.drain(rule, deadline).await });
-            }
-            Phase::Draining | Phase::Stopped => {}
-            Phase::New | Phase::Starting | Phase::Superseded => {
-                shared.end_tasks();
-                shared.stopped.send_replace(Some(DrainReport::default()));
-            }
+        if !matches!(phase, Phase::Draining | Phase::Stopped) {
+            let stopping = Stopping(Arc::clone(shared));
+            // A task of its own: the lease must be given back even if nobody waits for it.
+            tokio::spawn(async move {
+                if phase == Phase::Running {
+                    stopping.0.drain(rule, deadline).await;
+                } else {
+                    stopping.0.call_off_start(deadline).await;
+                }
+            });
         }
         let mut stopped = shared.stopped.subscribe();
         let done = stopped.wait_for(Option::is_some);
@@ -102,43 +102,73 @@ impl Drop for Stopping {
     }
 }
 
+/// What became of the users so far.
+#[derive(Debug, Default)]
+struct Given {
+    released: AtomicU64,
+    handed_over: AtomicU64,
+}
+
+/// How the time of a stop is shared, so that what hangs in one step leaves time for the next.
+struct Shares {
+    hooks_until: Tick,
+    links_until: Tick,
+}
+
+impl Shares {
+    /// Withdrawing matters most, and comes last; then that nobody is linked to a pod that is gone.
+    fn of(started: Tick, deadline: Tick) -> Self {
+        const WITHDRAWAL: Duration = Duration::from_secs(2);
+        const LINKS: Duration = Duration::from_secs(5);
+        let quarter = deadline.since(started) / 4;
+        let left_for_users = deadline.since(started) - quarter.min(WITHDRAWAL);
+        Self {
+            hooks_until: started.after(left_for_users - quarter.min(LINKS)),
+            links_until: started.after(left_for_users),
+        }
+    }
+}
+
 impl Shared {
     async fn drain(&self, rule: Drain, deadline: Tick) {
         let started = self.clock.now();
-        // Withdrawing matters most: it has a share of the time that nobody can take from it.
-        let reserve = (deadline.since(started) / 4).min(Duration::from_secs(2));
-        let users_until = Tick::from_nanos(
-            deadline
-                .as_nanos()
-                .saturating_sub(u64::try_from(reserve.as_nanos()).unwrap_or(0)),
-        );
-        self.say(RoutingState::DenyNewCall, users_until).await;
-        let users: Vec<LinkId> = self.owned().iter().cloned().collect();
-        let total = users.len() as u64;
-        let _out_of_time = by(
-            &self.clock,
-            users_until,
-            "drain hooks",
-            self.ask_hooks(users),
-        )
-        .await;
-        let handed_over = AtomicU64::new(0);
-        let giving = self.give_away(rule, &handed_over, users_until);
-        let _out_of_time = by(&self.clock, users_until, "the links of the pod", giving).await;
+        let Shares {
+            hooks_until,
+            links_until,
+        } = Shares::of(started, deadline);
+        self.say(RoutingState::DenyNewCall, hooks_until).await;
+        let lease = self.lease_number();
+        let users = self.users();
+        let asked = self.ask_hooks(users.clone());
+        let _out_of_time = by(&self.clock, hooks_until, "drain hooks", asked).await;
+        let given = Given::default();
+        if lease == self.lease_number() {
+            let gone = users.iter().filter(|user| !self.owned().contains(user));
+            given.released.store(gone.count() as u64, Ordering::Relaxed);
+        }
+        let giving = self.give_away(rule, &given, links_until);
+        let _out_of_time = by(&self.clock, links_until, "the links of the pod", giving).await;
         self.withdraw(deadline).await;
-        let remaining = self.owned().len() as u64;
-        let handed_over = handed_over.into_inner();
         let report = DrainReport {
-            released: total.saturating_sub(handed_over + remaining),
-            handed_over,
-            remaining,
+            released: given.released.into_inner(),
+            handed_over: given.handed_over.into_inner(),
+            remaining: self.owned().len() as u64,
             took: self.clock.now().since(started),
         };
-        // Whoever hears of the report must find no task left.
-        self.end_tasks();
-        self.valid_until.store(0, Ordering::SeqCst);
-        self.lock().phase = Phase::Stopped;
         self.stopped.send_replace(Some(report));
+    }
+
+    fn users(&self) -> Vec<LinkId> {
+        self.owned().iter().cloned().collect()
+    }
+
+    /// Waits until a start under way has given back what it has taken; ends it if that lasts.
+    async fn call_off_start(&self, deadline: Tick) {
+        self.stopping.send_replace(true);
+        let until = deadline.min(self.soon());
+        let turn = self.publishing.lock();
+        let _turn = by(&self.clock, until, "the start under way", turn).await;
+        self.end_tasks();
     }
 
     /// Publishes a routing state, as far as the store lets it.
@@ -169,47 +199,48 @@ impl Shared {
     }
 
     /// Treats the users that are still owned by the rule.
-    async fn give_away(&self, rule: Drain, handed_over: &AtomicU64, deadline: Tick) {
+    async fn give_away(&self, rule: Drain, given: &Given, deadline: Tick) {
         let targets = match rule {
             Drain::Keep => return,
             Drain::Release => None,
             Drain::Handover => self.others(deadline).await,
         };
-        let users: Vec<LinkId> = self.owned().iter().cloned().collect();
         let give = |link: LinkId| {
             let targets = targets.as_ref();
             async move {
-                let given = match targets {
-                    Some(view) => self.hand_over(&link, view, deadline).await,
-                    None => Ok(false),
-                };
-                let given = match given {
-                    Ok(true) => {
-                        handed_over.fetch_add(1, Ordering::Relaxed);
-                        Ok(())
-                    }
-                    // Nobody takes new users: then at least nobody waits for this pod.
-                    Ok(false) => self.release(&link, deadline).await,
-                    Err(error) => Err(error),
-                };
-                match given {
-                    Ok(()) => _ = self.owned().remove(&link),
-                    Err(error) => {
-                        tracing::warn!(service = %self.info.service, %error, "a link was not given away");
-                    }
+                if let Err(error) = self.give(&link, targets, given, deadline).await {
+                    tracing::warn!(service = %self.info.service, %error, "a link was not given away");
                 }
             }
         };
-        stream::iter(users)
+        stream::iter(self.users())
             .for_each_concurrent(LINKS_AT_ONCE, give)
             .await;
     }
 
-    async fn release(&self, link: &LinkId, deadline: Tick) -> Result<()> {
-        let owner = Some(self.info.pod);
-        self.executor
-            .remove(link, owner, self.grace(), deadline)
-            .await?;
+    async fn give(
+        &self,
+        link: &LinkId,
+        targets: Option<&View>,
+        given: &Given,
+        deadline: Tick,
+    ) -> Result<()> {
+        let moved = match targets {
+            Some(view) => self.hand_over(link, view, deadline).await?,
+            None => false,
+        };
+        if moved {
+            given.handed_over.fetch_add(1, Ordering::Relaxed);
+        } else {
+            // Nobody takes new users: then at least nobody waits for this pod.
+            let owner = Some(self.info.pod);
+            let removal = self.grace();
+            let removed = self.executor.remove(link, owner, removal, deadline).await?;
+            given
+                .released
+                .fetch_add(u64::from(removed.done), Ordering::Relaxed);
+        }
+        self.owned().remove(link);
         Ok(())
     }
 
@@ -245,16 +276,23 @@ impl Shared {
         Ok(moved.is_some_and(|placed| placed.made))
     }
 
+    /// Says that the pod is gone. Afterwards no task is left, and nothing is published any more.
     async fn withdraw(&self, deadline: Tick) {
         self.say(RoutingState::Shutdown, deadline).await;
-        let incarnation = self.lock().incarnation;
-        let ended = self.end(incarnation, deadline.min(self.soon())).await;
-        match ended {
-            Ok(()) => self.write_last_workload(deadline.min(self.soon())).await,
-            Err(error) => {
-                let (service, pod) = (&self.info.service, self.info.pod);
-                tracing::error!(%service, %pod, %error, "the pod was not withdrawn; its lease ends by itself");
-            }
+        // A renewal behind the end would find its incarnation dead, and bring the pod back as a
+        // new one.
+        self.end_tasks();
+        let turn = self.publishing.lock();
+        let until = deadline.min(self.soon());
+        let _turn = by(&self.clock, until, "the last publication", turn).await;
+        self.valid_until.store(0, Ordering::SeqCst);
+        let incarnation = {
+            let mut state = self.lock();
+            state.phase = Phase::Stopped;
+            state.incarnation
+        };
+        if self.give_back(incarnation, until).await {
+            self.write_last_workload(deadline.min(self.soon())).await;
         }
     }
 }

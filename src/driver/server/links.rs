@@ -1,5 +1,7 @@
 //! The links of a pod: made its own, and released.
 
+use std::sync::atomic::Ordering;
+
 use super::{Phase, ServerDriver, Shared};
 use crate::clock::Tick;
 use crate::error::{Error, ErrorKind, Result};
@@ -18,10 +20,10 @@ impl ServerDriver {
         persist: Persist,
         deadline: Tick,
     ) -> Result<Option<PodIndex>> {
-        self.shared.may_act(pod, "set_linked_pod")?;
+        let lease = self.shared.may_act(pod, "set_linked_pod")?;
         let executor = &self.shared.executor;
         let previous = executor.set(link, pod, persist, deadline).await?;
-        self.shared.note(link, pod, persist);
+        self.shared.note(link, pod, persist, lease);
         Ok(previous)
     }
 
@@ -37,11 +39,11 @@ impl ServerDriver {
         persist: Persist,
         deadline: Tick,
     ) -> Result<Placed> {
-        self.shared.may_act(pod, "try_set_linked_pod")?;
+        let lease = self.shared.may_act(pod, "try_set_linked_pod")?;
         let executor = &self.shared.executor;
         let placed = executor.try_set(link, pod, persist, deadline).await?;
         if placed.made {
-            self.shared.note(link, pod, persist);
+            self.shared.note(link, pod, persist, lease);
         } else {
             self.shared.owned().remove(link);
         }
@@ -100,8 +102,9 @@ impl Shared {
         }
     }
 
-    /// A pod whose lease is over may have been replaced: it must not take users.
-    fn may_act(&self, pod: PodIndex, operation: &'static str) -> Result<()> {
+    /// A pod whose lease is over may have been replaced: it must not take users. Returns the
+    /// number of the lease under which the pod acts.
+    fn may_act(&self, pod: PodIndex, operation: &'static str) -> Result<u64> {
         self.is_open(operation)?;
         let lapsed = self.lock().phase.renews() && !self.holds_lease();
         if lapsed && pod == self.info.pod {
@@ -111,15 +114,23 @@ impl Shared {
                 .with("pod", pod)
                 .retryable());
         }
-        Ok(())
+        Ok(self.lease_number())
     }
 
-    fn note(&self, link: &LinkId, pod: PodIndex, persist: Persist) {
+    /// Remembers the users that the pod has made its own. One that was asked for under a lease
+    /// that was lost meanwhile is not.
+    fn note(&self, link: &LinkId, pod: PodIndex, persist: Persist, lease: u64) {
         let ours = pod == self.info.pod && link.service == self.info.service;
-        if ours && persist == Persist::Forever {
-            self.owned().insert(link.clone());
+        let mut owned = self.owned();
+        if ours && persist == Persist::Forever && lease == self.lease_number() {
+            owned.insert(link.clone());
         } else {
-            self.owned().remove(link);
+            owned.remove(link);
         }
+    }
+
+    /// Rises whenever a lease is lost.
+    pub(super) fn lease_number(&self) -> u64 {
+        self.stats.leases_lost.load(Ordering::SeqCst)
     }
 }

@@ -3,6 +3,9 @@
 mod drain;
 mod lease;
 mod links;
+mod load;
+mod start;
+mod workload;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rand::Rng;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
@@ -92,11 +96,19 @@ struct Shared {
     /// The users that this pod has made its own under its present lease. Never held across an
     /// await.
     owned: Mutex<HashSet<LinkId>>,
-    /// Held while a state is on its way, so that an older one cannot overtake a newer one.
+    /// Drawn once per driver: an incarnation that was taken although the answer was lost is given
+    /// again to whoever asks with the same nonce.
+    nonce: String,
+    /// Held while the pod begins, publishes or ends, so that an older word cannot overtake a newer
+    /// one.
     publishing: tokio::sync::Mutex<()>,
     /// Until when the pod may act, as a [`Tick`]; 0 without a lease. One atomic load and one clock
     /// read tell.
     valid_until: AtomicU64,
+    /// How the start under way ended: a second start waits for it.
+    started: watch::Sender<Option<Result<()>>>,
+    /// Whether `stop` was called: a start that waits for an earlier process waits no longer.
+    stopping: watch::Sender<bool>,
     /// What the stop did, once it is done: a second stop waits for it.
     stopped: watch::Sender<Option<DrainReport>>,
     stats: ServerStats,
@@ -106,13 +118,24 @@ struct Shared {
 struct State {
     phase: Phase,
     incarnation: Incarnation,
+    /// The incarnation was declared dead, or its successor's answer was lost: the next renewal
+    /// begins a new one.
+    dead: bool,
     routing: RoutingState,
     /// What the application reports.
     reported_load: i64,
     /// How busy the CPU was when the lease was last renewed, in percent.
     cpu_percent: f64,
-    /// The renewal and the load task; ended by `stop`, and when the driver is dropped.
+    /// The start, renewal and load tasks; ended by `stop`, and when the driver is dropped.
     tasks: Vec<AbortHandle>,
+}
+
+impl State {
+    /// Keeps a task until `stop` ends it.
+    fn own(&mut self, task: tokio::task::JoinHandle<()>) {
+        self.tasks.retain(|task| !task.is_finished());
+        self.tasks.push(task.abort_handle());
+    }
 }
 
 /// Where a server driver is in its life. It moves downwards only.
@@ -136,6 +159,11 @@ impl Phase {
     /// Whether the lease is to be renewed.
     const fn renews(self) -> bool {
         matches!(self, Self::Running | Self::Draining)
+    }
+
+    /// Whether the pod may publish its state.
+    const fn publishes(self) -> bool {
+        matches!(self, Self::Starting) || self.renews()
     }
 
     fn refuses(self, operation: &'static str) -> Error {
@@ -170,12 +198,16 @@ impl ServerDriver {
         let state = State {
             phase: Phase::New,
             incarnation: Incarnation::NONE,
+            dead: false,
             routing: RoutingState::Ready,
             reported_load: 0,
             cpu_percent: 0.0,
             tasks: Vec::new(),
         };
+        let mut random = [0_u64; 2];
+        rand::rng().fill(&mut random);
         let shared = Shared {
+            nonce: format!("{:016x}{:016x}", random[0], random[1]),
             executor,
             clock,
             info,
@@ -185,6 +217,8 @@ impl ServerDriver {
             owned: Mutex::default(),
             publishing: tokio::sync::Mutex::new(()),
             valid_until: AtomicU64::new(0),
+            started: watch::Sender::new(None),
+            stopping: watch::Sender::new(false),
             stopped: watch::Sender::new(None),
             stats: ServerStats::default(),
         };
@@ -254,15 +288,15 @@ impl ServerDriver {
     pub async fn set_routing_state(&self, routing: RoutingState, deadline: Tick) -> Result<()> {
         {
             let mut state = self.shared.lock();
+            let phase = state.phase;
+            if !matches!(phase, Phase::New | Phase::Starting | Phase::Running) {
+                return Err(phase.refuses("set_routing_state"));
+            }
             state.routing.check_move(routing)?;
-            match state.phase {
-                // Before the start it is the state to start with.
-                Phase::New | Phase::Starting => {
-                    state.routing = routing;
-                    return Ok(());
-                }
-                Phase::Running => state.routing = routing,
-                phase => return Err(phase.refuses("set_routing_state")),
+            state.routing = routing;
+            if phase != Phase::Running {
+                // It is the state to start with.
+                return Ok(());
             }
         }
         self.shared.publish(deadline).await
@@ -312,6 +346,12 @@ impl Shared {
 
     fn holds_lease(&self) -> bool {
         self.clock.now().as_nanos() < self.valid_until.load(Ordering::SeqCst)
+    }
+
+    /// Ends the driver's tasks.
+    fn end_tasks(&self) {
+        let tasks = std::mem::take(&mut self.lock().tasks);
+        tasks.iter().for_each(AbortHandle::abort);
     }
 }
 

@@ -21,6 +21,7 @@ end
 if dead >= me then
   return {'dead', text(dead), 0}
 end
+tick(lease, grace, gap) -- first, because during a hold nobody is long dead
 local gone = {}
 if now >= sweep then
   local all = redis.call('HGETALL', lease_key)
@@ -37,9 +38,8 @@ local spokesman, till = string.match(field('w') or '', '^(%d+):(%d+)$')
 local leads = not spokesman or spokesman == pod or tonumber(till) <= now
   or tonumber(pod) < tonumber(spokesman)
 local read, known = pcall(cjson.decode, old or '')
-local changed = deadline < now or not read or type(known) ~= 'table'
+local changed = deadline <= now or not read or type(known) ~= 'table'
   or known.routingState ~= ARGV[6] or known.incarnation ~= me
-tick(lease, grace, gap)
 put('t', ARGV[1] .. ':' .. ARGV[2] .. ':' .. ARGV[3])
 put('i:' .. pod, ARGV[5])
 local renewed = text(math.max(deadline, now + lease))

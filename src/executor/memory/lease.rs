@@ -104,17 +104,17 @@ impl Service {
             return Renewed::Dead;
         }
         let times = Times::from(times);
-        let now = now.max(self.last);
+        // First, because during a hold nobody is long dead.
+        let now = self.tick(times, now);
         self.forget_the_long_dead(state.pod_id, times.lease, now);
         let known = self.states.get(&state.pod_id);
-        self.news = found.deadline < now
+        self.news = found.deadline <= now
             || known.is_none_or(|known| {
                 known.routing_state != state.routing_state || known.incarnation != state.incarnation
             });
         let leads = self.leader.is_none_or(|(leader, until)| {
             leader == state.pod_id || until <= now || state.pod_id < leader
         });
-        self.tick(times, now);
         self.times = times;
         let lease = self.pods.entry(state.pod_id).or_default();
         lease.fields.incarnation = me;

@@ -4,6 +4,7 @@
 //! look at the line's state, so no lock is held while anybody waits.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -15,6 +16,9 @@ use super::stats::Stats;
 use super::supervisor::supervise;
 use crate::clock::{Clock, Tick};
 use crate::error::{Error, ErrorKind, Result};
+
+/// How long closing waits for the supervisor to be gone.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// The line as calls see it. Dropping it ends the supervisor.
 pub(super) struct Line {
@@ -148,8 +152,9 @@ impl Line {
             .take();
         if let Some(task) = task {
             task.abort();
-            // It was cancelled, or it had ended: either is what was asked for.
-            let _ = task.await;
+            // It was cancelled, or it had ended: either is what was asked for. A runtime that
+            // nobody drives any more ends nothing, and is not waited for.
+            let _ = tokio::time::timeout(CLOSING, task).await;
         }
     }
 }

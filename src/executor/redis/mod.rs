@@ -54,8 +54,9 @@ impl Request<'_> {
 }
 
 impl RedisExecutor {
-    /// A store at this address. No I/O: the connection is made by the first call, on the runtime
-    /// of that call.
+    /// A store at this address. No I/O: the connection is made by the first call, and is served by
+    /// the runtime of that call, which has to be driven for as long as the store is used. When it
+    /// ends, the next call makes a new connection on its own runtime.
     ///
     /// # Errors
     /// `InvalidParameter` if TLS could never check the host's name.

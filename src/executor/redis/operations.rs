@@ -12,6 +12,7 @@ use crate::clock::Tick;
 use crate::config::LeaseTimes;
 use crate::error::{Error, ErrorKind, Result, WriteOutcome};
 use crate::executor::codec::{self, LinkReply};
+use crate::executor::key;
 use crate::executor::script::{self, Arg, Invocation};
 use crate::executor::{Begun, Changes, Executor, PodIdentity, Pods, Removed, Renewed};
 use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
@@ -27,7 +28,7 @@ const PERSISTENT: i64 = -1;
 impl Executor for RedisExecutor {
     async fn get(&self, link: &LinkId, deadline: Tick) -> Result<Option<StoredLink>> {
         during("get", async {
-            let key = codec::link_key(&link.service, &link.uid);
+            let key = key::link(&link.service, &link.uid);
             let call = Invocation {
                 script: &script::GET,
                 keys: &[&key],
@@ -66,7 +67,7 @@ impl Executor for RedisExecutor {
         deadline: Tick,
     ) -> Result<BTreeMap<ServiceName, PodIndex>> {
         during("services", async {
-            let key = codec::user_key(namespace, uid);
+            let key = key::user(namespace, uid);
             let mut command = Cmd::new();
             command.arg("HGETALL").arg(&key);
             let reply = self
@@ -85,7 +86,7 @@ impl Executor for RedisExecutor {
         deadline: Tick,
     ) -> Result<Placed> {
         during("set_if_absent", async {
-            let key = codec::link_key(&link.service, &link.uid);
+            let key = key::link(&link.service, &link.uid);
             let args = [number(pod), Arg::Number(codec::millis(ttl))];
             let reply = self
                 .write(&script::SET_IF_ABSENT, &[&key], &args, deadline)
@@ -213,7 +214,7 @@ impl Executor for RedisExecutor {
         deadline: Tick,
     ) -> Result<Begun> {
         during("pod_begin", async {
-            let key = codec::lease_key(&pod.service);
+            let key = key::lease(&pod.service);
             let [lease, grace, gap] = figures(times);
             let who = [
                 number(pod.pod),
@@ -255,7 +256,7 @@ impl Executor for RedisExecutor {
                 Arg::Text(state.routing_state.as_str()),
                 Arg::Text(&json),
             ];
-            let keys = [&*codec::lease_key(service), &*codec::state_key(service)];
+            let keys = [&*key::lease(service), &*key::state(service)];
             let reply = self
                 .write(&script::POD_RENEW, &keys, &args, deadline)
                 .await?;
@@ -272,7 +273,7 @@ impl Executor for RedisExecutor {
         deadline: Tick,
     ) -> Result<bool> {
         during("pod_end", async {
-            let keys = [&*codec::lease_key(service), &*codec::state_key(service)];
+            let keys = [&*key::lease(service), &*key::state(service)];
             let args = [number(pod), incarnation(me)];
             let reply = self.write(&script::POD_END, &keys, &args, deadline).await?;
             codec::ended(reply).map_err(after_write)
@@ -287,7 +288,7 @@ impl Executor for RedisExecutor {
         deadline: Tick,
     ) -> Result<Certificate> {
         during("pod_certify", async {
-            let keys = [&*codec::lease_key(service), &*codec::state_key(service)];
+            let keys = [&*key::lease(service), &*key::state(service)];
             let reply = self
                 .write(&script::POD_CERTIFY, &keys, &[number(pod)], deadline)
                 .await?;
@@ -298,7 +299,7 @@ impl Executor for RedisExecutor {
 
     async fn pods(&self, service: &ServiceId, deadline: Tick) -> Result<Pods> {
         during("pods", async {
-            let keys = [&*codec::lease_key(service), &*codec::state_key(service)];
+            let keys = [&*key::lease(service), &*key::state(service)];
             let call = Invocation {
                 script: &script::PODS,
                 keys: &keys,
@@ -311,7 +312,7 @@ impl Executor for RedisExecutor {
     }
 
     async fn listen(&self, service: &ServiceId, deadline: Tick) -> Result<Changes> {
-        let name = codec::state_key(service);
+        let name = key::state(service);
         during("listen", self.channel.listen(&name, deadline)).await
     }
 
@@ -327,7 +328,7 @@ impl Executor for RedisExecutor {
                 Error::new(ErrorKind::Internal, "a workload state is not JSON").caused_by(error)
             })?;
             let mut command = redis::cmd("SET");
-            command.arg(codec::workload_key(service)).arg(json);
+            command.arg(key::workload(service)).arg(json);
             command.arg("PX").arg(codec::millis(ttl));
             self.store(&command, deadline).await
         })
@@ -336,7 +337,7 @@ impl Executor for RedisExecutor {
 
     async fn workload(&self, service: &ServiceId, deadline: Tick) -> Result<Option<WorkloadState>> {
         during("workload", async {
-            let key = codec::workload_key(service);
+            let key = key::workload(service);
             codec::workload(self.load(&key, deadline).await?, &key)
         })
         .await
@@ -351,7 +352,7 @@ impl Executor for RedisExecutor {
     ) -> Result<bool> {
         during("set_tag", async {
             let mut command = redis::cmd("SET");
-            command.arg(codec::tag_key(namespace, tag));
+            command.arg(key::tag(namespace, tag));
             command.arg(service.as_str());
             self.store(&command, deadline).await.map(|()| true)
         })
@@ -365,7 +366,7 @@ impl Executor for RedisExecutor {
         deadline: Tick,
     ) -> Result<Option<ServiceName>> {
         during("tag", async {
-            let key = codec::tag_key(namespace, tag);
+            let key = key::tag(namespace, tag);
             codec::tagged(self.load(&key, deadline).await?, &key)
         })
         .await
@@ -413,10 +414,7 @@ impl RedisExecutor {
         deadline: Tick,
         found: &mut Vec<Option<PodIndex>>,
     ) -> Result<()> {
-        let keys: Vec<String> = uids
-            .iter()
-            .map(|uid| codec::link_key(service, uid))
-            .collect();
+        let keys: Vec<String> = uids.iter().map(|uid| key::link(service, uid)).collect();
         let mut commands = Pipeline::with_capacity(keys.len());
         for key in &keys {
             commands.cmd("GET").arg(key);
@@ -443,9 +441,9 @@ struct LinkKeys {
 impl LinkKeys {
     fn of(link: &LinkId) -> Self {
         Self {
-            link: codec::link_key(&link.service, &link.uid),
-            user: codec::user_key(&link.service.namespace, &link.uid),
-            owner: codec::owner_key(link),
+            link: key::link(&link.service, &link.uid),
+            user: key::user(&link.service.namespace, &link.uid),
+            owner: key::owner(link),
         }
     }
 

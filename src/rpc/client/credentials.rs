@@ -44,7 +44,8 @@ impl Credentials {
             return Ok(());
         };
         let token = tokio::task::spawn_blocking(move || read(&file)).await;
-        let token = token.map_err(|_| Error::new(ErrorKind::Internal, "reading a file ended"))??;
+        let token =
+            token.map_err(|_| Error::new(ErrorKind::Internal, "reading a file ended"))??;
         self.token.store(Some(Arc::new(token)));
         Ok(())
     }

@@ -12,8 +12,8 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::dial::Dialer;
 use super::Shared;
+use super::dial::Dialer;
 use crate::clock::Tick;
 use crate::config::{PeerClientConfig, PeerUrl};
 use crate::error::{Error, ErrorKind, Result};
@@ -88,7 +88,9 @@ impl Endpoint {
         // TLS is the dialer's business; to the channel every connection is plain bytes.
         let address = format!("http://{}", url.authority());
         let origin = format!("{scheme}://{}", url.authority());
-        let origin = origin.parse().map_err(|error| refused(format!("{error}")))?;
+        let origin = origin
+            .parse()
+            .map_err(|error| refused(format!("{error}")))?;
         let dialer = Dialer {
             url: url.clone(),
             tls: config.tls.clone(),

@@ -143,7 +143,10 @@ impl PeerClient {
         let ask = |channel: Channel, request: Request<HealthCheckRequest>| async move {
             HealthClient::new(channel).check(request).await
         };
-        let said = self.shared.call(Manner::Read, deadline, message, ask).await?;
+        let said = self
+            .shared
+            .call(Manner::Read, deadline, message, ask)
+            .await?;
         Ok(said.status() == ServingStatus::Serving)
     }
 
@@ -255,7 +258,8 @@ impl Shared {
                 Err(failure) => failure,
             };
             // A connection that cannot be made costs the peer nothing.
-            let free = failure.unsent && self.endpoints[at].condition(self.clock.now()) == Condition::Down;
+            let free =
+                failure.unsent && self.endpoints[at].condition(self.clock.now()) == Condition::Down;
             if !failure.again || !(free || self.budget.take()) {
                 return Err(failure.error);
             }
@@ -345,7 +349,9 @@ impl Shared {
             Balance::P2c => {
                 let two = rand::seq::index::sample(&mut rand::rng(), good.len(), 2);
                 let busy = |at: &usize| self.endpoints[*at].under_way.load(Ordering::Relaxed);
-                two.iter().filter_map(|at| good.get(at).copied()).min_by_key(busy)
+                two.iter()
+                    .filter_map(|at| good.get(at).copied())
+                    .min_by_key(busy)
             }
         }
     }

@@ -21,21 +21,19 @@ const PARTS_AT_ONCE: usize = 4;
 const PART_BYTES: usize = 48 * 1024;
 
 impl PeerClient {
-    async fn part(
-        &self,
-        service: &ServiceId,
-        uids: &[Uid],
-        deadline: Tick,
-    ) -> Result<UsersByPod> {
+    async fn part(&self, service: &ServiceId, uids: &[Uid], deadline: Tick) -> Result<UsersByPod> {
         let message = v1::BatchGetLinkedPodRequest {
             namespace: service.namespace.to_string(),
             service_name: service.service.to_string(),
             uids: uids.iter().map(ToString::to_string).collect(),
         };
         let answer = self
-            .route(Manner::Read, deadline, message, |mut stub, request| async move {
-                stub.batch_get_linked_pod(request).await
-            })
+            .route(
+                Manner::Read,
+                deadline,
+                message,
+                |mut stub, request| async move { stub.batch_get_linked_pod(request).await },
+            )
             .await?;
         convert::users(answer.pods)
     }
@@ -64,9 +62,12 @@ impl LinkOperations for PeerClient {
         let user = convert::user(link);
         let message = v1::ComputeLinkedPodRequest { user };
         let answer = self
-            .route(Manner::Repeatable, deadline, message, |mut stub, request| async move {
-                stub.compute_linked_pod(request).await
-            })
+            .route(
+                Manner::Repeatable,
+                deadline,
+                message,
+                |mut stub, request| async move { stub.compute_linked_pod(request).await },
+            )
             .await?;
         convert::given(answer.link)
     }
@@ -76,23 +77,34 @@ impl LinkOperations for PeerClient {
         let found = match from {
             Source::CacheOrStore => {
                 let message = v1::GetLinkedPodRequest { user };
-                let answer = self.route(Manner::Read, deadline, message, |mut stub, request| async move {
-                    stub.get_linked_pod(request).await
-                });
+                let answer = self.route(
+                    Manner::Read,
+                    deadline,
+                    message,
+                    |mut stub, request| async move { stub.get_linked_pod(request).await },
+                );
                 answer.await?.link
             }
             Source::Store => {
                 let message = v1::GetLinkedPodNotCacheRequest { user };
-                let answer = self.route(Manner::Read, deadline, message, |mut stub, request| async move {
-                    stub.get_linked_pod_not_cache(request).await
-                });
+                let answer = self.route(
+                    Manner::Read,
+                    deadline,
+                    message,
+                    |mut stub, request| async move { stub.get_linked_pod_not_cache(request).await },
+                );
                 answer.await?.link
             }
             Source::CacheOrPersistent => {
                 let message = v1::GetLinkedPodInCacheOrIfPersistRequest { user };
-                let answer = self.route(Manner::Read, deadline, message, |mut stub, request| async move {
-                    stub.get_linked_pod_in_cache_or_if_persist(request).await
-                });
+                let answer = self.route(
+                    Manner::Read,
+                    deadline,
+                    message,
+                    |mut stub, request| async move {
+                        stub.get_linked_pod_in_cache_or_if_persist(request).await
+                    },
+                );
                 answer.await?.link
             }
         };
@@ -129,9 +141,12 @@ impl LinkOperations for PeerClient {
             uid: uid.to_string(),
         };
         let answer = self
-            .route(Manner::Read, deadline, message, |mut stub, request| async move {
-                stub.get_link_service(request).await
-            })
+            .route(
+                Manner::Read,
+                deadline,
+                message,
+                |mut stub, request| async move { stub.get_link_service(request).await },
+            )
             .await?;
         convert::services(answer.services)
     }
@@ -147,9 +162,12 @@ impl LinkOperations for PeerClient {
             pod_index: Some(pod.get()),
         };
         let answer = self
-            .route(Manner::Repeatable, deadline, message, |mut stub, request| async move {
-                stub.set_linked_pod_if_absent(request).await
-            })
+            .route(
+                Manner::Repeatable,
+                deadline,
+                message,
+                |mut stub, request| async move { stub.set_linked_pod_if_absent(request).await },
+            )
             .await?;
         convert::given(answer.link)
     }
@@ -167,9 +185,12 @@ impl LinkOperations for PeerClient {
             ttl_seconds: convert::ttl_seconds(persist),
         };
         let answer = self
-            .route(Manner::Once, deadline, message, |mut stub, request| async move {
-                stub.set_linked_pod(request).await
-            })
+            .route(
+                Manner::Once,
+                deadline,
+                message,
+                |mut stub, request| async move { stub.set_linked_pod(request).await },
+            )
             .await?;
         answer.previous_pod_index.map(convert::pod).transpose()
     }
@@ -187,9 +208,12 @@ impl LinkOperations for PeerClient {
             ttl_seconds: convert::ttl_seconds(persist),
         };
         let answer = self
-            .route(Manner::Repeatable, deadline, message, |mut stub, request| async move {
-                stub.try_set_linked_pod(request).await
-            })
+            .route(
+                Manner::Repeatable,
+                deadline,
+                message,
+                |mut stub, request| async move { stub.try_set_linked_pod(request).await },
+            )
             .await?;
         Ok((answer.won, convert::pod(answer.owner_pod_index)?))
     }
@@ -207,9 +231,12 @@ impl LinkOperations for PeerClient {
                 user,
                 grace_seconds,
             };
-            let answer = self.route(Manner::Once, deadline, message, |mut stub, request| async move {
-                stub.remove_linked_pod(request).await
-            });
+            let answer = self.route(
+                Manner::Once,
+                deadline,
+                message,
+                |mut stub, request| async move { stub.remove_linked_pod(request).await },
+            );
             return Ok(answer.await?.removed);
         };
         let message = v1::RemoveLinkedPodWithIdRequest {
@@ -217,9 +244,12 @@ impl LinkOperations for PeerClient {
             pod_index: Some(owner.get()),
             grace_seconds,
         };
-        let answer = self.route(Manner::Once, deadline, message, |mut stub, request| async move {
-            stub.remove_linked_pod_with_id(request).await
-        });
+        let answer = self.route(
+            Manner::Once,
+            deadline,
+            message,
+            |mut stub, request| async move { stub.remove_linked_pod_with_id(request).await },
+        );
         Ok(answer.await?.removed)
     }
 
@@ -229,9 +259,12 @@ impl LinkOperations for PeerClient {
             service_name: service.service.to_string(),
         };
         let answer = self
-            .route(Manner::Read, deadline, message, |mut stub, request| async move {
-                stub.get_service_state(request).await
-            })
+            .route(
+                Manner::Read,
+                deadline,
+                message,
+                |mut stub, request| async move { stub.get_service_state(request).await },
+            )
             .await?;
         answer.pods.into_iter().map(convert::record).collect()
     }
@@ -247,9 +280,12 @@ impl LinkOperations for PeerClient {
             tag: tag.to_string(),
         };
         let answer = self
-            .route(Manner::Read, deadline, message, |mut stub, request| async move {
-                stub.get_service_name_by_tag(request).await
-            })
+            .route(
+                Manner::Read,
+                deadline,
+                message,
+                |mut stub, request| async move { stub.get_service_name_by_tag(request).await },
+            )
             .await?;
         convert::service_name(answer.service_name)
     }
@@ -260,11 +296,16 @@ impl LinkOperations for PeerClient {
             service_name: service.service.to_string(),
         };
         let told = self
-            .route(Manner::Read, deadline, message, |mut stub, mut request| async move {
-                // The deadline is for the beginning of the stream, which has no end of its own.
-                request.metadata_mut().remove("grpc-timeout");
-                stub.watch_routing_state(request).await
-            })
+            .route(
+                Manner::Read,
+                deadline,
+                message,
+                |mut stub, mut request| async move {
+                    // The deadline is for the beginning of the stream, which has no end of its own.
+                    request.metadata_mut().remove("grpc-timeout");
+                    stub.watch_routing_state(request).await
+                },
+            )
             .await?;
         let changes = told.map(|told| told.ok().and_then(|told| convert::changes(told).ok()));
         let changes = changes.take_while(|told| std::future::ready(told.is_some()));

@@ -256,9 +256,8 @@ impl Rate {
         /// More callers than this, and those with a full bucket are forgotten: it is the same.
         const CALLERS_MAX: usize = 10_000;
         let full = f64::from(self.per_second);
-        let filled = |left: f64, since: Tick| {
-            full.min(now.since(since).as_secs_f64().mul_add(full, left))
-        };
+        let filled =
+            |left: f64, since: Tick| full.min(now.since(since).as_secs_f64().mul_add(full, left));
         let mut buckets = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         if buckets.len() >= CALLERS_MAX && !buckets.contains_key(&whose) {
             buckets.retain(|_, (left, since)| filled(*left, *since) < full);
@@ -287,7 +286,12 @@ mod tests {
             let caller = tokens.caller(good.as_bytes()).unwrap();
             assert_eq!(caller.first().map(String::as_str), Some("game"));
         }
-        for bad in ["", "0123456789abcde", "0123456789abcdeg", "0123456789abcdef0"] {
+        for bad in [
+            "",
+            "0123456789abcde",
+            "0123456789abcdeg",
+            "0123456789abcdef0",
+        ] {
             assert!(tokens.caller(bad.as_bytes()).is_none(), "{bad:?}");
         }
     }
@@ -340,7 +344,10 @@ mod tests {
 
     #[test]
     fn what_no_line_allows_is_denied() {
-        let (prod, test) = (Namespace::new("prod").unwrap(), Namespace::new("test").unwrap());
+        let (prod, test) = (
+            Namespace::new("prod").unwrap(),
+            Namespace::new("test").unwrap(),
+        );
         let may = |gate: &Gate, who: &str, method: &str, namespace: &Namespace| {
             gate.authorize(&caller(who), method, namespace).is_ok()
         };

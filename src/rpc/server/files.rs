@@ -53,7 +53,11 @@ impl Files {
 
     fn signature(&self) -> Signature {
         let tls = self.tls.iter().flat_map(|tls| {
-            [Some(&tls.cert_file), Some(&tls.key_file), tls.client_ca_file.as_ref()]
+            [
+                Some(&tls.cert_file),
+                Some(&tls.key_file),
+                tls.client_ca_file.as_ref(),
+            ]
         });
         let paths = tls.flatten().chain(self.tokens.as_ref());
         let look = |path: &PathBuf| {

@@ -17,8 +17,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
 use tonic_health::ServingStatus;
-use tonic_health::server::{HealthReporter, HealthService};
 use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
 
 use self::accept::{Connection, Door, accept};
 use self::access::Gate;
@@ -230,8 +230,8 @@ impl Shared {
             max_batch: config.max_batch,
             stop: self.stop.clone(),
         };
-        let route = RouteServiceServer::new(service)
-            .max_decoding_message_size(config.max_message_bytes);
+        let route =
+            RouteServiceServer::new(service).max_decoding_message_size(config.max_message_bytes);
         let mut server = tonic::transport::Server::builder()
             .max_concurrent_streams(config.max_streams)
             .http2_max_header_list_size(HEADERS_MAX)
@@ -240,7 +240,10 @@ impl Shared {
             .max_connection_age(config.connection_age)
             .max_connection_age_grace(config.connection_grace);
         // Both versions, because most tools still ask for the older one.
-        let current = config.reflection.then(|| schema().build_v1().ok()).flatten();
+        let current = config
+            .reflection
+            .then(|| schema().build_v1().ok())
+            .flatten();
         let older = config
             .reflection
             .then(|| schema().build_v1alpha().ok())

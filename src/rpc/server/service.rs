@@ -104,9 +104,8 @@ impl Service {
             Ok((asked, self.place()?))
         };
         // Whatever is refused here has changed nothing.
-        checked().map_err(|error: Error| {
-            status::from_error(&error.with_outcome(WriteOutcome::NotSent))
-        })
+        checked()
+            .map_err(|error: Error| status::from_error(&error.with_outcome(WriteOutcome::NotSent)))
     }
 
     fn serves(&self, namespace: &Namespace) -> Result<()> {
@@ -133,7 +132,9 @@ impl Service {
     /// The caller's own deadline, or the server's if that is earlier.
     fn deadline(&self, metadata: &MetadataMap) -> Tick {
         let given = metadata.get("grpc-timeout");
-        let given = given.and_then(|value| value.to_str().ok()).and_then(timeout);
+        let given = given
+            .and_then(|value| value.to_str().ok())
+            .and_then(timeout);
         let timeout = given.map_or(self.request_timeout, |given| {
             given.min(self.request_timeout)
         });

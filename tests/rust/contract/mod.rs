@@ -1,7 +1,9 @@
 //! The contract of [`podlink::executor::Executor`]: one set of tests on every store.
 
+pub(crate) mod events;
 pub(crate) mod leases;
 mod links;
+mod stored_events;
 mod stored_leases;
 mod stored_links;
 

@@ -18,6 +18,7 @@ use crate::stage::{Stage, pod};
 on_every_server!(
     a_lease_is_a_handful_of_fields,
     a_state_is_one_json_object,
+    a_certificate_waits_for_lease_and_grace,
     a_record_lost_in_a_failover_is_made_again,
     what_is_unreadable_is_told_and_left_out,
     a_dropped_pod_leaves_its_incarnations_behind,
@@ -84,13 +85,29 @@ async fn a_state_is_one_json_object(stage: Stage) {
     assert_eq!(record(&stage, 0).await.unwrap().state.update_time, stamped);
 }
 
+async fn a_certificate_waits_for_lease_and_grace(stage: Stage) {
+    let mut raw = raw(&stage);
+    let me = started(&stage, 0, "a").await;
+    renew(&stage, &state(0, me)).await;
+    assert_eq!(death(&stage, 0).await, me);
+    let certified = field(&mut raw, "clk");
+    assert!(
+        certified > field(&mut raw, "d:0") + 200_000,
+        "not before lease and grace are over"
+    );
+    assert_eq!(field(&mut raw, "x:0"), me.get());
+}
+
 async fn a_record_lost_in_a_failover_is_made_again(stage: Stage) {
     let mut raw = raw(&stage);
     let me = started(&stage, 0, "a").await;
     renew(&stage, &state(0, me)).await;
     raw.run(&["FLUSHALL"]);
     assert!(records(&stage).await.is_empty());
-    assert_eq!(renew(&stage, &state(0, me)).await, Renewed::Done);
+    assert!(matches!(
+        renew(&stage, &state(0, me)).await,
+        Renewed::Done { .. }
+    ));
     assert_eq!(record(&stage, 0).await.unwrap().state.incarnation, me);
     assert_eq!(field(&mut raw, "i:0"), me.get());
     assert_eq!(field(&mut raw, "d:0"), field(&mut raw, "clk") + 300_000);
@@ -137,7 +154,10 @@ async fn what_is_unreadable_is_told_and_left_out(stage: Stage) {
     assert!(pods.corrupt.iter().all(|(_, why)| !why.is_empty()));
     // What the pod itself publishes next is readable again.
     raw.run(&["HSET", STATES, "3", "\u{1}not json"]);
-    assert_eq!(renew(&stage, &state(3, me)).await, Renewed::Done);
+    assert!(matches!(
+        renew(&stage, &state(3, me)).await,
+        Renewed::Done { .. }
+    ));
     let pods = stage
         .store
         .pods(&service(), stage.deadline())
@@ -247,7 +267,7 @@ async fn a_lease_key_of_the_wrong_type_loses_nothing(stage: Stage) {
     }
     assert!(matches!(
         renew(&stage, &state(0, me)).await,
-        Renewed::Done | Renewed::Dead
+        Renewed::Done { .. } | Renewed::Dead
     ));
 }
 
@@ -269,6 +289,9 @@ async fn a_store_clock_that_jumps_back_stands_still(stage: Stage) {
         ahead,
         "time stands still until the clock has caught up"
     );
-    assert_eq!(renew(&stage, &state(0, next)).await, Renewed::Done);
+    assert!(matches!(
+        renew(&stage, &state(0, next)).await,
+        Renewed::Done { .. }
+    ));
     assert_eq!(record(&stage, 0).await.unwrap().lease_left, TIMES.lease);
 }

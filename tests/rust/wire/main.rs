@@ -95,15 +95,29 @@ fn names_are_as_the_linters_of_proto_want_them() {
     let file = &set.file[0];
     assert_eq!(file.package(), "podlink.v1");
     for method in &file.service[0].method {
-        assert_eq!(method.input_type(), format!(".podlink.v1.{}Request", method.name()));
-        assert_eq!(method.output_type(), format!(".podlink.v1.{}Response", method.name()));
+        assert_eq!(
+            method.input_type(),
+            format!(".podlink.v1.{}Request", method.name())
+        );
+        assert_eq!(
+            method.output_type(),
+            format!(".podlink.v1.{}Response", method.name())
+        );
     }
-    let snake = |name: &str| name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    let snake = |name: &str| {
+        name.chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+    };
     for message in &file.message_type {
         assert!(message.name().starts_with(|c: char| c.is_ascii_uppercase()));
         for field in &message.field {
             assert!(snake(field.name()), "{}.{}", message.name(), field.name());
         }
     }
-    assert!(file.enum_type[0].value.iter().all(|v| v.name().starts_with("ROUTING_STATE_")));
+    assert!(
+        file.enum_type[0]
+            .value
+            .iter()
+            .all(|v| v.name().starts_with("ROUTING_STATE_"))
+    );
 }

@@ -1,0 +1,296 @@
+"""The ``podlink`` command: a demonstration, and the questions that operators ask.
+
+``podlink demo`` shows podlink at work. ``compute``, ``get``, ``batch``, ``services`` and ``pods``
+are the driver operations of those names. Answers go to stdout, as text or with ``--json`` as one
+JSON object. Exit status: 0; 1 with one line ``podlink: CODE: message`` on stderr; 2 if the
+command line is wrong; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from . import (
+    ClientConfig,
+    Connection,
+    InvalidParameterError,
+    PodlinkError,
+    RouteInfoConfig,
+    RouteInfoDriver,
+    Store,
+    __version__,
+    connect,
+)
+from ._options import (
+    Parser,
+    add_figures,
+    add_store,
+    figures,
+    whole_number,
+)
+from ._show import columns, one_line
+from .demo.stage import Settings
+from .demo.story import run
+
+__all__ = ["main"]
+
+_FAILED = 1
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status.
+
+    Args:
+        argv: the command line without the program's name; by default the process's own.
+
+    Raises:
+        SystemExit: the command line is wrong (2), or asked only for help or the version (0).
+    """
+    if hasattr(sys.stdout, "reconfigure"):
+        # A user's name that the terminal cannot show must not end the command.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        options = _parser().parse_args(argv)
+        asyncio.run(options.run(options))
+        sys.stdout.flush()
+    except PodlinkError as error:
+        return _fail(error.code, str(error))
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read has seen enough, as in `podlink demo | head`. What is left in the buffer
+        # must not fail again when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILED
+    except OSError as error:
+        return _fail("OS_ERROR", str(error))
+    return 0
+
+
+def _fail(code: str, message: str) -> int:
+    with suppress(OSError):
+        print(f"podlink: {code}: {one_line(message)}", file=sys.stderr)
+    return _FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="podlink",
+        description="Which pod of a stateful service holds this player?",
+        epilog="Errors are one line 'podlink: CODE: message' on stderr, and exit status 1. Every "
+        "figure is also an environment variable: --link-ttl is PODLINK_LINK_TTL.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"podlink {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_demo(commands)
+    for add in (_add_compute, _add_get, _add_batch, _add_services, _add_pods):
+        add(commands)
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
+    settings = Settings()
+    parser = commands.add_parser(
+        "demo",
+        help="watch users being routed while pods drain, stop and die",
+        description="Starts pods and clients on the store, places users, drains and stops one "
+        "pod, kills another, and prints what happens as it happens. Exit status 1 if a user ends "
+        "without an alive pod. It uses a namespace of its own; what it leaves there are links, "
+        "which expire, and two small keys with what its pods said last.",
+        allow_abbrev=False,
+    )
+    add_store(parser, settings.store)
+    for name, number, about in (
+        ("pods", whole_number(2, 100), "how many pods"),
+        ("users", whole_number(1, 1_000_000), "how many users come at first"),
+        ("kill", whole_number(1, 100), "how many pods to kill; if it is all, users are lost"),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            metavar="N",
+            type=number,
+            default=getattr(settings, name),
+            help=f"{about} (default %(default)s)",
+        )
+    add_figures(parser, settings.client, settings.route_info, settings.server)
+    parser.set_defaults(run=_demo)
+
+
+async def _demo(options: argparse.Namespace) -> None:
+    default = Settings()
+    settings = Settings(
+        store=options.store,
+        pods=options.pods,
+        users=options.users,
+        kill=options.kill,
+        client=figures(default.client, options),
+        route_info=figures(default.route_info, options),
+        server=figures(default.server, options),
+    )
+    await run(settings, sys.stdout)
+
+
+def _add_command(commands: Any, command: Any, about: str) -> argparse.ArgumentParser:
+    name = command.__name__.removeprefix("_")
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=about, description=about[0].upper() + about[1:], allow_abbrev=False
+    )
+    add_store(parser, None)
+    parser.add_argument(
+        "--namespace",
+        metavar="NS",
+        default=os.environ.get("PODLINK_NAMESPACE") or "default",
+        help="the namespace; without it the variable PODLINK_NAMESPACE, else 'default'",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=command)
+    return parser
+
+
+def _add_compute(commands: Any) -> None:
+    about = "find a user's pod, or choose one and link the user to it"
+    parser = _add_command(commands, _compute, about)
+    parser.add_argument("uid", help="the user")
+    parser.add_argument("service", help="the stateful service")
+    add_figures(parser, ClientConfig(), RouteInfoConfig())
+
+
+async def _compute(options: argparse.Namespace) -> None:
+    async with _connect(options) as connection:
+        compute = connection.client.compute_linked_pod
+        _say_pod(options, await compute(None, options.uid, options.service))
+
+
+def _add_get(commands: Any) -> None:
+    about = "read a user's link as the store has it; the pod may be dead"
+    parser = _add_command(commands, _get, about)
+    parser.add_argument("uid", help="the user")
+    parser.add_argument("service", help="the stateful service")
+    add_figures(parser, ClientConfig(), RouteInfoConfig())
+
+
+async def _get(options: argparse.Namespace) -> None:
+    async with _connect(options) as connection:
+        get = connection.client.get_linked_pod_not_cache
+        _say_pod(options, await get(None, options.uid, options.service))
+
+
+def _add_batch(commands: Any) -> None:
+    parser = _add_command(commands, _batch, "read many users' links as the store has them")
+    parser.add_argument("uids", metavar="uid", nargs="+", help="users; '-': stdin, one a line")
+    parser.add_argument("service", help="the stateful service")
+    add_figures(parser, ClientConfig(), RouteInfoConfig())
+
+
+async def _batch(options: argparse.Namespace) -> None:
+    uids = list(dict.fromkeys(uid for given in options.uids for uid in _users(given)))
+    async with _connect(options) as connection:
+        pods = await connection.client.batch_get_linked_pod(None, uids, options.service)
+    linked = {uid for users in pods.values() for uid in users}
+    unlinked = [uid for uid in uids if uid not in linked]
+    answer = {"pods": {str(pod): pods[pod] for pod in sorted(pods)}, "unlinked": unlinked}
+    rows = [(f"pod {pod}", uid) for pod in sorted(pods) for uid in pods[pod]]
+    rows += [("no link", uid) for uid in unlinked]
+    _say(options, answer, columns(rows))
+
+
+def _users(given: str) -> list[str]:
+    if given != "-":
+        return [given]
+    try:
+        lines = sys.stdin.buffer.read().decode().split("\n")
+    except UnicodeDecodeError:
+        raise InvalidParameterError("stdin must be UTF-8, one user a line") from None
+    return [uid for line in lines if (uid := line.removesuffix("\r"))]
+
+
+def _add_services(commands: Any) -> None:
+    about = "list the services to which a user has persistent links"
+    parser = _add_command(commands, _services, about)
+    parser.add_argument("uid", help="the user")
+    add_figures(parser, ClientConfig(), RouteInfoConfig())
+
+
+async def _services(options: argparse.Namespace) -> None:
+    async with _connect(options) as connection:
+        services = await connection.client.get_link_service(None, options.uid)
+    lines = columns([(service, f"pod {pod}") for service, pod in sorted(services.items())])
+    _say(
+        options,
+        {"uid": options.uid, "services": services},
+        lines or [f"{options.uid} has no persistent links"],
+    )
+
+
+def _add_pods(commands: Any) -> None:
+    parser = _add_command(commands, _pods, "list a service's alive pods and what they say")
+    parser.add_argument("service", help="the stateful service")
+    add_figures(parser, RouteInfoConfig())
+
+
+async def _pods(options: argparse.Namespace) -> None:
+    store, config = Store(options.store), figures(RouteInfoConfig(), options)
+    async with store, RouteInfoDriver(store, options.namespace, config) as info:
+        states = await info.get_all_service_state(None, options.service)
+        routable = info.routable_pods(None, options.service)
+        pods = [
+            asdict(state)
+            | {
+                "available": info.is_pod_available(None, options.service, pod),
+                "routable": pod in routable,
+            }
+            for pod, state in states.items()
+        ]
+    rows = [("POD", "ROUTING", "LOAD", "AVAILABLE", "ROUTABLE", "SAID AT (UTC)", "METADATA")]
+    rows += [
+        (
+            str(pod["pod_id"]),
+            pod["routing_state"],
+            str(pod["load_state"]),
+            "yes" if pod["available"] else "no",
+            "yes" if pod["routable"] else "no",
+            datetime.fromtimestamp(pod["update_time"] / 1000, UTC).strftime("%F %T"),
+            json.dumps(pod["metadata"], ensure_ascii=False),
+        )
+        for pod in pods
+    ]
+    lines = columns(rows) if pods else [f"{options.service} has no alive pods"]
+    _say(options, {"pods": pods}, lines)
+
+
+def _connect(options: argparse.Namespace) -> Connection:
+    return connect(
+        options.store,
+        namespace=options.namespace,
+        config=figures(ClientConfig(), options),
+        route_info=figures(RouteInfoConfig(), options),
+    )
+
+
+def _say_pod(options: argparse.Namespace, pod: int | None) -> None:
+    place = "has no link" if pod is None else f"pod {pod}"
+    answer = {"uid": options.uid, "pod": pod}
+    _say(options, answer, [f"{options.uid}  {place}"])
+
+
+def _say(options: argparse.Namespace, answer: dict[str, Any], lines: Sequence[str]) -> None:
+    """Prints the answer as an object that also says what was asked, or as lines."""
+    if options.json:
+        asked = {"namespace": options.namespace}
+        if hasattr(options, "service"):
+            asked["service"] = options.service
+        print(json.dumps(asked | answer))
+    else:
+        for line in lines:
+            print(one_line(line))

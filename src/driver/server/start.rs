@@ -1,0 +1,199 @@
+//! Starting: the index is taken, the first state published.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::lease::renewals;
+use super::load::loads;
+use super::{Phase, ServerDriver, Shared};
+use crate::clock::Tick;
+use crate::driver::by;
+use crate::error::{Error, ErrorKind, Result};
+use crate::executor::{Begun, PodIdentity};
+use crate::id::Incarnation;
+use crate::route::state::RoutingState;
+use crate::telemetry::count;
+
+/// The start keeps its own deadline; whoever made it waits this much longer for its outcome.
+const MARGIN: Duration = Duration::from_millis(500);
+
+impl ServerDriver {
+    /// Takes an incarnation, publishes the first state, then renews the lease until `stop`. Waits
+    /// while an earlier process with the same index may be alive. A second start does nothing; one
+    /// that comes while the first is under way waits for that one's outcome.
+    ///
+    /// # Errors
+    /// `PodIndexBusy` if the earlier process is alive at the deadline; what the store failed
+    /// with; `Closed` after `stop`. A failed start leaves nothing behind and may be repeated.
+    pub async fn start(&self, deadline: Tick) -> Result<()> {
+        let shared = &self.shared;
+        let mut patience = deadline;
+        let mut started = {
+            let mut state = shared.lock();
+            match state.phase {
+                Phase::New => {
+                    state.phase = Phase::Starting;
+                    shared.started.send_replace(None);
+                    // A task of its own: whoever stops waiting for it does not end it.
+                    let starting = Starting(Arc::clone(shared));
+                    state.own(tokio::spawn(starting.run(deadline)));
+                    patience = deadline.after(MARGIN);
+                }
+                Phase::Starting => {}
+                Phase::Running => return Ok(()),
+                phase => return Err(phase.refuses("start")),
+            }
+            shared.started.subscribe()
+        };
+        let done = started.wait_for(Option::is_some);
+        let done = by(&shared.clock, patience, "the start under way", done).await?;
+        let outcome = done.ok().and_then(|outcome| outcome.clone());
+        outcome.unwrap_or_else(|| Err(Phase::Stopped.refuses("start")))
+    }
+}
+
+/// A start under way; unless it succeeds, the driver is as if it had never been started.
+struct Starting(Arc<Shared>);
+
+impl Starting {
+    async fn run(self, deadline: Tick) {
+        let shared = &*self.0;
+        let turn = shared.publishing.lock();
+        let turn = by(&shared.clock, deadline, "an earlier start", turn).await;
+        let outcome = match &turn {
+            Ok(_) => self.attempt(deadline).await,
+            Err(error) => Err(error.clone()),
+        };
+        let failed = outcome.is_err();
+        let taken = failed.then(|| shared.undo_start());
+        shared.started.send_replace(Some(outcome));
+        // The turn is still held: nobody begins, or says that it has stopped, before this is done.
+        if let Some(incarnation) = taken.filter(|taken| *taken != Incarnation::NONE) {
+            shared.give_back(incarnation, shared.soon()).await;
+        }
+    }
+
+    async fn attempt(&self, deadline: Tick) -> Result<()> {
+        let shared = &self.0;
+        shared.begin(deadline).await?;
+        loop {
+            let said = shared.lock().routing;
+            shared.publish_now(deadline).await?;
+            // Somebody may have set another state meanwhile.
+            if self.succeed(said)? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn succeed(&self, said: RoutingState) -> Result<bool> {
+        let shared = &self.0;
+        let mut state = shared.lock();
+        if state.phase != Phase::Starting {
+            return Err(state.phase.refuses("start"));
+        }
+        if state.routing != said {
+            return Ok(false);
+        }
+        state.phase = Phase::Running;
+        let renew = shared.config.renew;
+        state.own(tokio::spawn(renewals(Arc::downgrade(shared), renew)));
+        if shared.hooks.reports_load() {
+            state.own(tokio::spawn(loads(Arc::downgrade(shared), renew)));
+        }
+        Ok(true)
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        // Ended from outside, or by a panic: then nobody else tells those who wait.
+        self.0.started.send_if_modified(|outcome| {
+            let missing = outcome.is_none();
+            outcome.get_or_insert_with(|| Err(Phase::Stopped.refuses("start")));
+            missing
+        });
+        let mut state = self.0.lock();
+        if state.phase == Phase::Starting {
+            state.phase = Phase::New;
+        }
+    }
+}
+
+impl Shared {
+    /// Takes an incarnation; waits while an earlier process may be alive. With the turn held.
+    pub(super) async fn begin(&self, deadline: Tick) -> Result<()> {
+        let identity = PodIdentity {
+            service: self.info.service.clone(),
+            pod: self.info.pod,
+            nonce: self.nonce.clone(),
+            pod_uid: self.info.pod_uid.clone(),
+        };
+        let times = self.config.times;
+        let mut earlier = None;
+        loop {
+            let begun = self.executor.pod_begin(&identity, times, deadline).await;
+            match (begun, earlier) {
+                (Ok(Begun::Started(incarnation)), _) => {
+                    let mut state = self.lock();
+                    (state.incarnation, state.dead) = (incarnation, false);
+                    return Ok(());
+                }
+                (Ok(Begun::Busy { incarnation, wait }), _) => {
+                    count(&self.stats.index_busy);
+                    self.outwait(incarnation, wait, deadline).await?;
+                    earlier = Some(incarnation);
+                }
+                (Err(error), Some(earlier)) if error.kind() == ErrorKind::Timeout => {
+                    return Err(self.busy(earlier));
+                }
+                (Err(error), _) => return Err(error),
+            }
+        }
+    }
+
+    async fn outwait(&self, earlier: Incarnation, wait: Duration, deadline: Tick) -> Result<()> {
+        const LEAST: Duration = Duration::from_millis(10);
+        // Asking at least every half gap keeps the store's clock going, so that the silence of a
+        // dead service is not taken for an outage (docs/decisions/0006).
+        let pause = wait.min(self.config.times.gap / 2).max(LEAST);
+        let mut stopping = self.stopping.subscribe();
+        let pause = async {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => Ok(()),
+                _ = stopping.wait_for(|stopping| *stopping) => Err(Phase::Stopped.refuses("start")),
+            }
+        };
+        let paused = by(&self.clock, deadline, "the earlier process", pause).await;
+        paused.unwrap_or_else(|_| Err(self.busy(earlier)))
+    }
+
+    fn busy(&self, earlier: Incarnation) -> Error {
+        let (pod, service) = (self.info.pod, &self.info.service);
+        let text = format!("pod {pod} of {service} is held by another live process");
+        Error::new(ErrorKind::PodIndexBusy, text).with("incarnation", earlier)
+    }
+
+    /// The driver as if it had never been started. Returns the incarnation that it had taken.
+    fn undo_start(&self) -> Incarnation {
+        self.valid_until.store(0, Ordering::SeqCst);
+        let mut state = self.lock();
+        if state.phase == Phase::Starting {
+            state.phase = Phase::New;
+        }
+        std::mem::replace(&mut state.incarnation, Incarnation::NONE)
+    }
+
+    /// Withdraws the pod: successors and clients need not wait for its lease to end. If the store
+    /// cannot be told, the lease ends by itself.
+    pub(super) async fn give_back(&self, incarnation: Incarnation, deadline: Tick) -> bool {
+        let (service, pod) = (&self.info.service, self.info.pod);
+        let ended = self.executor.pod_end(service, pod, incarnation, deadline);
+        let ended = ended.await;
+        if let Err(error) = &ended {
+            tracing::error!(%service, %pod, %error, "the pod was not withdrawn; its lease ends by itself");
+        }
+        ended.is_ok()
+    }
+}

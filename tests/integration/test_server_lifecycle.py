@@ -1,0 +1,332 @@
+"""A pod's life: it begins once, ends once, and leaves nothing behind, whatever comes between."""
+
+import asyncio
+import time
+
+import pytest
+
+import podlink
+from conftest import ServerFactory
+from helpers.pods import FRESH, NAMESPACE, QUICK, SERVICE, PodProcess, pod_info, running
+from helpers.servers import Server
+from helpers.wait import eventually_async
+
+# How long a killed process holds its index: its lease, its grace, and one look.
+TAKEOVER = 2.0 + 0.8 + 0.4
+# What no test waits for unless something hangs.
+AT_ONCE = 1.0
+
+
+def driver(
+    store: podlink.Store, index: int = 0, pod_uid: str = "", config: podlink.ServerConfig = QUICK
+) -> podlink.ServerDriver:
+    info = podlink.ServerInfo(NAMESPACE, SERVICE, index, pod_uid=pod_uid)
+    return podlink.ServerDriver(store, info, config)
+
+
+async def alive(store: podlink.Store) -> dict[int, podlink.StatefulServiceState]:
+    """The pods, as somebody sees them who looks for the first time."""
+    async with podlink.RouteInfoDriver(store, NAMESPACE, FRESH) as info:
+        return await info.get_all_service_state(None, SERVICE)
+
+
+@pytest.mark.parametrize("index", [0, 7, 2**31 - 1])
+async def test_a_pod_is_known_when_start_returns_and_gone_when_stop_does(
+    store_url: str, index: int
+) -> None:
+    async with podlink.Store(store_url) as store:
+        info = podlink.ServerInfo(NAMESPACE, SERVICE, index, "svc-x", {"zone": "b"})
+        server = podlink.ServerDriver(store, info, QUICK)
+        assert (server.incarnation, server.holds_lease) == (None, False)
+        await server.set_load_state(5)
+        await server.start()
+        pods = await alive(store)
+        assert list(pods) == [index]
+        assert (pods[index].state, pods[index].routing_state) == ("READY", "READY")
+        assert pods[index].metadata == {"zone": "b", "podName": "svc-x"}
+        assert pods[index].load_state == 5
+        assert pods[index].incarnation == server.incarnation
+        assert server.holds_lease
+        report = await server.stop()
+        assert (report.released, report.handed_over, report.remaining) == (0, 0, 0)
+        assert await alive(store) == {}
+        assert not server.holds_lease
+
+
+async def test_the_first_state_may_be_a_closed_one() -> None:
+    store = podlink.Store()
+    server = driver(store)
+    await server.set_routing_state("DENY_NEW_CALL")
+    await server.start()
+    assert (await alive(store))[0].routing_state is podlink.RoutingState.DENY_NEW_CALL
+    await server.set_routing_state("READY")
+    assert (await alive(store))[0].routing_state is podlink.RoutingState.READY
+    await server.stop()
+
+
+async def test_a_second_start_does_nothing() -> None:
+    store = podlink.Store()
+    server = driver(store)
+    await server.start()
+    incarnation = server.incarnation
+    await server.start()
+    assert server.incarnation == incarnation
+    await server.stop()
+
+
+async def test_starts_at_once_are_one_start(valkey_server: Server) -> None:
+    # The second one was refused with IllegalStateError while the first was under way.
+    valkey_server.flush()
+    async with podlink.Store(valkey_server.url) as store:
+        server = driver(store)
+        await asyncio.gather(*(server.start() for _ in range(10)))
+        assert (await alive(store))[0].incarnation == server.incarnation
+        assert server.stats()["published"] == 1
+        await server.stop()
+
+
+async def test_a_stop_is_the_end_and_a_second_one_says_the_same() -> None:
+    store = podlink.Store()
+    server = driver(store)
+    await server.start()
+    for user in range(3):
+        await server.set_linked_pod(None, f"u{user}", SERVICE, 0)
+    reports = await asyncio.gather(*(server.stop() for _ in range(5)))
+    assert reports[0].released == 3
+    assert [*reports, await server.stop(drain="keep", deadline=1)] == [reports[0]] * 6
+    with pytest.raises(podlink.ClosedError, match="new driver") as caught:
+        await server.start()
+    assert isinstance(caught.value, podlink.IllegalStateError)
+    with pytest.raises(podlink.ClosedError):
+        await server.set_routing_state("READY")
+    with pytest.raises(podlink.ClosedError):
+        await server.set_linked_pod(None, "u", SERVICE, 0)
+
+
+async def test_a_stop_without_a_start_reports_nothing() -> None:
+    server = driver(podlink.Store("redis://127.0.0.1:1"))
+    assert await server.stop() == podlink.DrainReport(0, 0, 0, 0.0)
+
+
+async def test_a_start_without_a_store_fails_in_time_and_leaves_nothing_behind(
+    server_factory: ServerFactory,
+) -> None:
+    server = server_factory()
+    store = podlink.Store(server.url)
+    pod = driver(store)
+    server.kill()
+    began = time.monotonic()
+    with pytest.raises(podlink.PodlinkError) as caught:
+        await pod.start(timeout=0.5)
+    assert isinstance(caught.value, podlink.StoreUnavailableError | podlink.OperationTimeoutError)
+    assert time.monotonic() - began < 0.5 + AT_ONCE
+    assert (pod.incarnation, pod.holds_lease) == (None, False)
+    server.restart()
+    # The same driver may try again.
+    await pod.start()
+    assert list(await alive(store)) == [0]
+    await pod.stop()
+    await store.aclose()
+
+
+async def test_a_start_whose_answer_was_lost_does_not_wait_for_itself(
+    server_factory: ServerFactory,
+) -> None:
+    # Every attempt drew a new nonce, so a start that was tried again after a time-out found its
+    # own first attempt alive and waited for that one's lease and grace.
+    server = server_factory()
+    store = podlink.Store(server.url)
+    async with running(store, 1):
+        pass  # the server knows the scripts now
+    pod = driver(store)
+    server.pause()
+    with pytest.raises(podlink.OperationTimeoutError):
+        await pod.start(timeout=0.3)
+    server.resume()
+    await eventually_async(
+        lambda: server.client().hlen(f"sf:{{{NAMESPACE}:state:{SERVICE}}}#lease")
+    )
+    began = time.monotonic()
+    await pod.start()
+    assert time.monotonic() - began < AT_ONCE
+    await pod.stop()
+    await store.aclose()
+
+
+async def test_an_index_that_is_taken_stays_taken(store_url: str) -> None:
+    store = podlink.Store(store_url)
+    async with running(store, 0) as [first]:
+        second = driver(store)
+        with pytest.raises(podlink.PodIndexBusyError, match="pod 0") as caught:
+            await second.start(timeout=0.5)
+        assert caught.value.code == "POD_INDEX_BUSY"
+        assert caught.value.details["incarnation"] == str(first.incarnation)
+        assert (second.incarnation, second.holds_lease) == (None, False)
+        assert first.holds_lease
+        assert (await alive(store))[0].incarnation == first.incarnation
+        await first.stop()
+        began = time.monotonic()
+        await second.start()
+        assert time.monotonic() - began < AT_ONCE
+        assert (second.incarnation or 0) > (first.incarnation or 0)
+        await second.stop()
+    await store.aclose()
+
+
+@pytest.mark.parametrize("pod_uid", ["", "other"])
+async def test_a_start_outwaits_a_predecessor_that_was_killed(
+    valkey_server: Server, pod_uid: str
+) -> None:
+    valkey_server.flush()
+    async with podlink.Store(valkey_server.url) as store:
+        with PodProcess(valkey_server.url, 0) as earlier:
+            earlier.kill()
+        began = time.monotonic()
+        server = driver(store, pod_uid=pod_uid)
+        await server.start()
+        waited = time.monotonic() - began
+        # The last renewal was at most one period before the kill.
+        assert 2.8 - 0.4 < waited < TAKEOVER + AT_ONCE
+        assert (server.incarnation or 0) > earlier.incarnation
+        await server.stop()
+
+
+async def test_a_container_restarted_in_its_pod_does_not_wait(store_url: str) -> None:
+    store = podlink.Store(store_url)
+    crashed = driver(store, pod_uid="11-22")
+    await crashed.start()
+    incarnation = crashed.incarnation or 0
+    # Dropped without a farewell: its tasks end, its lease does not.
+    del crashed
+    began = time.monotonic()
+    server = driver(store, pod_uid="11-22")
+    await server.start()
+    assert time.monotonic() - began < AT_ONCE
+    assert (server.incarnation or 0) > incarnation
+    await server.stop()
+    await store.aclose()
+
+
+async def test_a_stop_ends_a_start_that_waits(store_url: str) -> None:
+    # The start went on waiting in the background, took the index in the end, and published READY
+    # for a pod that had been stopped.
+    store = podlink.Store(store_url)
+    async with running(store, 0) as [first]:
+        second = driver(store)
+        starting = asyncio.create_task(second.start())
+        await eventually_async(lambda: second.stats()["index_busy"])
+        began = time.monotonic()
+        await second.stop()
+        with pytest.raises(podlink.ClosedError):
+            await starting
+        assert time.monotonic() - began < AT_ONCE
+        await first.stop()
+        third = driver(store)
+        await third.start(timeout=AT_ONCE)
+        assert (await alive(store))[0].incarnation == third.incarnation
+        await third.stop()
+    await store.aclose()
+
+
+async def test_a_stop_right_behind_a_start_leaves_no_pod(store_url: str) -> None:
+    store = podlink.Store(store_url)
+    for _ in range(20):
+        server = driver(store)
+        starting = asyncio.create_task(server.start())
+        await asyncio.sleep(0)
+        await server.stop()
+        assert await alive(store) == {}
+        assert not server.holds_lease
+        await asyncio.gather(starting, return_exceptions=True)
+    # Nor does anybody hold the index.
+    server = driver(store)
+    await server.start(timeout=AT_ONCE)
+    await server.stop()
+    await store.aclose()
+
+
+async def test_a_cancelled_start_goes_on_and_can_be_joined() -> None:
+    store = podlink.Store()
+    async with running(store, 0) as [first]:
+        second = driver(store)
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(second.start(), 0.05)
+        await first.stop()
+        await second.start()
+        assert (await alive(store))[0].incarnation == second.incarnation
+        await second.stop()
+        assert await alive(store) == {}
+
+
+async def test_a_block_that_is_cancelled_while_it_starts_leaves_no_pod() -> None:
+    # `__aexit__` is not called then, so the pod stayed and was renewed for ever.
+    store = podlink.Store()
+    server = driver(store)
+    async with running(store, 0) as [first]:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05), server:
+                raise AssertionError("it cannot have started")
+        await first.stop()
+    with pytest.raises(podlink.ClosedError):
+        await server.start()
+    assert await alive(store) == {}
+
+
+async def test_a_cancelled_stop_goes_on() -> None:
+    store = podlink.Store()
+    server = driver(store)
+    await server.start()
+    await server.set_linked_pod(None, "u", SERVICE, 0)
+    go_on = asyncio.Event()
+
+    @server.on_drain
+    async def wait(_uid: str) -> None:
+        await go_on.wait()
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(server.stop(), 0.05)
+    # A second stop with less time than the first gives up earlier.
+    with pytest.raises(podlink.OperationTimeoutError):
+        await server.stop(deadline=0.05)
+    go_on.set()
+    assert (await server.stop()).released == 1
+    assert await alive(store) == {}
+
+
+@pytest.mark.parametrize("given", [0, -1, float("nan"), 3601, "25", None, True])
+async def test_a_stop_wants_a_deadline_that_can_pass(given: object) -> None:
+    server = driver(podlink.Store())
+    await server.start()
+    with pytest.raises(podlink.InvalidParameterError, match="deadline"):
+        await server.stop(deadline=given)  # type: ignore[arg-type]
+    with pytest.raises(podlink.InvalidParameterError, match="drain"):
+        await server.stop(drain="away")  # type: ignore[arg-type]
+    # Refused, it has not begun.
+    assert server.holds_lease
+    await server.stop()
+
+
+async def test_starting_and_stopping_without_a_loop() -> None:
+    # A program with a tick loop could start a pod and had no way to stop it.
+    store = podlink.Store()
+    server = driver(store)
+    server.submit("start").result(10)
+    server.submit("set_linked_pod", None, "u", SERVICE, 0).result(10)
+    report = server.submit("stop", deadline=5.0, drain="keep").result(10)
+    assert isinstance(report, podlink.DrainReport)
+    assert (report.released, report.remaining) == (0, 1)
+    assert await alive(store) == {}
+
+
+async def test_the_same_index_of_another_service_or_namespace_is_another_pod() -> None:
+    store = podlink.Store()
+    async with (
+        running(store, 0) as [one],
+        running(store, 0, service="other") as [other],
+        podlink.ServerDriver(store, podlink.ServerInfo("elsewhere", SERVICE, 0), QUICK) as far,
+    ):
+        assert one.holds_lease
+        assert other.holds_lease
+        assert far.holds_lease
+        assert pod_info(0) == one.server_info
