@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from . import _podlink
 from ._bridge import call
@@ -171,10 +171,11 @@ class RouteGrpcServer:
         await self.aclose()
 
 
-def _rules(authorize: Iterable[Rule]) -> list[Rule]:
-    rules = [tuple(rule) if not isinstance(rule, str) else () for rule in authorize]
-    for rule in rules:
-        if len(rule) != 3 or not all(isinstance(part, str) for part in rule):
+def _rules(authorize: Iterable[Any]) -> list[Rule]:
+    rules: list[Rule] = []
+    for rule in authorize:
+        parts = () if isinstance(rule, str) else tuple(rule)
+        if len(parts) != 3 or not all(isinstance(part, str) for part in parts):
             raise InvalidParameterError(
                 f"authorize must be tuples (caller, method, namespace), got {rule!r}",
                 details={
@@ -183,4 +184,5 @@ def _rules(authorize: Iterable[Rule]) -> list[Rule]:
                     "allowed": "(caller, method, namespace)",
                 },
             )
-    return [(caller, method, namespace) for caller, method, namespace in rules]
+        rules.append(parts)
+    return rules

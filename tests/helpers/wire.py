@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import grpc_tools
-from google.rpc import error_details_pb2  # type: ignore[import-untyped,unused-ignore]
+from google.rpc import error_details_pb2, status_pb2
 from grpc_tools import protoc
 
 PROJECT = Path(__file__).parents[2]
@@ -75,8 +75,6 @@ def error_info(error: Any) -> Any:
     """The google.rpc.ErrorInfo of a status that grpcio raised."""
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":
-            from google.rpc import status_pb2
-
             status = status_pb2.Status.FromString(value)
             info = error_details_pb2.ErrorInfo()
             assert status.details[0].Unpack(info)

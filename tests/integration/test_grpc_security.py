@@ -1,5 +1,6 @@
 """Who may connect and who may call what: real certificates, real tokens."""
 
+import asyncio
 import datetime
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -58,7 +59,11 @@ class Stage:
         self.address = server.address
 
     async def client(self, **options: Any) -> podlink.RouteGrpcClient:
-        given = {"ca_file": self.authority.ca_file, "namespace": "prod", "config": QUICK}
+        given: dict[str, Any] = {
+            "ca_file": self.authority.ca_file,
+            "namespace": "prod",
+            "config": QUICK,
+        }
         client = podlink.RouteGrpcClient(f"grpcs://{self.address}", **(given | options))
         return await self._stack.enter_async_context(client)
 
@@ -146,8 +151,6 @@ async def test_plain_text_to_a_server_with_tls(stage: Stage) -> None:
 
 
 async def test_a_certificate_is_rotated_under_load(stage: Stage) -> None:
-    import asyncio
-
     issued = files(stage.authority.issue("client", "game"))
     old = await stage.client(**issued)
     calls, done = 0, False

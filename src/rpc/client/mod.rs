@@ -210,7 +210,8 @@ impl Shared {
             }
             Ok(())
         };
-        self.started.get_or_try_init(|| start).await.map(|()| ())
+        self.started.get_or_try_init(|| start).await?;
+        Ok(())
     }
 
     fn end(&self) {
@@ -245,6 +246,7 @@ impl Shared {
         W: Future<Output = std::result::Result<Response<A>, Status>>,
     {
         self.budget.pay();
+        let deadline = self.earlier(deadline);
         let (mut last, mut tried) = (None, None);
         let mut pause = Duration::from_millis(10);
         loop {
@@ -268,6 +270,15 @@ impl Shared {
             tokio::time::sleep(jittered.min(deadline.since(self.clock.now()))).await;
             pause = (pause * 2).min(Duration::from_millis(250));
         }
+    }
+
+    /// A little before the deadline, so that its own error, which says what is known of the write,
+    /// reaches whoever waits before that one gives up.
+    fn earlier(&self, deadline: Tick) -> Tick {
+        const MARGIN: Duration = Duration::from_millis(20);
+        let now = self.clock.now();
+        let left = deadline.since(now);
+        now.after(left.saturating_sub(MARGIN.min(left / 10)))
     }
 
     async fn attempt<Q, A, W>(
