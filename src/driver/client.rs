@@ -1,6 +1,7 @@
 //! The client driver: find or make the link user → pod.
 
 mod place;
+mod shared;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -17,16 +18,15 @@ use super::info::InfoDriver;
 use super::peer::PeerPods;
 use super::states::{Audience, StateCache, Watched};
 use super::view::View;
-use crate::cache::{Entry, Key, LinkCache, Scope, Ticket};
+use crate::cache::{Key, LinkCache, Scope, Ticket};
 use crate::clock::{Clock, Tick};
 use crate::config::ClientConfig;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::executor::Executor;
 use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid};
-use crate::route::link::{Life, StoredLink, valid_until};
+use crate::route::link::{Life, valid_until};
 use crate::route::snapshot::{Change, Pod};
-use crate::route::state::Standing;
-use crate::rpc::{Believed, LinkOperations, Source};
+use crate::rpc::{LinkOperations, Source};
 use crate::telemetry::{ClientStats, count};
 
 /// A function of the program's own that chooses a pod for a new user.
@@ -504,180 +504,5 @@ impl View {
     /// Whether this pod may serve its users, and is still the process it was.
     fn serves(&self, pod: PodIndex, incarnation: Incarnation, now: Tick) -> bool {
         self.incarnation(pod) == incarnation && self.standing(pod, now).is_available()
-    }
-}
-
-impl Target {
-    /// What the cache is to hold: the pod as the process that it is now.
-    fn entry(&self, pod: PodIndex, valid_until: Tick, now: Tick) -> Entry {
-        Entry {
-            pod,
-            incarnation: self.incarnation(pod, now),
-            service: self.known.number,
-            valid_until,
-        }
-    }
-
-    fn incarnation(&self, pod: PodIndex, now: Tick) -> Incarnation {
-        let view = self.known.watched.current(now);
-        let view = view.as_ref().and_then(|view| view.as_ref());
-        view.map_or(Incarnation::NONE, |view| view.incarnation(pod))
-    }
-}
-
-impl Shared {
-    fn open(&self) -> Result<()> {
-        if self.closed.load(Ordering::SeqCst) {
-            return Err(Error::new(
-                ErrorKind::Closed,
-                "the client driver was closed",
-            ));
-        }
-        Ok(())
-    }
-
-    /// Checks that the call can be served, and finds its service.
-    fn target(&self, link: LinkId) -> Result<Target> {
-        self.open()?;
-        let peer = self.peer(&link.service.namespace)?;
-        let known = self.known(&link.service);
-        Ok(Target {
-            key: known.scope.key(link.uid.as_str()),
-            peer: peer.map(Arc::clone),
-            link,
-            known,
-        })
-    }
-
-    /// Whom to ask about this namespace; `None`: the driver's own store.
-    fn peer(&self, namespace: &Namespace) -> Result<Option<&Arc<dyn LinkOperations>>> {
-        if *namespace == self.namespace {
-            return Ok(None);
-        }
-        let peer = self.peers.get(namespace).map(|peer| &peer.operations);
-        let nobody = || super::unreachable(&self.namespace, namespace, self.peers.keys());
-        peer.map(Some).ok_or_else(nobody)
-    }
-
-    fn known(&self, id: &ServiceId) -> Arc<Known> {
-        let (table, states) = match self.peers.get(&id.namespace) {
-            Some(peer) => (&peer.known, &self.foreign),
-            None => (&self.known, &self.states),
-        };
-        if let Some(known) = table.load().get(&id.service)
-            && !known.watched.is_retired()
-        {
-            return Arc::clone(known);
-        }
-        let watched = states.service(id);
-        let known_in = |table: &HashMap<ServiceName, Arc<Known>>| {
-            // A service keeps its number when it comes back after a time without use.
-            let earlier = table.get(&id.service).map(|known| known.number);
-            let next = || self.numbers.fetch_add(1, Ordering::Relaxed);
-            Arc::new(Known {
-                number: earlier.unwrap_or_else(next),
-                scope: self.cache.scope(id),
-                watched: Arc::clone(&watched),
-            })
-        };
-        table.rcu(|table| {
-            let known = known_in(table);
-            let mut table = HashMap::clone(table);
-            table.insert(id.service.clone(), known);
-            table
-        });
-        let table = table.load();
-        let known = table.get(&id.service).cloned();
-        known.unwrap_or_else(|| known_in(&table))
-    }
-
-    /// What the cache holds, unless what is known of the pods speaks against it.
-    fn believed(&self, target: &Target) -> Option<PodIndex> {
-        let now = self.clock.now();
-        let entry = self.cache.get(target.key, now)?;
-        let view = target.known.watched.current(now);
-        let believed = view
-            .as_ref()
-            .and_then(|view| view.as_ref())
-            .is_none_or(|view| match entry.incarnation {
-                // Nobody knew the pod then: only what is known of it now speaks against it.
-                Incarnation::NONE => {
-                    let standing = view.standing(entry.pod, now);
-                    standing == Standing::Unknown || standing.is_available()
-                }
-                incarnation => view.serves(entry.pod, incarnation, now),
-            });
-        believed.then_some(entry.pod)
-    }
-
-    async fn fetch(
-        &self,
-        target: &Target,
-        deadline: Tick,
-        keep: impl Fn(Life) -> bool,
-    ) -> Result<Option<StoredLink>> {
-        let (ticket, asked) = (self.cache.ticket(target.key), self.clock.now());
-        let stored = self.executor.get(&target.link, deadline).await?;
-        if stored.is_some() {
-            // So that the cache knows which process of the pod it means. If the pods cannot be
-            // read, the answer is good all the same.
-            let _unknown = target.known.watched.view(&self.clock, deadline).await;
-        }
-        if let Some(link) = stored.filter(|link| keep(link.life)) {
-            self.remember(target, link, asked, ticket);
-        }
-        Ok(stored)
-    }
-
-    /// The same, at a peer.
-    async fn fetch_at(
-        &self,
-        peer: &Arc<dyn LinkOperations>,
-        target: &Target,
-        from: Source,
-        deadline: Tick,
-    ) -> Result<Option<PodIndex>> {
-        let (ticket, asked) = (self.cache.ticket(target.key), self.clock.now());
-        let found = peer.get(&target.link, from, deadline).await?;
-        if let Some(found) = found {
-            self.remember_at(target, found, asked, ticket, deadline)
-                .await;
-        }
-        Ok(found.map(|found| found.pod))
-    }
-
-    /// Keeps a peer's answer for as long as the peer says, if the peer tells of its pods, too: an
-    /// answer whose pod nobody watches is not kept.
-    async fn remember_at(
-        &self,
-        target: &Target,
-        found: Believed,
-        asked: Tick,
-        ticket: Ticket,
-        deadline: Tick,
-    ) {
-        let Some(left) = found.valid_for else { return };
-        if target
-            .known
-            .watched
-            .view(&self.clock, deadline)
-            .await
-            .is_ok()
-        {
-            let life = Life::Temporary(left);
-            let link = StoredLink {
-                pod: found.pod,
-                life,
-            };
-            self.remember(target, link, asked, ticket);
-        }
-    }
-
-    fn remember(&self, target: &Target, link: StoredLink, asked: Tick, ticket: Ticket) {
-        let now = self.clock.now();
-        if let Some(valid_until) = valid_until(asked, link.life, self.config.cache_ttl) {
-            self.cache
-                .insert(target.key, target.entry(link.pod, valid_until, now), ticket);
-        }
     }
 }
