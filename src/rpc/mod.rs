@@ -128,3 +128,9 @@ pub trait LinkOperations: Send + Sync + std::fmt::Debug + 'static {
     /// Whether whoever answers can reach what it needs.
     async fn ready(&self, deadline: Tick) -> Result<()>;
 }
+
+/// Reads these bytes as each kind of request and answer. For `fuzz/` only.
+#[cfg(fuzzing)]
+pub fn read_anything(bytes: &[u8]) {
+    convert::read_anything(bytes);
+}
