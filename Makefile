@@ -66,7 +66,8 @@ fmt: $(HAS_TOOLS) ## Format Rust and Python, and mend what the linters can mend
 	$(BIN)/ruff format
 
 bench: $(HAS_TOOLS) ## Measure; benches/README.md says on what and how
-	cargo bench --locked --no-default-features
+	if [ -e benches/core.rs ]; then cargo bench --locked --no-default-features; fi
+	$(PYTHON) -m pip install --quiet --requirement benches/requirements.txt
 	rm -f $(HAS_PODLINK)
 	$(BIN)/maturin develop --locked --release
 	for file in benches/python/[!_]*.py; do $(PYTHON) "$$file"; done

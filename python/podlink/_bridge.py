@@ -63,9 +63,10 @@ class LoopBridge:
 
     def drain(self) -> None:
         """Delivers everything that has arrived. Runs on the loop."""
-        for waiter, value, error in self.queue.drain():
+        done, calls = self.queue.drain()
+        for waiter, value, error in done:
             _settle(waiter, value, error)
-        for hook, arguments, reply in self.queue.take_calls():
+        for hook, arguments, reply in calls:
             hook(reply, *arguments)
 
 
@@ -298,12 +299,13 @@ class CallbackThread:
             self._deliver()
 
     def _deliver(self) -> None:
-        for waiter, value, error in self.queue.drain():
+        done, calls = self.queue.drain()
+        for waiter, value, error in done:
             try:
                 _settle(waiter, value, error)
             except BaseException:  # noqa: BLE001 - not even sys.exit() may end everybody's thread
                 _log.debug("what ended a callback ends here", exc_info=True)
-        for call in self.queue.take_calls():
+        for call in calls:
             self._hook_calls().put(call)
         _forward_logs()
 

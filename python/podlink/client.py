@@ -144,6 +144,8 @@ class ClientDriver:
             >>> async def route(client: ClientDriver) -> int:
             ...     return await client.compute_linked_pod("default", "user123", "user-service")
         """
+        if timeout is not None:
+            _podlink.check_timeout(seconds(timeout))
         pod = self._compute_cached(namespace, uid, service_name)
         if pod is not None:
             return pod
@@ -172,10 +174,15 @@ class ClientDriver:
             >>> async def where(client: ClientDriver) -> int | None:
             ...     return await client.get_linked_pod("default", "user123", "user-service")
         """
-        pod: int | None = await call(
+        if timeout is not None:
+            _podlink.check_timeout(seconds(timeout))
+        pod = self._core.get_linked_in_cache(namespace, uid, service_name)
+        if pod is not None:
+            return pod
+        stored: int | None = await call(
             self._core.get_linked_pod, namespace, uid, service_name, seconds(timeout)
         )
-        return pod
+        return stored
 
     async def get_linked_pod_in_cache_or_if_persist(
         self,
@@ -197,14 +204,19 @@ class ClientDriver:
             ...     find = client.get_linked_pod_in_cache_or_if_persist
             ...     return await find("default", "user123", "user-service")
         """
-        pod: int | None = await call(
+        if timeout is not None:
+            _podlink.check_timeout(seconds(timeout))
+        pod = self._core.get_linked_in_cache(namespace, uid, service_name)
+        if pod is not None:
+            return pod
+        stored: int | None = await call(
             self._core.get_linked_pod_in_cache_or_if_persist,
             namespace,
             uid,
             service_name,
             seconds(timeout),
         )
-        return pod
+        return stored
 
     async def get_linked_pod_not_cache(
         self,

@@ -136,3 +136,10 @@ pub(super) fn timeout(given: &Bound<'_, PyAny>) -> PyResult<Option<Duration>> {
         .or_raise(given.py())
         .map(Some)
 }
+
+/// Refuses a wrong timeout where the answer needs none, because it is known already.
+#[pyfunction]
+#[pyo3(signature = (timeout))]
+pub(super) fn check_timeout(timeout: &Bound<'_, PyAny>) -> PyResult<()> {
+    self::timeout(timeout).map(|_| ())
+}

@@ -24,6 +24,8 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _podlink {
     #[pymodule_export]
+    use super::argument::check_timeout;
+    #[pymodule_export]
     use super::client::ClientCore;
     #[pymodule_export]
     use super::config::{ClientSettings, RouteInfoSettings, ServerSettings};

@@ -231,11 +231,16 @@ impl CompletionQueue {
         Ok(self.arrivals.get(py)?.ear.as_raw_fd())
     }
 
-    /// Everything that has arrived: (waiter, value, None) or (waiter, None, error parts).
-    fn drain<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+    /// Everything that has arrived: results as (waiter, value, None) or (waiter, None, error
+    /// parts), and hook calls as (callable, arguments, reply).
+    fn drain<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<(Bound<'py, PyList>, Vec<Bound<'py, PyTuple>>)> {
         let arrivals = self.arrivals.get(py)?;
         arrivals.hear();
-        let done = std::mem::take(&mut arrivals.lock().done);
+        // Both at once: nobody rings for what arrives in a queue that still holds something.
+        let Inbox { done, calls } = std::mem::take(&mut *arrivals.lock());
         let drained = PyList::empty(py);
         let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
         for (number, outcome) in done {
@@ -243,13 +248,8 @@ impl CompletionQueue {
                 drained.append(delivered(py, waiter, outcome)?)?;
             }
         }
-        Ok(drained)
-    }
-
-    /// The hook calls that have arrived: (callable, arguments, reply).
-    fn take_calls<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
-        let calls = std::mem::take(&mut self.arrivals.get(py)?.lock().calls);
-        calls.into_iter().map(|call| call.into_python(py)).collect()
+        let calls: PyResult<Vec<_>> = calls.into_iter().map(|call| call.into_python(py)).collect();
+        Ok((drained, calls?))
     }
 
     /// Delivers `None` to `waiter`: for operations that have been done already, and whose answer

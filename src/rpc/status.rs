@@ -157,12 +157,19 @@ pub(super) fn never_sent(status: &Status) -> bool {
 }
 
 /// No connection could be made: nothing was sent.
-#[derive(Debug, thiserror::Error)]
-#[error("no connection to {endpoint}: {why}")]
+#[derive(Debug)]
 pub(super) struct DialError {
     pub(super) endpoint: String,
     pub(super) why: String,
 }
+
+impl std::fmt::Display for DialError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "no connection to {}: {}", self.endpoint, self.why)
+    }
+}
+
+impl std::error::Error for DialError {}
 
 #[cfg(test)]
 mod tests {

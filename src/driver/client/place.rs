@@ -225,7 +225,7 @@ impl Placing<'_> {
         if chosen.is_some() {
             return Ok(chosen);
         }
-        self.renew(view).await?;
+        *view = self.fresh().await?;
         Ok(self.choose_in(view).await)
     }
 

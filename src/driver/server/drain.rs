@@ -1,7 +1,7 @@
 //! Stopping: users are saved and given away, then the pod withdraws.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -13,8 +13,8 @@ use crate::clock::Tick;
 use crate::config::Drain;
 use crate::driver::by;
 use crate::driver::view::View;
-use crate::error::Result;
-use crate::id::LinkId;
+use crate::error::{Error, Result};
+use crate::id::{LinkId, ServiceId};
 use crate::route::link::{Life, StoredLink};
 use crate::route::pick::{Chance, Strategy};
 use crate::route::snapshot::{Policy, Snapshot};
@@ -107,6 +107,30 @@ impl Drop for Stopping {
 struct Given {
     released: AtomicU64,
     handed_over: AtomicU64,
+    failures: Failures,
+}
+
+/// Failures of the same kind: one line in the log tells of all of them, or ten thousand users
+/// would drown what matters.
+#[derive(Debug, Default)]
+struct Failures {
+    count: AtomicU64,
+    first: OnceLock<Error>,
+}
+
+impl Failures {
+    fn note(&self, error: Error) {
+        count(&self.count);
+        // The others are most likely the same.
+        let _not_the_first = self.first.set(error);
+    }
+
+    fn tell(&self, service: &ServiceId, what: &'static str) {
+        if let Some(error) = self.first.get() {
+            let failures = self.count.load(Ordering::Relaxed);
+            tracing::warn!(%service, failures, first = %error, "{what}");
+        }
+    }
 }
 
 /// How the time of a stop is shared, so that what hangs in one step leaves time for the next.
@@ -139,8 +163,13 @@ impl Shared {
         self.say(RoutingState::DenyNewCall, hooks_until).await;
         let lease = self.lease_number();
         let users = self.users();
-        let asked = self.ask_hooks(users.clone());
-        let _out_of_time = by(&self.clock, hooks_until, "drain hooks", asked).await;
+        let failures = Failures::default();
+        let asked = self.ask_hooks(users.clone(), &failures);
+        let in_time = by(&self.clock, hooks_until, "drain hooks", asked).await;
+        failures.tell(&self.info.service, "drain hooks failed");
+        if let Err(error) = in_time {
+            tracing::warn!(service = %self.info.service, %error, "not every drain hook has ended");
+        }
         let given = Given::default();
         if lease == self.lease_number() {
             let gone = users.iter().filter(|user| !self.owned().contains(user));
@@ -148,6 +177,9 @@ impl Shared {
         }
         let giving = self.give_away(rule, &given, links_until);
         let _out_of_time = by(&self.clock, links_until, "the links of the pod", giving).await;
+        given
+            .failures
+            .tell(&self.info.service, "links were not given away");
         self.withdraw(deadline).await;
         let report = DrainReport {
             released: given.released.into_inner(),
@@ -186,11 +218,11 @@ impl Shared {
         }
     }
 
-    async fn ask_hooks(&self, users: Vec<LinkId>) {
+    async fn ask_hooks(&self, users: Vec<LinkId>, failures: &Failures) {
         let ask = |link: LinkId| async move {
             if let Err(error) = self.hooks.drain(&link).await {
                 count(&self.stats.drain_hook_failures);
-                tracing::warn!(service = %self.info.service, %error, "a drain hook failed");
+                failures.note(error);
             }
         };
         stream::iter(users)
@@ -209,7 +241,7 @@ impl Shared {
             let targets = targets.as_ref();
             async move {
                 if let Err(error) = self.give(&link, targets, given, deadline).await {
-                    tracing::warn!(service = %self.info.service, %error, "a link was not given away");
+                    given.failures.note(error);
                 }
             }
         };
@@ -268,7 +300,10 @@ impl Shared {
             pod: self.info.pod,
             life: Life::Persistent,
         };
-        let (incarnation, ttl) = (self.lock().incarnation, self.config.link_grace);
+        // Without a grace period the new pod still needs a moment to make the user its own.
+        const LEAST: Duration = Duration::from_secs(10);
+        let ttl = self.config.link_grace.max(LEAST);
+        let incarnation = self.lock().incarnation;
         let executor = &self.executor;
         let moved = executor
             .relink(link, from, incarnation, to, ttl, deadline)

@@ -12,7 +12,14 @@
 -- Everything is read first; `save` collects what `write` writes in the end.
 local lease_key = KEYS[1]
 local function field(name) return redis.call('HGET', lease_key, name) end
-local function number(name) return tonumber(field(name) or '0') end
+-- A field that is no number of podlink's counts as missing: it must not end every pod of a service.
+local function number(name)
+  local value = tonumber(field(name) or '0')
+  if not value or value ~= value or value < 0 or value >= 2 ^ 53 then
+    return 0
+  end
+  return value
+end
 local function text(x) return string.format('%.0f', x) end
 local time = redis.call('TIME')
 local last = number('clk')

@@ -20,6 +20,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::failure::{Intent, code, refusal};
 use super::tls;
+use super::witness::{Witness, tls_error};
 use crate::config::{Endpoint, ServerAddress, TlsFiles};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{invalid, shown};
@@ -154,17 +155,24 @@ impl Dialer {
         let connector = connector
             .map_err(|error| Failure::passing(self.unavailable("TLS failed").caused_by(error)))?
             .map_err(Failure::hopeless)?;
-        match connector.connect(name.clone(), stream).await {
-            Ok(stream) => self.login(stream, ear).await,
+        let stream = match connector.connect(name.clone(), stream).await {
+            Ok(stream) => stream,
             Err(error) => {
                 // A certificate that is refused will be refused again; a broken socket need not.
-                let refused = error.get_ref().is_some_and(|e| e.is::<rustls::Error>());
-                Err(Failure {
-                    hopeless: refused,
-                    error: self.io_error(error),
-                })
+                let hopeless = tls_error(&error).is_some();
+                let error = self.io_error(error);
+                return Err(Failure { hopeless, error });
             }
-        }
+        };
+        let (stream, seen) = Witness::new(stream);
+        let dialled = self.login(stream, ear).await;
+        dialled.map_err(|failure| match seen.get() {
+            Some(error) => {
+                let text = format!("TLS was refused: {error}");
+                Failure::hopeless(self.unavailable(&text).caused_by(error.clone()))
+            }
+            None => failure,
+        })
     }
 
     async fn login<S>(&self, stream: S, ear: Option<Ear>) -> std::result::Result<Dialled, Failure>

@@ -9,6 +9,7 @@ mod operations;
 mod stats;
 mod supervisor;
 mod tls;
+mod witness;
 
 use std::fmt;
 use std::time::Duration;

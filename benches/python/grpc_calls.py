@@ -1,6 +1,6 @@
 """set-if-absent over gRPC: podlink's client beside grpc.aio, both calling the same podlink server.
 
-    python benches/python/grpc.py
+    python benches/python/grpc_calls.py
 
 The server is a process of its own, `podlink serve`, on the in-memory store, so that what is
 measured is the way there and back. Build with `maturin develop --release` first.

@@ -1,0 +1,256 @@
+"""Stopping a pod that owns users: they are saved, released or handed over, within the deadline."""
+
+import asyncio
+import time
+
+import pytest
+
+import podlink
+from conftest import ServerFactory
+from helpers.pods import FRESH, NAMESPACE, QUICK, SERVICE, pod_info, running
+from helpers.servers import Server
+from helpers.wait import eventually, eventually_async
+
+
+async def owning(server: podlink.ServerDriver, users: int, pod: int = 0) -> list[str]:
+    """Makes so many users the pod's own."""
+    uids = [f"u{number}" for number in range(users)]
+    for start in range(0, users, 500):
+        batch = uids[start : start + 500]
+        await asyncio.gather(*(server.set_linked_pod(None, uid, SERVICE, pod) for uid in batch))
+    return uids
+
+
+async def pods_of(store: podlink.Store, uids: list[str]) -> dict[int, int]:
+    """Pod → how many of these users are linked to it."""
+    client = podlink.ClientDriver(store)
+    linked = await client.batch_get_linked_pod(None, uids, SERVICE, timeout=30)
+    await client.aclose()
+    return {pod: len(users) for pod, users in linked.items()}
+
+
+async def persistent(store: podlink.Store, uids: list[str]) -> int:
+    """How many of these users are linked for ever."""
+    async with podlink.ClientDriver(store) as client:
+        services = await asyncio.gather(*(client.get_link_service(None, uid) for uid in uids))
+    return sum(SERVICE in each for each in services)
+
+
+async def test_released_users_keep_a_hint(store_url: str) -> None:
+    async with podlink.Store(store_url) as store, running(store, 0, 1) as [zero, _]:
+        uids = await owning(zero, 20)
+        report = await zero.stop()
+        assert (report.released, report.handed_over, report.remaining) == (20, 0, 0)
+        assert 0 < report.seconds < 2
+        assert await pods_of(store, uids) == {0: 20}
+        assert await persistent(store, uids) == 0
+        assert zero.stats()["owned_users"] == 0
+        # The pod is gone: a client does not wait for its lease.
+        async with podlink.ClientDriver(store) as client:
+            assert await client.compute_linked_pod(None, uids[0], SERVICE) == 1
+
+
+async def test_users_are_handed_to_those_who_take_them(store_url: str) -> None:
+    async with podlink.Store(store_url) as store, running(store, 0, 1, 2, 3) as pods:
+        await pods[1].set_routing_state("DENY_NEW_CALL")
+        uids = await owning(pods[0], 60)
+        report = await pods[0].stop(drain="handover")
+        assert (report.released, report.handed_over, report.remaining) == (0, 60, 0)
+        linked = await pods_of(store, uids)
+        assert set(linked) == {2, 3}
+        assert sum(linked.values()) == 60
+        assert min(linked.values()) > 15, linked
+        assert await persistent(store, uids) == 0
+
+
+@pytest.mark.parametrize("link_grace", [0, 60])
+async def test_users_that_nobody_takes_are_released(store_url: str, link_grace: float) -> None:
+    config = podlink.ServerConfig(
+        lease=2, renew=0.3, guard=0.2, gap=0.8, grace=0.8, link_grace=link_grace
+    )
+    async with podlink.Store(store_url) as store, running(store, 0, 1, config=config) as pods:
+        uids = await owning(pods[0], 5)
+        await pods[1].set_routing_state("SHUTDOWN")
+        report = await pods[0].stop(drain="handover")
+        assert (report.released, report.handed_over, report.remaining) == (5, 0, 0)
+        assert await pods_of(store, uids) == ({0: 5} if link_grace else {})
+
+
+async def test_users_handed_over_without_a_grace_arrive_all_the_same(store_url: str) -> None:
+    none = podlink.ServerConfig(lease=2, renew=0.3, guard=0.2, gap=0.8, grace=0.8, link_grace=0)
+    async with podlink.Store(store_url) as store, running(store, 0, 1, config=none) as [zero, _]:
+        await owning(zero, 5)
+        report = await zero.stop(drain="handover")
+        assert (report.released, report.handed_over, report.remaining) == (0, 5, 0)
+
+
+async def test_users_may_be_kept(store_url: str) -> None:
+    async with podlink.Store(store_url) as store:
+        async with running(store, 0) as [zero]:
+            uids = await owning(zero, 5)
+            report = await zero.stop(drain="keep")
+            assert (report.released, report.handed_over, report.remaining) == (0, 0, 5)
+            assert await pods_of(store, uids) == {0: 5}
+            assert await persistent(store, uids) == 5
+        # They are there when the pod comes back.
+        async with running(store, 0) as [zero]:
+            assert await zero.try_set_linked_pod(None, uids[0], SERVICE, 0) == (True, 0)
+
+
+async def test_what_the_configuration_says_is_the_default() -> None:
+    keeps = podlink.ServerConfig(drain="keep")
+    server = podlink.ServerDriver(podlink.Store(), pod_info(0), keeps)
+    await server.start()
+    await owning(server, 3)
+    assert (await server.stop()).remaining == 3
+
+
+async def test_a_user_who_went_elsewhere_is_let_go(store_url: str) -> None:
+    async with podlink.Store(store_url) as store, running(store, 0, 1) as [zero, one]:
+        uids = await owning(zero, 4)
+        # By force; pod 0 does not know.
+        await one.set_linked_pod(None, uids[0], SERVICE, 1)
+        report = await zero.stop()
+        assert (report.released, report.remaining) == (3, 0)
+        assert await pods_of(store, uids) == {0: 3, 1: 1}
+        assert await persistent(store, uids) == 1
+
+
+async def test_while_a_pod_drains_it_keeps_its_lease_and_takes_nobody_new(store_url: str) -> None:
+    store = podlink.Store(store_url)
+    info = podlink.RouteInfoDriver(store, NAMESPACE, FRESH)
+    await info.get_all_service_state(None, SERVICE)
+    seen: list[str | None] = []
+    info.register_routing_state_changed_event(
+        None, lambda *change: seen.append(change[4] and change[4].routing_state)
+    )
+    async with running(store, 0) as [zero]:
+        await owning(zero, 1)
+        go_on = asyncio.Event()
+        saving = asyncio.Event()
+
+        @zero.on_drain
+        async def save(_uid: str) -> None:
+            saving.set()
+            await go_on.wait()
+
+        stopping = asyncio.create_task(zero.stop())
+        await saving.wait()
+        await eventually_async(lambda: info.is_pod_available(None, SERVICE, 0))
+        assert not info.is_pod_routable(None, SERVICE, 0)
+        renewed = zero.stats()["published"]
+        await eventually_async(lambda: zero.stats()["published"] > renewed + 1)
+        assert zero.holds_lease
+        with pytest.raises(podlink.IllegalStateError, match="being stopped"):
+            await zero.set_routing_state("READY")
+        with pytest.raises(podlink.IllegalStateError, match="being stopped"):
+            await zero.start()
+        # What is on its way may still be finished.
+        await zero.try_set_linked_pod(None, "late", SERVICE, 0)
+        go_on.set()
+        report = await stopping
+        assert (report.released, report.remaining) == (2, 0)
+        await eventually_async(lambda: seen[-1] is None)
+        assert seen[:2] == ["READY", "DENY_NEW_CALL"]
+    await info.aclose()
+    await store.aclose()
+
+
+async def test_ten_thousand_users(store_url: str) -> None:
+    async with podlink.Store(store_url) as store, running(store, 0, 1, 2) as pods:
+        steady = podlink.ServerConfig(lease=60, renew=1, guard=1, gap=20, grace=20, timeout=30)
+        server = podlink.ServerDriver(store, pod_info(7), steady)
+        await server.start()
+        uids = await owning(server, 10_000, pod=7)
+        report = await server.stop(drain="handover")
+        print(f"{store_url[:6]}: 10,000 users handed over in {report.seconds:.2f} s")
+        assert (report.released, report.handed_over, report.remaining) == (0, 10_000, 0)
+        assert report.seconds < 15
+        linked = await pods_of(store, uids)
+        assert sum(linked.values()) == 10_000
+        assert set(linked) == {0, 1, 2}
+        assert len(pods) == 3
+
+
+async def test_ten_thousand_users_with_a_hook(valkey_server: Server) -> None:
+    # A result that arrived between taking the results and taking the hook calls rang no bell: the
+    # loop's queue was deaf from then on, and every await of the program hung.
+    valkey_server.flush()
+    async with podlink.Store(valkey_server.url) as store:
+        steady = podlink.ServerConfig(lease=60, renew=1, guard=1, gap=20, grace=20, timeout=30)
+        server = podlink.ServerDriver(store, pod_info(0), steady)
+        saved: set[str] = set()
+
+        @server.on_drain
+        async def save(uid: str) -> None:
+            saved.add(uid)
+            await server.remove_linked_pod(None, uid, SERVICE)
+
+        await server.start()
+        uids = await owning(server, 10_000)
+        report = await server.stop()
+        print(f"10,000 users saved by a hook in {report.seconds:.2f} s")
+        assert saved == set(uids)
+        assert (report.released, report.handed_over, report.remaining) == (10_000, 0, 0)
+        assert await persistent(store, uids[::100]) == 0
+
+
+async def test_a_paused_store_does_not_hold_up_the_end(server_factory: ServerFactory) -> None:
+    server = server_factory()
+    store = podlink.Store(server.url)
+    pod = podlink.ServerDriver(store, pod_info(0))
+    await pod.start()
+    await owning(pod, 300)
+    server.pause()
+    began = time.monotonic()
+    report = await pod.stop(deadline=2.0)
+    assert time.monotonic() - began < 2.0 + 1.0
+    assert (report.released, report.handed_over, report.remaining) == (0, 0, 300)
+    assert report.seconds < 2.0 + 1.0
+    assert not pod.holds_lease
+    server.resume()
+    # Nothing renews it: the state that the store shows is never a newer one.
+    info = podlink.RouteInfoDriver(store, NAMESPACE, FRESH)
+    published = pod.stats()["published"]
+    await info.get_all_service_state(None, SERVICE)
+    assert pod.stats()["published"] == published
+    await info.aclose()
+    await store.aclose()
+
+
+async def test_a_dead_store_does_not_hold_up_the_end(
+    server_factory: ServerFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = server_factory()
+    store = podlink.Store(server.url)
+    pod = podlink.ServerDriver(store, pod_info(0))
+    await pod.start()
+    await owning(pod, 300)
+    server.kill()
+    began = time.monotonic()
+    report = await pod.stop(deadline=2.0, drain="handover")
+    assert time.monotonic() - began < 2.0 + 1.0
+    assert (report.released, report.handed_over, report.remaining) == (0, 0, 300)
+    assert not pod.holds_lease
+    eventually(lambda: "the pod was not withdrawn; its lease ends by itself" in caplog.text)
+    await store.aclose()
+
+
+async def test_a_store_that_pauses_in_the_middle_of_a_drain(server_factory: ServerFactory) -> None:
+    server = server_factory()
+    store = podlink.Store(server.url)
+    pod = podlink.ServerDriver(store, pod_info(0), QUICK)
+    await pod.start()
+    await owning(pod, 200)
+
+    @pod.on_drain
+    async def pause(_uid: str) -> None:
+        server.pause()
+
+    began = time.monotonic()
+    report = await pod.stop(deadline=1.5)
+    assert time.monotonic() - began < 1.5 + 1.0
+    assert (report.released, report.handed_over) == (0, 0)
+    assert not pod.holds_lease
+    server.resume()
+    await store.aclose()
