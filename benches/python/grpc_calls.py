@@ -22,7 +22,7 @@ import podlink
 from helpers.grpc_servers import Serve
 from helpers.wire import third_party
 
-SECONDS = 3.0
+SECONDS = 2.0
 TASKS = (1, 64, 256)
 
 Call = Callable[[str], Awaitable[object]]

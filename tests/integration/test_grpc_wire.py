@@ -237,7 +237,7 @@ async def test_a_stop_ends_streams_and_refuses_the_rest(stage: Stage) -> None:
     await watching.read()
     async with asyncio.timeout(5):
         assert await stage.server.stop(deadline=3)
-        async for _told in watching:
+        while await watching.read() is not grpc.aio.EOF:
             pass
     request = stage.messages.GetLinkedPodRequest(user=stage.user("u1"))
     error = await failure(stage.stub.GetLinkedPod(request))
