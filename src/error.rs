@@ -4,6 +4,7 @@
 //! name and value pairs, and the source. Python gets one exception class per kind
 //! (`python/podlink/errors.py`); a contract test fails when a kind has none.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -29,6 +30,12 @@ pub enum ErrorKind {
     IllegalState,
     /// A namespace that is not this driver's, and that no peer is registered for.
     NamespaceUnreachable,
+    /// The peer in another namespace could not be reached, or the connection broke.
+    PeerUnavailable,
+    /// The peer does not know who calls, or does not allow it.
+    PermissionDenied,
+    /// The peer has more to do than it can, and did not begin this.
+    Overloaded,
     /// The store answered with an error of its own.
     Redis,
     /// The store could not be reached, or the connection broke.
@@ -49,7 +56,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind, so that tables can be tested for completeness.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::InvalidParameter,
         Self::ServiceNotFound,
         Self::PodNotFound,
@@ -59,6 +66,9 @@ impl ErrorKind {
         Self::LeaseLost,
         Self::IllegalState,
         Self::NamespaceUnreachable,
+        Self::PeerUnavailable,
+        Self::PermissionDenied,
+        Self::Overloaded,
         Self::Redis,
         Self::StoreUnavailable,
         Self::StoreAuthentication,
@@ -82,6 +92,9 @@ impl ErrorKind {
             Self::LeaseLost => "LEASE_LOST",
             Self::IllegalState => "ILLEGAL_STATE",
             Self::NamespaceUnreachable => "NAMESPACE_UNREACHABLE",
+            Self::PeerUnavailable => "PEER_UNAVAILABLE",
+            Self::PermissionDenied => "PERMISSION_DENIED",
+            Self::Overloaded => "OVERLOADED",
             Self::Redis => "REDIS_ERROR",
             Self::StoreUnavailable => "STORE_UNAVAILABLE",
             Self::StoreAuthentication => "STORE_AUTHENTICATION",
@@ -93,6 +106,12 @@ impl ErrorKind {
         }
     }
 
+    /// The kind with this code.
+    #[must_use]
+    pub fn of_code(code: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.code() == code)
+    }
+
     /// Whether the same call may succeed later without anybody changing the call.
     #[must_use]
     pub const fn is_retryable(self) -> bool {
@@ -101,6 +120,8 @@ impl ErrorKind {
             Self::PodNotAvailable
                 | Self::NoRoutablePod
                 | Self::PodIndexBusy
+                | Self::PeerUnavailable
+                | Self::Overloaded
                 | Self::StoreUnavailable
                 | Self::Timeout
         )
@@ -139,7 +160,7 @@ struct Inner {
     kind: ErrorKind,
     message: String,
     operation: Option<&'static str>,
-    context: Vec<(&'static str, String)>,
+    context: Vec<(Cow<'static, str>, String)>,
     outcome: Option<WriteOutcome>,
     retryable: bool,
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
@@ -169,7 +190,8 @@ impl Error {
 
     /// Adds a fact. A fact that is already there stays.
     #[must_use]
-    pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
+    pub fn with(mut self, name: impl Into<Cow<'static, str>>, value: impl ToString) -> Self {
+        let name = name.into();
         if !self.0.context.iter().any(|(known, _)| *known == name) {
             self.0.context.push((name, value.to_string()));
         }
@@ -187,6 +209,13 @@ impl Error {
     #[must_use]
     pub fn retryable(mut self) -> Self {
         self.0.retryable = true;
+        self
+    }
+
+    /// Says whether trying again may help, whatever the kind alone would tell.
+    #[must_use]
+    pub fn with_retryable(mut self, retryable: bool) -> Self {
+        self.0.retryable = retryable;
         self
     }
 
@@ -217,13 +246,14 @@ impl Error {
 
     /// Every fact in the order in which they were added, the operation first.
     #[must_use]
-    pub fn details(&self) -> Vec<(&'static str, String)> {
+    pub fn details(&self) -> Vec<(&str, String)> {
+        let context = self.0.context.iter();
         let operation = self.0.operation.map(|name| ("operation", name.to_owned()));
         let outcome = self.0.outcome.map(|o| ("outcome", o.as_str().to_owned()));
         let source = self.0.source.as_ref().map(|s| ("cause", s.to_string()));
         operation
             .into_iter()
-            .chain(self.0.context.iter().cloned())
+            .chain(context.map(|(name, value)| (name.as_ref(), value.clone())))
             .chain(outcome)
             .chain(source)
             .collect()

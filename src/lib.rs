@@ -6,6 +6,7 @@
 //! * [`route`]: decisions, as pure functions over values already in hand.
 //! * [`executor`]: the only door to shared state: in-process memory, Redis or Valkey.
 //! * [`cache`]: what this process remembers about links.
+//! * [`rpc`]: link operations across namespaces, over gRPC.
 //! * [`driver`]: the use cases; they order the steps and own the tasks.
 //! * `bindings`: the only room that knows Python (feature `python`).
 
@@ -16,7 +17,9 @@ pub mod driver;
 pub mod error;
 pub mod executor;
 pub mod id;
+pub(crate) mod proto;
 pub mod route;
+pub mod rpc;
 pub mod telemetry;
 
 #[cfg(feature = "python")]

@@ -18,7 +18,13 @@ drains or dies.
 from ._podlink import __version__
 from .callback import StatefulObjCallback
 from .client import ClientDriver
-from .config import ClientConfig, RouteInfoConfig, ServerConfig
+from .config import (
+    ClientConfig,
+    GrpcClientConfig,
+    GrpcServerConfig,
+    RouteInfoConfig,
+    ServerConfig,
+)
 from .connection import Connection, connect
 from .errors import (
     ClosedError,
@@ -31,6 +37,9 @@ from .errors import (
     NamespaceUnreachableError,
     NoRoutablePodError,
     OperationTimeoutError,
+    OverloadedError,
+    PeerUnavailableError,
+    PermissionDeniedError,
     PodIndexBusyError,
     PodlinkError,
     PodNotAvailableError,
@@ -41,6 +50,8 @@ from .errors import (
     StoreError,
     StoreUnavailableError,
 )
+from .grpc_client import RouteGrpcClient
+from .grpc_server import RouteGrpcServer
 from .info import Registration, RouteInfoDriver
 from .server import ServerDriver, ServerInfo
 from .state import DrainReport, RoutingState, StatefulServiceState
@@ -53,6 +64,8 @@ __all__ = [
     "Connection",
     "DrainReport",
     "ForkedProcessError",
+    "GrpcClientConfig",
+    "GrpcServerConfig",
     "IllegalStateError",
     "InternalError",
     "InvalidParameterError",
@@ -61,11 +74,16 @@ __all__ = [
     "NamespaceUnreachableError",
     "NoRoutablePodError",
     "OperationTimeoutError",
+    "OverloadedError",
+    "PeerUnavailableError",
+    "PermissionDeniedError",
     "PodIndexBusyError",
     "PodNotAvailableError",
     "PodNotFoundError",
     "PodlinkError",
     "Registration",
+    "RouteGrpcClient",
+    "RouteGrpcServer",
     "RouteInfoConfig",
     "RouteInfoDriver",
     "RoutingState",

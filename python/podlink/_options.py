@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import NoReturn, TypeVar
 
 from ._show import hide_credentials
-from .config import ClientConfig, RouteInfoConfig, ServerConfig
+from .config import ClientConfig, GrpcServerConfig, RouteInfoConfig, ServerConfig
 
 __all__ = [
     "HELP",
@@ -23,25 +23,36 @@ __all__ = [
     "whole_number",
 ]
 
-_Config = TypeVar("_Config", ClientConfig, RouteInfoConfig, ServerConfig)
+_Config = TypeVar("_Config", ClientConfig, GrpcServerConfig, RouteInfoConfig, ServerConfig)
 
 HELP = {
     "cache_capacity": "how many links the local cache holds",
     "cache_ttl": "how long an answer may come from the local cache",
+    "connection_age": "after how long a connection is ended in an orderly way",
+    "connection_grace": "how long its requests may go on after that",
     "cpu_factor": "the share of the CPU in a pod's load, 0 to 1",
     "drain": "what becomes of the users that a pod still owns when it stops",
     "gap": "a longer silence of all pods counts as an outage of the store",
     "grace": "how long after its lease a pod may not be declared dead",
     "guard": "a pod stops acting this much before its lease ends",
     "idle": "a service that nobody asked for this long is no longer read",
+    "keepalive": "how often a connection is asked for a sign of life",
+    "keepalive_timeout": "how long that may take",
     "lease": "how long a renewal is proof of life",
     "link_cache_ttl": "how long clients are told that they may believe a link",
     "link_grace": "how long a removed link stays as a hint",
     "link_ttl": "how long a link made by compute lasts",
+    "max_batch": "how many users one request may ask for",
+    "max_connections": "how many connections there may be",
+    "max_in_flight": "how many requests may be under way",
+    "max_message_bytes": "the largest request",
+    "max_streams": "how many requests of one connection may be under way",
     "on_restart": "what happens to the users of a pod that came back as a new process",
     "overload_limit": "a pod above this load gets no new users while another one is below",
+    "peer_rate": "how many requests of one caller are answered a second",
     "refresh": "how often the pods of a service are read",
     "renew": "how often a pod renews its lease",
+    "request_timeout": "how long a request may take, whatever its caller allows",
     "serve_stale": "judge pods as they were last seen while the store cannot be read",
     "strategy": "how a new user's pod is chosen",
     "tag_ttl": "how long a service tag may come from the local cache",
@@ -97,7 +108,7 @@ def add_store(parser: argparse.ArgumentParser, default: str | None) -> None:
 
 def add_figures(
     parser: argparse.ArgumentParser,
-    *defaults: ClientConfig | RouteInfoConfig | ServerConfig,
+    *defaults: ClientConfig | GrpcServerConfig | RouteInfoConfig | ServerConfig,
 ) -> None:
     """Adds an option for each figure of these configurations, their values being the defaults.
 

@@ -1,5 +1,6 @@
 """The compiled module, as the modules beside it use it. Nothing here is public."""
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
@@ -7,6 +8,10 @@ __all__ = [
     "ClientCore",
     "ClientSettings",
     "CompletionQueue",
+    "GrpcClientCore",
+    "GrpcClientSettings",
+    "GrpcServerCore",
+    "GrpcServerSettings",
     "InfoCore",
     "Registration",
     "Reply",
@@ -25,6 +30,7 @@ __all__ = [
 __version__: str
 
 _StateFields = tuple[int, str, int, str, int, int, dict[str, str]]
+_Path = str | os.PathLike[str]
 _ErrorParts = tuple[str, str, bool, dict[str, str]]
 
 def after_fork_in_child() -> None: ...
@@ -112,6 +118,7 @@ class ClientCore:
         info: InfoCore,
         callbacks: CompletionQueue,
         chooser: Any,
+        peers: list[tuple[str, GrpcClientCore]],
     ) -> ClientCore: ...
     def batch_get_linked_pod(
         self,
@@ -319,3 +326,177 @@ class InfoCore:
         timeout: Any,
     ) -> None: ...
     def stats(self) -> dict[str, int]: ...
+
+@final
+class GrpcClientSettings:
+    def __new__(
+        cls,
+        *,
+        timeout: Any,
+        connect_timeout: Any,
+        keepalive: Any,
+        keepalive_timeout: Any,
+        balance: Any,
+        max_batch: Any,
+        retry_ratio: Any,
+    ) -> GrpcClientSettings: ...
+
+@final
+class GrpcServerSettings:
+    def __new__(
+        cls,
+        *,
+        max_message_bytes: Any,
+        max_batch: Any,
+        max_streams: Any,
+        max_in_flight: Any,
+        max_connections: Any,
+        peer_rate: Any,
+        request_timeout: Any,
+        keepalive: Any,
+        keepalive_timeout: Any,
+        connection_age: Any,
+        connection_grace: Any,
+    ) -> GrpcServerSettings: ...
+
+@final
+class GrpcClientCore:
+    def __new__(
+        cls,
+        endpoints: list[str],
+        namespace: Any,
+        config: GrpcClientSettings,
+        ca_file: _Path | None,
+        cert_file: _Path | None,
+        key_file: _Path | None,
+        server_name: str | None,
+        token_file: _Path | None,
+        insecure: bool,
+    ) -> GrpcClientCore: ...
+    def batch_get_linked_pod(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        uids: Any,
+        service_name: Any,
+        timeout: Any,
+    ) -> None: ...
+    def check_health(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        timeout: Any,
+    ) -> None: ...
+    def close(self) -> None: ...
+    def compute_linked_pod(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        uid: Any,
+        service_name: Any,
+        timeout: Any,
+    ) -> None: ...
+    def get_all_service_state(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        service_name: Any,
+        timeout: Any,
+    ) -> None: ...
+    def get_link_service(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        uid: Any,
+        timeout: Any,
+    ) -> None: ...
+    def get_linked_pod(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        source: Any,
+        namespace: Any,
+        uid: Any,
+        service_name: Any,
+        timeout: Any,
+    ) -> None: ...
+    def get_service_name_by_tag(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        tag: Any,
+        timeout: Any,
+    ) -> None: ...
+    def on_status_changed(self, queue: CompletionQueue, hook: Any) -> None: ...
+    def remove_linked_pod(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        uid: Any,
+        service_name: Any,
+        pod_index: Any,
+        persist_seconds: Any,
+        timeout: Any,
+    ) -> None: ...
+    def set_linked_pod(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        uid: Any,
+        service_name: Any,
+        pod_index: Any,
+        persist_seconds: Any,
+        timeout: Any,
+    ) -> None: ...
+    def set_linked_pod_if_absent(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        uid: Any,
+        service_name: Any,
+        pod_index: Any,
+        timeout: Any,
+    ) -> None: ...
+    def status(self) -> dict[str, str]: ...
+    def try_set_linked_pod(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        uid: Any,
+        service_name: Any,
+        pod_index: Any,
+        persist_seconds: Any,
+        timeout: Any,
+    ) -> None: ...
+
+@final
+class GrpcServerCore:
+    def __new__(
+        cls,
+        store: StoreCore,
+        namespace: Any,
+        client: ClientCore,
+        info: InfoCore,
+        client_config: ClientSettings,
+        config: GrpcServerSettings,
+        listen: Any,
+        cert_file: _Path | None,
+        key_file: _Path | None,
+        client_ca_file: _Path | None,
+        tokens_file: _Path | None,
+        authorize: list[tuple[str, str, str]],
+        insecure: bool,
+        reflection: bool,
+    ) -> GrpcServerCore: ...
+    def address(self) -> str | None: ...
+    def start(self, queue: CompletionQueue, waiter: Any) -> None: ...
+    def stop(self, queue: CompletionQueue, waiter: Any, deadline: Any) -> None: ...

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,9 +22,12 @@ from typing import Any
 
 from . import (
     ClientConfig,
+    ClientDriver,
     Connection,
+    GrpcServerConfig,
     InvalidParameterError,
     PodlinkError,
+    RouteGrpcServer,
     RouteInfoConfig,
     RouteInfoDriver,
     Store,
@@ -99,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"podlink {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_demo(commands)
-    for add in (_add_compute, _add_get, _add_batch, _add_services, _add_pods):
+    for add in (_add_compute, _add_get, _add_batch, _add_services, _add_pods, _add_serve):
         add(commands)
     return parser
 
@@ -272,6 +276,103 @@ async def _pods(options: argparse.Namespace) -> None:
     ]
     lines = columns(rows) if pods else [f"{options.service} has no alive pods"]
     _say(options, {"pods": pods}, lines)
+
+
+def _add_serve(commands: Any) -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="serve the links of a namespace to callers in others, over gRPC",
+        description="Serves the links of one namespace to callers in others, over gRPC, until "
+        "SIGTERM or Ctrl-C. Who calls is what the bearer token says, else the client's "
+        "certificate; what nobody allows is denied. Files are read again when they change.",
+        allow_abbrev=False,
+    )
+    add_store(parser, None)
+    parser.add_argument(
+        "--namespace",
+        metavar="NS",
+        default=os.environ.get("PODLINK_NAMESPACE") or "default",
+        help="the namespace; without it the variable PODLINK_NAMESPACE, else 'default'",
+    )
+    parser.add_argument(
+        "--listen",
+        metavar="HOST:PORT",
+        default="127.0.0.1:50051",
+        help="where to listen; other machines need TLS (default %(default)s)",
+    )
+    parser.add_argument(
+        "--allow",
+        metavar="CALLER:METHOD:NS",
+        action="append",
+        default=[],
+        help="let this caller call this method on this namespace; * stands for all. Repeatable",
+    )
+    for name, about in (
+        ("cert-file", "the server's certificate, PEM; with it connections are TLS"),
+        ("key-file", "its key"),
+        ("client-ca-file", "the authorities that clients' certificates must come from"),
+        ("tokens-file", "bearer tokens, one 'caller token' a line"),
+    ):
+        parser.add_argument(f"--{name}", metavar="FILE", help=about)
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        help="let other machines connect without TLS; anybody on the way can read and change all",
+    )
+    parser.add_argument(
+        "--stop-deadline",
+        metavar="X",
+        type=float,
+        default=10.0,
+        help="how long requests may go on after SIGTERM, in seconds (default 10)",
+    )
+    add_figures(parser, GrpcServerConfig(), ClientConfig(), RouteInfoConfig())
+    parser.set_defaults(run=_serve)
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    store = Store(options.store)
+    client = ClientDriver(
+        store,
+        options.namespace,
+        figures(ClientConfig(), options),
+        route_info=figures(RouteInfoConfig(), options),
+    )
+    server = RouteGrpcServer(
+        store,
+        options.namespace,
+        options.listen,
+        figures(GrpcServerConfig(), options),
+        client=client,
+        authorize=[_rule(given) for given in options.allow],
+        cert_file=options.cert_file,
+        key_file=options.key_file,
+        client_ca_file=options.client_ca_file,
+        tokens_file=options.tokens_file,
+        insecure=options.insecure,
+    )
+    async with store, client:
+        stopped = _stop_signals()
+        address = await server.start()
+        print(f"serving {options.namespace} on {address}", flush=True)
+        if not options.allow:
+            print("podlink: nobody is allowed anything: see --allow", file=sys.stderr)
+        await stopped.wait()
+        await server.stop(deadline=options.stop_deadline)
+
+
+def _stop_signals() -> asyncio.Event:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    return stopped
+
+
+def _rule(given: str) -> tuple[str, str, str]:
+    # A caller may be a SPIFFE id, which has colons of its own.
+    caller, method, namespace = ["", "", *given.rsplit(":", 2)][-3:]
+    return caller, method, namespace
 
 
 def _connect(options: argparse.Namespace) -> Connection:

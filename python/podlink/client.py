@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -11,8 +11,16 @@ from . import _podlink
 from ._bridge import Submitter, bound, call, callback_thread
 from ._hooks import Failures, Listener, Quick
 from .callback import StatefulObjCallback
-from .config import ClientConfig, Duration, RouteInfoConfig, Strategy, check_type, seconds
-from .errors import InvalidParameterTypeError
+from .config import (
+    ClientConfig,
+    Duration,
+    RouteInfoConfig,
+    Strategy,
+    check_type,
+    seconds,
+    uid_list,
+)
+from .grpc_client import RouteGrpcClient
 from .info import Registration, RouteInfoDriver
 from .state import StatefulServiceState
 from .store import Store
@@ -48,6 +56,10 @@ class ClientDriver:
         callbacks: who runs the callbacks of ``submit`` when there is no event loop:
             ``"thread"``, podlink's callback thread, or ``"poll"``, whoever calls
             ``poll_callbacks()``.
+        peers: the ways to other namespaces, by namespace. Every operation that names one goes
+            there, and shares this driver's cache: an answer of a peer's is remembered for as long
+            as the peer says, at most ``cache_ttl``, and believed only while the peer says that its
+            pod is available. Peers are not closed with the driver.
 
     Raises:
         InvalidParameterError: an argument is wrong.
@@ -72,6 +84,7 @@ class ClientDriver:
         *,
         route_info: RouteInfoDriver | RouteInfoConfig | None = None,
         callbacks: Literal["thread", "poll"] = "thread",
+        peers: Mapping[str, RouteGrpcClient] | None = None,
     ) -> None:
         check_type("store", store, Store)
         config = ClientConfig() if config is None else config
@@ -91,6 +104,7 @@ class ClientDriver:
             self.route_info._core,
             callback_thread().queue,
             _chooser(config.strategy),
+            _peers(peers),
         )
         self._compute_cached = self._core.compute_cached
 
@@ -304,7 +318,7 @@ class ClientDriver:
         users: dict[int, list[str]] = await call(
             self._core.batch_get_linked_pod,
             namespace,
-            _uids(uids),
+            uid_list(uids),
             service_name,
             seconds(timeout),
         )
@@ -374,7 +388,7 @@ class ClientDriver:
         """
         start, arguments = bound(self, _OPERATIONS, operation, args, kwargs)
         if operation == "batch_get_linked_pod":
-            arguments[1] = _uids(arguments[1])
+            arguments[1] = uid_list(arguments[1])
         return self._submitter.submit(start, (*arguments, seconds(timeout)), callback)
 
     def poll_callbacks(self) -> int:
@@ -456,20 +470,13 @@ _OPERATIONS = frozenset(
 )
 
 
-def _uids(uids: object) -> list[str]:
-    if isinstance(uids, str):
-        # A str is an iterable of one-letter users: surely a mistake.
-        raise InvalidParameterTypeError(
-            "uids must be an iterable of str, got a str",
-            details={"parameter": "uids", "given": "a str", "allowed": "an iterable of str"},
-        )
-    if not isinstance(uids, Iterable):
-        name = type(uids).__name__
-        raise InvalidParameterTypeError(
-            f"uids must be an iterable of str, got {name}",
-            details={"parameter": "uids", "given": name, "allowed": "an iterable of str"},
-        )
-    return list(uids)
+def _peers(
+    peers: Mapping[str, RouteGrpcClient] | None,
+) -> list[tuple[str, _podlink.GrpcClientCore]]:
+    for namespace, peer in (peers or {}).items():
+        check_type("peers", namespace, str)
+        check_type("peers", peer, RouteGrpcClient)
+    return [(namespace, peer._core) for namespace, peer in (peers or {}).items()]
 
 
 def _chooser(strategy: Strategy) -> Any:

@@ -8,7 +8,7 @@ Each configuration can be read from the environment: ``ClientConfig.from_env()``
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any, Literal, Self, get_args
@@ -20,6 +20,8 @@ from .state import StatefulServiceState
 __all__ = [
     "ClientConfig",
     "Duration",
+    "GrpcClientConfig",
+    "GrpcServerConfig",
     "RouteInfoConfig",
     "ServerConfig",
     "Strategy",
@@ -253,6 +255,103 @@ class ServerConfig(_Config):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class GrpcClientConfig(_Config):
+    """The figures of a :class:`~podlink.RouteGrpcClient`.
+
+    Attributes:
+        timeout: the deadline of a call that names none; the server is told.
+        connect_timeout: how long making a connection may take, TLS included.
+        keepalive: how often a connection is asked for a sign of life, also while nobody uses it.
+        keepalive_timeout: how long that may take; then the connection is made anew.
+        balance: how an endpoint is chosen among those that say that they can answer: ``"p2c"``,
+            of two at random the one with fewer calls under way, or ``"round_robin"``.
+        max_batch: how many users are asked for in one request; not more than the server takes.
+        retry_ratio: what share of the calls may be repeated once a reserve of 100 is used up. Only
+            calls are repeated that do no harm twice, or that were surely not sent.
+
+    Raises:
+        InvalidParameterError: a figure is out of its range.
+    """
+
+    timeout: Duration = 2.0
+    connect_timeout: Duration = 1.0
+    keepalive: Duration = 10.0
+    keepalive_timeout: Duration = 5.0
+    balance: Literal["p2c", "round_robin"] = "p2c"
+    max_batch: int = 512
+    retry_ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        self._core()
+
+    def _core(self) -> _podlink.GrpcClientSettings:
+        return _podlink.GrpcClientSettings(
+            timeout=seconds(self.timeout),
+            connect_timeout=seconds(self.connect_timeout),
+            keepalive=seconds(self.keepalive),
+            keepalive_timeout=seconds(self.keepalive_timeout),
+            balance=self.balance,
+            max_batch=self.max_batch,
+            retry_ratio=self.retry_ratio,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcServerConfig(_Config):
+    """The limits of a :class:`~podlink.RouteGrpcServer`.
+
+    Attributes:
+        max_message_bytes: the largest request; a larger one is refused unread.
+        max_batch: how many users one request may ask for.
+        max_streams: how many requests of one connection may be under way; more wait.
+        max_in_flight: how many requests may be under way; more are refused at once with
+            ``OVERLOADED``, and clients try again. A stream of events counts until it ends.
+        max_connections: how many connections there may be; more wait.
+        peer_rate: how many requests of one caller are answered a second; callers without a name
+            are told apart by their address.
+        request_timeout: how long a request may take, whatever its caller allows.
+        keepalive: how often a connection is asked for a sign of life.
+        keepalive_timeout: how long that may take; then the connection is ended.
+        connection_age: after how long a connection is ended in an orderly way, so that callers
+            spread over the servers anew.
+        connection_grace: how long its requests may go on after that.
+
+    Raises:
+        InvalidParameterError: a figure is out of its range.
+    """
+
+    max_message_bytes: int = 65_536
+    max_batch: int = 512
+    max_streams: int = 256
+    max_in_flight: int = 4096
+    max_connections: int = 1024
+    peer_rate: int = 50_000
+    request_timeout: Duration = 5.0
+    keepalive: Duration = 30.0
+    keepalive_timeout: Duration = 10.0
+    connection_age: Duration = 3600.0
+    connection_grace: Duration = 30.0
+
+    def __post_init__(self) -> None:
+        self._core()
+
+    def _core(self) -> _podlink.GrpcServerSettings:
+        return _podlink.GrpcServerSettings(
+            max_message_bytes=self.max_message_bytes,
+            max_batch=self.max_batch,
+            max_streams=self.max_streams,
+            max_in_flight=self.max_in_flight,
+            max_connections=self.max_connections,
+            peer_rate=self.peer_rate,
+            request_timeout=seconds(self.request_timeout),
+            keepalive=seconds(self.keepalive),
+            keepalive_timeout=seconds(self.keepalive_timeout),
+            connection_age=seconds(self.connection_age),
+            connection_grace=seconds(self.connection_grace),
+        )
+
+
 def check_number(what: str, given: object) -> float:
     """Refuses what is not a number."""
     if isinstance(given, bool) or not isinstance(given, int | float):
@@ -282,3 +381,20 @@ def check_type(what: str, given: object, allowed: type) -> None:
             f"{what} must be a {allowed.__name__}, got {name}",
             details={"parameter": what, "given": name, "allowed": allowed.__name__},
         )
+
+
+def uid_list(uids: object) -> list[str]:
+    """The users of a batch."""
+    if isinstance(uids, str):
+        # A str is an iterable of one-letter users: surely a mistake.
+        raise InvalidParameterTypeError(
+            "uids must be an iterable of str, got a str",
+            details={"parameter": "uids", "given": "a str", "allowed": "an iterable of str"},
+        )
+    if not isinstance(uids, Iterable):
+        name = type(uids).__name__
+        raise InvalidParameterTypeError(
+            f"uids must be an iterable of str, got {name}",
+            details={"parameter": "uids", "given": name, "allowed": "an iterable of str"},
+        )
+    return list(uids)

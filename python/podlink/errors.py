@@ -15,6 +15,9 @@
     │   ├── ClosedError              CLOSED
     │   └── ForkedProcessError       FORKED_PROCESS
     ├── NamespaceUnreachableError    NAMESPACE_UNREACHABLE  LookupError
+    ├── PeerUnavailableError         PEER_UNAVAILABLE       ConnectionError
+    ├── PermissionDeniedError        PERMISSION_DENIED      PermissionError
+    ├── OverloadedError              OVERLOADED
     ├── StoreError                   REDIS_ERROR
     │   ├── StoreUnavailableError    STORE_UNAVAILABLE      ConnectionError
     │   ├── StoreAuthenticationError STORE_AUTHENTICATION   PermissionError
@@ -42,6 +45,9 @@ __all__ = [
     "NamespaceUnreachableError",
     "NoRoutablePodError",
     "OperationTimeoutError",
+    "OverloadedError",
+    "PeerUnavailableError",
+    "PermissionDeniedError",
     "PodIndexBusyError",
     "PodNotAvailableError",
     "PodNotFoundError",
@@ -165,6 +171,24 @@ class NamespaceUnreachableError(PodlinkError, LookupError):
     """The namespace is not the driver's own, and no peer leads there."""
 
     code = "NAMESPACE_UNREACHABLE"
+
+
+class PeerUnavailableError(PodlinkError, ConnectionError):
+    """The peer in another namespace cannot be reached, or the connection broke. Retryable."""
+
+    code = "PEER_UNAVAILABLE"
+
+
+class PermissionDeniedError(PodlinkError, PermissionError):
+    """The peer does not know who calls, or does not allow the call; nothing was changed."""
+
+    code = "PERMISSION_DENIED"
+
+
+class OverloadedError(PodlinkError):
+    """The peer has more to do than it can, and did not begin this. Retryable."""
+
+    code = "OVERLOADED"
 
 
 class StoreError(PodlinkError):

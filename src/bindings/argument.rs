@@ -94,6 +94,11 @@ pub(super) fn count(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<u6
     })
 }
 
+/// A whole number of things in memory.
+pub(super) fn size(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<usize> {
+    Ok(usize::try_from(count(what, given)?).unwrap_or(usize::MAX))
+}
+
 /// A pod index.
 pub(super) fn pod_index(given: &Bound<'_, PyAny>) -> PyResult<PodIndex> {
     PodIndex::new(integer("pod_index", given)?).or_raise(given.py())

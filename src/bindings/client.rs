@@ -1,6 +1,6 @@
 //! `podlink.ClientDriver`, the compiled half.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use pyo3::prelude::*;
@@ -8,7 +8,8 @@ use pyo3::types::PyString;
 
 use super::argument;
 use super::config::ClientSettings;
-use super::error::OrRaise;
+use super::error::{OrRaise, raise};
+use super::grpc_client::GrpcClientCore;
 use super::hook::{Hook, PythonChooser, PythonLostPod};
 use super::info::{InfoCore, Registration};
 use super::log;
@@ -18,7 +19,7 @@ use super::store::StoreCore;
 use crate::clock::{Clock, Tick};
 use crate::driver::client::{ClientDriver, PodChooser};
 use crate::driver::states::StateCache;
-use crate::id::{LinkId, Namespace, ServiceId};
+use crate::id::{LinkId, Namespace, ServiceId, invalid, shown};
 
 /// A client driver.
 #[pyclass(frozen, module = "podlink._podlink")]
@@ -30,7 +31,7 @@ pub(super) struct ClientCore {
 #[pymethods]
 impl ClientCore {
     #[new]
-    #[pyo3(signature = (store, namespace, config, info, callbacks, chooser))]
+    #[pyo3(signature = (store, namespace, config, info, callbacks, chooser, peers))]
     fn new(
         store: &StoreCore,
         namespace: &Bound<'_, PyAny>,
@@ -38,6 +39,7 @@ impl ClientCore {
         info: &InfoCore,
         callbacks: &CompletionQueue,
         chooser: Option<Py<PyAny>>,
+        peers: Vec<(String, PyRef<'_, GrpcClientCore>)>,
     ) -> PyResult<Self> {
         let py = namespace.py();
         let own = Namespace::new(argument::text("namespace", namespace)?).or_raise(py)?;
@@ -49,6 +51,16 @@ impl ClientCore {
             }
             None => None,
         };
+        let peers = peers.iter().map(|(name, client)| {
+            let namespace = Namespace::new(name).or_raise(py)?;
+            if namespace == own {
+                let allowed = "of other namespaces than the driver's own";
+                return Err(raise(py, &invalid("peers", &shown(name), allowed)));
+            }
+            Ok((namespace, client.operations(py)?))
+        });
+        let peers: PyResult<HashMap<_, _>> = peers.collect();
+        let peers = peers?;
         let driver = ClientDriver::new(
             store.executor(py)?,
             Clock::System,
@@ -56,6 +68,7 @@ impl ClientCore {
             config.0.clone(),
             info.driver(py)?,
             chooser,
+            peers,
         );
         Ok(Self {
             driver: Owned::new(driver),
@@ -314,6 +327,10 @@ fn as_str<'a>(given: &'a Bound<'_, PyAny>) -> Option<&'a str> {
 }
 
 impl ClientCore {
+    pub(super) fn driver(&self, py: Python<'_>) -> PyResult<&ClientDriver> {
+        self.driver.get(py)
+    }
+
     fn target(
         &self,
         namespace: &Bound<'_, PyAny>,

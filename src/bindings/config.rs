@@ -12,7 +12,11 @@ use crate::route::pick::Strategy;
 /// A hundred years; the finer limits are checked with the figures' relations.
 const MOST: f64 = 3_153_600_000.0;
 
-fn seconds(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<std::time::Duration> {
+/// A number of seconds; the finer limits are checked later.
+pub(super) fn seconds(
+    what: &'static str,
+    given: &Bound<'_, PyAny>,
+) -> PyResult<std::time::Duration> {
     seconds_within(what, argument::number(what, given)?, 0.0, MOST).or_raise(given.py())
 }
 

@@ -18,6 +18,7 @@ use crate::error::{Error, ErrorKind};
 use crate::id::{LinkId, PodIndex, ServiceId, Uid};
 use crate::route::snapshot::{Change, Pod};
 use crate::route::state::PodState;
+use crate::rpc::client::{Condition, ConditionHook};
 
 /// A Python function, with the queue of the loop or thread that runs it.
 #[derive(Debug, Clone)]
@@ -81,6 +82,7 @@ enum Arguments {
     User(LinkId),
     Changed(ServiceId, Change),
     Lost(ServiceId, PodIndex, u64),
+    Condition(String, &'static str),
 }
 
 /// Who waits for the answer.
@@ -123,6 +125,7 @@ impl Arguments {
                     .collect();
                 (uid.as_str(), candidates?).into_pyobject(py)
             }
+            Self::Condition(endpoint, condition) => (endpoint, condition).into_pyobject(py),
             Self::User(link) => (
                 link.service.namespace.as_str(),
                 link.uid.as_str(),
@@ -282,6 +285,17 @@ impl LostPodHook for PythonLostPod {
     fn lost(&self, service: &ServiceId, pod: PodIndex, users_cached: u64) {
         self.0
             .tell(Arguments::Lost(service.clone(), pod, users_cached));
+    }
+}
+
+/// A Python function that hears how the endpoints of a gRPC client are.
+#[derive(Debug)]
+pub(super) struct PythonConditionHook(pub(super) Hook);
+
+impl ConditionHook for PythonConditionHook {
+    fn changed(&self, endpoint: &str, condition: Condition) {
+        let arguments = Arguments::Condition(endpoint.to_owned(), condition.as_str());
+        self.0.tell(arguments);
     }
 }
 

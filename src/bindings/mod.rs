@@ -8,6 +8,8 @@ mod argument;
 mod client;
 mod config;
 mod error;
+mod grpc_client;
+mod grpc_server;
 mod hook;
 mod info;
 mod log;
@@ -29,6 +31,10 @@ mod _podlink {
     use super::config::{ClientSettings, RouteInfoSettings, ServerSettings};
     #[pymodule_export]
     use super::error::error_codes;
+    #[pymodule_export]
+    use super::grpc_client::{GrpcClientCore, GrpcClientSettings};
+    #[pymodule_export]
+    use super::grpc_server::{GrpcServerCore, GrpcServerSettings};
     #[pymodule_export]
     use super::hook::{Reply, start_coroutine};
     #[pymodule_export]

@@ -33,6 +33,7 @@ pub(super) enum Answer {
     Services(BTreeMap<ServiceName, PodIndex>),
     Users(BTreeMap<PodIndex, Vec<Uid>>),
     Name(Option<ServiceName>),
+    Text(String),
     States(States),
     Drained(DrainReport),
 }
@@ -68,6 +69,7 @@ impl Answer {
                 let name = name.as_ref().map(ServiceName::as_str);
                 name.into_pyobject(py)?.into_any().unbind()
             }
+            Self::Text(text) => text.into_pyobject(py)?.into_any().unbind(),
             Self::States(states) => states_to_python(py, &states)?.into_any().unbind(),
             Self::Drained(report) => {
                 let seconds = report.took.as_secs_f64();

@@ -1,5 +1,6 @@
 //! Every figure that users may set, as plain data: checked once when built, trusted afterwards.
 
+mod rpc;
 mod store;
 
 use std::time::Duration;
@@ -8,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::id::{invalid, shown};
 use crate::route::pick::Strategy;
 
+pub use rpc::{Allowed, Balance, PeerClientConfig, PeerServerConfig, PeerUrl, ServerTls};
 pub use store::{Address, Endpoint, ServerAddress, StoreConfig, TlsFiles};
 
 /// Reads a number of seconds within a range, ends included.

@@ -1,9 +1,10 @@
 //! The client driver: find or make the link user → pod.
 
 mod place;
+mod shared;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -14,17 +15,18 @@ use rand::Rng;
 use super::by;
 use super::flight::Flights;
 use super::info::InfoDriver;
+use super::peer::PeerPods;
 use super::states::{Audience, StateCache, Watched};
 use super::view::View;
-use crate::cache::{Entry, Key, LinkCache, Scope, Ticket};
+use crate::cache::{Key, LinkCache, Scope, Ticket};
 use crate::clock::{Clock, Tick};
 use crate::config::ClientConfig;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::executor::Executor;
 use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid};
-use crate::route::link::{Life, StoredLink, valid_until};
+use crate::route::link::{Life, valid_until};
 use crate::route::snapshot::{Change, Pod};
-use crate::route::state::Standing;
+use crate::rpc::{LinkOperations, Source};
 use crate::telemetry::{ClientStats, count};
 
 /// A function of the program's own that chooses a pod for a new user.
@@ -100,9 +102,25 @@ struct Shared {
     states: Arc<StateCache>,
     flights: Flights<(Key, Ticket), PodIndex>,
     /// The services of this driver's namespace that were asked for, ready for the hot path.
-    known: ArcSwap<HashMap<ServiceName, Arc<Known>>>,
+    known: Table,
+    /// The services that have a number; the next one gets the next.
+    numbers: AtomicU32,
+    /// The ways to other namespaces.
+    peers: HashMap<Namespace, Peer>,
+    /// The pods of those, as their peers tell.
+    foreign: Arc<StateCache>,
     stats: ClientStats,
     closed: AtomicBool,
+}
+
+/// Services that were asked for, by name.
+type Table = ArcSwap<HashMap<ServiceName, Arc<Known>>>;
+
+/// The way to another namespace.
+#[derive(Debug)]
+struct Peer {
+    operations: Arc<dyn LinkOperations>,
+    known: Table,
 }
 
 /// What the hot path needs to know about a service.
@@ -120,11 +138,13 @@ struct Target {
     link: LinkId,
     key: Key,
     known: Arc<Known>,
+    /// Whom to ask, if the namespace is not the driver's own.
+    peer: Option<Arc<dyn LinkOperations>>,
 }
 
 impl ClientDriver {
-    /// A driver for links of `namespace` that sees the pods as `info` does. No I/O, no task: the
-    /// first call starts what it needs.
+    /// A driver for links of `namespace` that sees the pods as `info` does, and asks `peers` for
+    /// those of other namespaces. No I/O, no task: the first call starts what it needs.
     #[must_use]
     pub fn new(
         executor: Arc<dyn Executor>,
@@ -133,8 +153,16 @@ impl ClientDriver {
         config: ClientConfig,
         info: &InfoDriver,
         chooser: Option<Arc<dyn PodChooser>>,
+        peers: HashMap<Namespace, Arc<dyn LinkOperations>>,
     ) -> Self {
         let seed = rand::rng().random();
+        let pods = Arc::new(PeerPods(peers.clone()));
+        let figures = info.states().config().clone();
+        let foreign = StateCache::reading(pods, clock.clone(), figures);
+        let peers = peers.into_iter().map(|(namespace, operations)| {
+            let known = Table::default();
+            (namespace, Peer { operations, known })
+        });
         let shared = Shared {
             cache: LinkCache::new(config.cache_capacity, config.cache_ttl, seed),
             executor,
@@ -145,6 +173,9 @@ impl ClientDriver {
             states: info.states(),
             flights: Flights::new(),
             known: ArcSwap::default(),
+            numbers: AtomicU32::new(0),
+            peers: peers.collect(),
+            foreign,
             stats: ClientStats::default(),
             closed: AtomicBool::new(false),
         };
@@ -182,11 +213,16 @@ impl ClientDriver {
     #[must_use]
     pub fn compute_cached(&self, namespace: &str, uid: &str, service: &str) -> Option<PodIndex> {
         let shared = &*self.shared;
-        let own = namespace.is_empty() || namespace == shared.namespace.as_str();
-        if !own || shared.closed.load(Ordering::Relaxed) {
+        if shared.closed.load(Ordering::Relaxed) {
             return None;
         }
-        let known = shared.known.load();
+        let own = namespace.is_empty() || namespace == shared.namespace.as_str();
+        let table = if own {
+            &shared.known
+        } else {
+            &shared.peers.get(namespace)?.known
+        };
+        let known = table.load();
         let known = known.get(service)?;
         let now = shared.clock.now();
         let view = known.watched.current(now)?;
@@ -245,6 +281,10 @@ impl ClientDriver {
         if let Some(pod) = self.shared.believed(&target) {
             return Ok(Some(pod));
         }
+        if let Some(peer) = &target.peer {
+            let from = Source::CacheOrStore;
+            return self.shared.fetch_at(peer, &target, from, deadline).await;
+        }
         Ok(self
             .shared
             .fetch(&target, deadline, |_| true)
@@ -265,6 +305,10 @@ impl ClientDriver {
         if let Some(pod) = self.shared.believed(&target) {
             return Ok(Some(pod));
         }
+        if let Some(peer) = &target.peer {
+            let from = Source::CacheOrPersistent;
+            return self.shared.fetch_at(peer, &target, from, deadline).await;
+        }
         let persistent = |life| life == Life::Persistent;
         let stored = self.shared.fetch(&target, deadline, persistent).await?;
         Ok(stored
@@ -282,6 +326,10 @@ impl ClientDriver {
         deadline: Tick,
     ) -> Result<Option<PodIndex>> {
         self.shared.open()?;
+        if let Some(peer) = self.shared.peer(&link.service.namespace)? {
+            let found = peer.get(&link, Source::Store, deadline).await?;
+            return Ok(found.map(|found| found.pod));
+        }
         let stored = self.shared.executor.get(&link, deadline).await?;
         Ok(stored.map(|link| link.pod))
     }
@@ -337,7 +385,9 @@ impl ClientDriver {
         deadline: Tick,
     ) -> Result<BTreeMap<ServiceName, PodIndex>> {
         self.shared.open()?;
-        super::reach(&self.shared.namespace, namespace)?;
+        if let Some(peer) = self.shared.peer(namespace)? {
+            return peer.services(namespace, uid, deadline).await;
+        }
         self.shared
             .executor
             .services(namespace, uid, deadline)
@@ -356,12 +406,15 @@ impl ClientDriver {
         deadline: Tick,
     ) -> Result<BTreeMap<PodIndex, Vec<Uid>>> {
         self.shared.open()?;
-        super::reach(&self.shared.namespace, &service.namespace)?;
+        let peer = self.shared.peer(&service.namespace)?;
         let mut seen = std::collections::HashSet::with_capacity(uids.len());
         let uids: Vec<Uid> = uids
             .into_iter()
             .filter(|uid| seen.insert(uid.clone()))
             .collect();
+        if let Some(peer) = peer {
+            return peer.batch_get(service, uids, deadline).await;
+        }
         let pods = self
             .shared
             .executor
@@ -389,6 +442,13 @@ impl ClientDriver {
         let shared = &self.shared;
         let target = shared.target(link)?;
         let (ticket, asked) = (shared.cache.ticket(target.key), shared.clock.now());
+        if let Some(peer) = &target.peer {
+            let found = peer.set_if_absent(&target.link, pod, deadline).await?;
+            shared
+                .remember_at(&target, found, asked, ticket, deadline)
+                .await;
+            return Ok(found.pod);
+        }
         let ttl = shared.config.link_ttl;
         let placed = shared
             .executor
@@ -413,6 +473,19 @@ impl ClientDriver {
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::SeqCst);
         self.shared.known.store(Arc::default());
+        let peers = self.shared.peers.values();
+        peers.for_each(|peer| peer.known.store(Arc::default()));
+        self.shared.foreign.close();
+    }
+
+    /// How much longer the cache believes in the user's link; `None`: it does not. Must be called
+    /// on the runtime.
+    #[must_use]
+    pub fn believed_for(&self, link: &LinkId) -> Option<Duration> {
+        let target = self.shared.target(link.clone()).ok()?;
+        let now = self.shared.clock.now();
+        let entry = self.shared.cache.get(target.key, now)?;
+        Some(entry.valid_until.since(now))
     }
 
     /// Whether `close` was called.
@@ -426,7 +499,9 @@ impl ClientDriver {
     /// # Errors
     /// `InvalidParameter`, or `NamespaceUnreachable` for a namespace without a peer.
     pub fn resolve(&self, given: Option<&str>) -> Result<Namespace> {
-        super::resolve(&self.shared.namespace, given)
+        let namespace = super::named(&self.shared.namespace, given)?;
+        self.shared.peer(&namespace)?;
+        Ok(namespace)
     }
 }
 
@@ -434,121 +509,5 @@ impl View {
     /// Whether this pod may serve its users, and is still the process it was.
     fn serves(&self, pod: PodIndex, incarnation: Incarnation, now: Tick) -> bool {
         self.incarnation(pod) == incarnation && self.standing(pod, now).is_available()
-    }
-}
-
-impl Target {
-    /// What the cache is to hold: the pod as the process that it is now.
-    fn entry(&self, pod: PodIndex, valid_until: Tick, now: Tick) -> Entry {
-        Entry {
-            pod,
-            incarnation: self.incarnation(pod, now),
-            service: self.known.number,
-            valid_until,
-        }
-    }
-
-    fn incarnation(&self, pod: PodIndex, now: Tick) -> Incarnation {
-        let view = self.known.watched.current(now);
-        let view = view.as_ref().and_then(|view| view.as_ref());
-        view.map_or(Incarnation::NONE, |view| view.incarnation(pod))
-    }
-}
-
-impl Shared {
-    fn open(&self) -> Result<()> {
-        if self.closed.load(Ordering::SeqCst) {
-            return Err(Error::new(
-                ErrorKind::Closed,
-                "the client driver was closed",
-            ));
-        }
-        Ok(())
-    }
-
-    /// Checks that the call can be served, and finds its service.
-    fn target(&self, link: LinkId) -> Result<Target> {
-        self.open()?;
-        super::reach(&self.namespace, &link.service.namespace)?;
-        let known = self.known(&link.service);
-        Ok(Target {
-            key: known.scope.key(link.uid.as_str()),
-            link,
-            known,
-        })
-    }
-
-    fn known(&self, id: &ServiceId) -> Arc<Known> {
-        if let Some(known) = self.known.load().get(&id.service)
-            && !known.watched.is_retired()
-        {
-            return Arc::clone(known);
-        }
-        let watched = self.states.service(id);
-        let known_in = |table: &HashMap<ServiceName, Arc<Known>>| {
-            // A service keeps its number when it comes back after a time without use.
-            let earlier = table.get(&id.service).map(|known| known.number);
-            let next = u32::try_from(table.len()).unwrap_or(u32::MAX);
-            Arc::new(Known {
-                number: earlier.unwrap_or(next),
-                scope: self.cache.scope(id),
-                watched: Arc::clone(&watched),
-            })
-        };
-        self.known.rcu(|table| {
-            let known = known_in(table);
-            let mut table = HashMap::clone(table);
-            table.insert(id.service.clone(), known);
-            table
-        });
-        let table = self.known.load();
-        let known = table.get(&id.service).cloned();
-        known.unwrap_or_else(|| known_in(&table))
-    }
-
-    /// What the cache holds, unless what is known of the pods speaks against it.
-    fn believed(&self, target: &Target) -> Option<PodIndex> {
-        let now = self.clock.now();
-        let entry = self.cache.get(target.key, now)?;
-        let view = target.known.watched.current(now);
-        let believed = view
-            .as_ref()
-            .and_then(|view| view.as_ref())
-            .is_none_or(|view| match entry.incarnation {
-                // Nobody knew the pod then: only what is known of it now speaks against it.
-                Incarnation::NONE => {
-                    let standing = view.standing(entry.pod, now);
-                    standing == Standing::Unknown || standing.is_available()
-                }
-                incarnation => view.serves(entry.pod, incarnation, now),
-            });
-        believed.then_some(entry.pod)
-    }
-
-    async fn fetch(
-        &self,
-        target: &Target,
-        deadline: Tick,
-        keep: impl Fn(Life) -> bool,
-    ) -> Result<Option<StoredLink>> {
-        let (ticket, asked) = (self.cache.ticket(target.key), self.clock.now());
-        let stored = self.executor.get(&target.link, deadline).await?;
-        if stored.is_some() {
-            // So that the cache knows which process of the pod it means. If the pods cannot be
-            // read, the answer is good all the same.
-            let _unknown = target.known.watched.view(&self.clock, deadline).await;
-        }
-        if let Some(link) = stored.filter(|link| keep(link.life)) {
-            self.remember(target, link, asked, ticket);
-        }
-        Ok(stored)
-    }
-
-    fn remember(&self, target: &Target, link: StoredLink, asked: Tick, ticket: Ticket) {
-        let now = self.clock.now();
-        if let Some(valid_until) = valid_until(asked, link.life, self.config.cache_ttl) {
-            self.cache
-                .insert(target.key, target.entry(link.pod, valid_until, now), ticket);
-        }
     }
 }

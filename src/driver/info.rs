@@ -16,7 +16,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Executor;
 use crate::id::{Namespace, PodIndex, ServiceId, ServiceName, Tag};
 use crate::route::pick::Strategy;
-use crate::route::state::{PodState, Readiness, Standing};
+use crate::route::snapshot::Pod;
+use crate::route::state::{PodRecord, PodState, Readiness, Standing};
 
 /// What is known of the pods of each service. Cheap to clone; the clones are one driver.
 #[derive(Debug, Clone)]
@@ -86,6 +87,20 @@ impl InfoDriver {
     pub async fn all_states(&self, service: &ServiceId, deadline: Tick) -> Result<States> {
         let view = self.view(service, deadline).await?;
         Ok(self.shared.those(&view, Standing::is_alive))
+    }
+
+    /// Every known pod with what is left of its lease; reads the service first if nobody has.
+    ///
+    /// # Errors
+    /// What the store failed with; `Timeout`.
+    pub async fn records(&self, service: &ServiceId, deadline: Tick) -> Result<Vec<PodRecord>> {
+        let view = self.view(service, deadline).await?;
+        let now = self.shared.clock.now();
+        let record = |pod: &Pod| PodRecord {
+            state: PodState::clone(&pod.state),
+            lease_left: pod.lease_until.since(now),
+        };
+        Ok(view.snapshot.pods().iter().map(record).collect())
     }
 
     /// Every alive pod whose application is ready; reads the service first if nobody has.

@@ -4,6 +4,7 @@ pub mod client;
 mod cpu;
 mod flight;
 pub mod info;
+pub mod peer;
 pub mod server;
 pub mod states;
 pub mod view;
@@ -31,12 +32,17 @@ async fn by<T>(
 
 /// The namespace that a caller means: none and the empty one are the driver's own.
 fn resolve(own: &Namespace, given: Option<&str>) -> Result<Namespace> {
-    let namespace = match given {
-        None | Some("") => own.clone(),
-        Some(name) => Namespace::new(name)?,
-    };
+    let namespace = named(own, given)?;
     reach(own, &namespace)?;
     Ok(namespace)
+}
+
+/// The same, wherever it is.
+fn named(own: &Namespace, given: Option<&str>) -> Result<Namespace> {
+    match given {
+        None | Some("") => Ok(own.clone()),
+        Some(name) => Namespace::new(name),
+    }
 }
 
 /// A foreign namespace needs a peer that leads to it.
@@ -44,10 +50,29 @@ fn reach(own: &Namespace, namespace: &Namespace) -> Result<()> {
     if own == namespace {
         return Ok(());
     }
+    Err(unreachable(own, namespace, std::iter::empty()))
+}
+
+/// Nobody leads to this namespace; the error says where somebody leads to.
+fn unreachable<'a>(
+    own: &Namespace,
+    namespace: &Namespace,
+    peers: impl Iterator<Item = &'a Namespace>,
+) -> Error {
+    let mut peers: Vec<&str> = peers.map(Namespace::as_str).collect();
+    peers.sort_unstable();
+    let configured = if peers.is_empty() {
+        "has no peers".to_owned()
+    } else {
+        format!("has peers for {}", peers.join(", "))
+    };
     let text = format!(
-        "no peer is configured for namespace {:?}; this driver serves {:?}",
+        "no peer is configured for namespace {:?}; this driver serves {:?} and {configured}",
         namespace.as_str(),
-        own.as_str()
+        own.as_str(),
     );
-    Err(Error::new(ErrorKind::NamespaceUnreachable, text).with("namespace", namespace))
+    Error::new(ErrorKind::NamespaceUnreachable, text)
+        .with("namespace", namespace)
+        .with("own_namespace", own)
+        .with("peers", peers.join(", "))
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use async_trait::async_trait;
 use rand::Rng;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
@@ -34,10 +35,35 @@ pub trait Audience: Send + Sync + std::fmt::Debug + 'static {
     fn hear(&self, service: &ServiceId, changes: &[Change]);
 }
 
+/// Where the pods of a service are read.
+#[async_trait]
+pub(super) trait PodSource: Send + Sync + std::fmt::Debug + 'static {
+    /// Every pod of a service with what is left of its lease.
+    async fn pods(&self, service: &ServiceId, deadline: Tick) -> Result<Pods>;
+
+    /// Subscribes to the events of a service's pods.
+    async fn listen(&self, service: &ServiceId, deadline: Tick) -> Result<Changes>;
+}
+
+/// The store of the driver's own namespace.
+#[derive(Debug)]
+struct OwnStore(Arc<dyn Executor>);
+
+#[async_trait]
+impl PodSource for OwnStore {
+    async fn pods(&self, service: &ServiceId, deadline: Tick) -> Result<Pods> {
+        self.0.pods(service, deadline).await
+    }
+
+    async fn listen(&self, service: &ServiceId, deadline: Tick) -> Result<Changes> {
+        self.0.listen(service, deadline).await
+    }
+}
+
 /// The state caches of all services in use. Dropping it ends their tasks.
 #[derive(Debug)]
 pub struct StateCache {
-    executor: Arc<dyn Executor>,
+    source: Arc<dyn PodSource>,
     clock: Clock,
     config: RouteInfoConfig,
     stats: Arc<StateStats>,
@@ -53,8 +79,17 @@ impl StateCache {
     /// A cache without services. No I/O.
     #[must_use]
     pub fn new(executor: Arc<dyn Executor>, clock: Clock, config: RouteInfoConfig) -> Arc<Self> {
+        Self::reading(Arc::new(OwnStore(executor)), clock, config)
+    }
+
+    /// The same for pods that are read elsewhere.
+    pub(super) fn reading(
+        source: Arc<dyn PodSource>,
+        clock: Clock,
+        config: RouteInfoConfig,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            executor,
+            source,
             clock,
             config,
             stats: Arc::default(),
@@ -62,6 +97,11 @@ impl StateCache {
             audience: Mutex::default(),
             changing: Mutex::default(),
         })
+    }
+
+    /// The figures.
+    pub(super) fn config(&self) -> &RouteInfoConfig {
+        &self.config
     }
 
     /// What was counted.
@@ -138,7 +178,7 @@ impl StateCache {
     async fn load(&self, watched: &Watched) -> Result<()> {
         let asked = self.clock.now();
         let pods = self
-            .executor
+            .source
             .pods(&watched.id, asked.after(LOAD_TIMEOUT))
             .await?;
         watched.report(&pods, &self.stats);
@@ -167,7 +207,7 @@ impl StateCache {
     /// Subscribes to the transitions of the service; without them polling finds every change.
     async fn listen(&self, watched: &Watched) -> Option<Changes> {
         let deadline = self.clock.deadline(LOAD_TIMEOUT);
-        let channel = self.executor.listen(&watched.id, deadline).await;
+        let channel = self.source.listen(&watched.id, deadline).await;
         if let Err(error) = &channel {
             count(&self.stats.listen_failures);
             tracing::debug!(service = %watched.id, %error, "cannot listen for changes of pods");

@@ -16,6 +16,9 @@ BASES = {
     "INVALID_PARAMETER": (podlink.InvalidParameterError, ValueError),
     "LEASE_LOST": (podlink.LeaseLostError, Exception),
     "NAMESPACE_UNREACHABLE": (podlink.NamespaceUnreachableError, LookupError),
+    "OVERLOADED": (podlink.OverloadedError, Exception),
+    "PEER_UNAVAILABLE": (podlink.PeerUnavailableError, ConnectionError),
+    "PERMISSION_DENIED": (podlink.PermissionDeniedError, PermissionError),
     "POD_INDEX_BUSY": (podlink.PodIndexBusyError, Exception),
     "POD_NOT_AVAILABLE": (podlink.PodNotAvailableError, Exception),
     "POD_NOT_FOUND": (podlink.PodNotFoundError, LookupError),
@@ -29,6 +32,8 @@ BASES = {
 }
 
 RETRYABLE = {
+    "OVERLOADED",
+    "PEER_UNAVAILABLE",
     "POD_INDEX_BUSY",
     "POD_NOT_AVAILABLE",
     "POD_NOT_ROUTABLE",

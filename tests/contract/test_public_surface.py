@@ -19,6 +19,8 @@ EXPORTED = [
     "Connection",
     "DrainReport",
     "ForkedProcessError",
+    "GrpcClientConfig",
+    "GrpcServerConfig",
     "IllegalStateError",
     "InternalError",
     "InvalidParameterError",
@@ -27,11 +29,16 @@ EXPORTED = [
     "NamespaceUnreachableError",
     "NoRoutablePodError",
     "OperationTimeoutError",
+    "OverloadedError",
+    "PeerUnavailableError",
+    "PermissionDeniedError",
     "PodIndexBusyError",
     "PodNotAvailableError",
     "PodNotFoundError",
     "PodlinkError",
     "Registration",
+    "RouteGrpcClient",
+    "RouteGrpcServer",
     "RouteInfoConfig",
     "RouteInfoDriver",
     "RoutingState",
@@ -64,7 +71,8 @@ _CALLBACKS = "*, callbacks: Literal['thread', 'poll'] = 'thread'"
 SIGNATURES = {
     "ClientDriver": "(store: Store, namespace: str = 'default', config: ClientConfig | None = None"
     ", *, route_info: RouteInfoDriver | RouteInfoConfig | None = None"
-    ", callbacks: Literal['thread', 'poll'] = 'thread') -> None",
+    ", callbacks: Literal['thread', 'poll'] = 'thread'"
+    ", peers: Mapping[str, RouteGrpcClient] | None = None) -> None",
     "ClientDriver.aclose": "async () -> None",
     "ClientDriver.batch_get_linked_pod": "async (namespace: str | None, uids: Iterable[str], "
     f"service_name: str, {_LIMIT}) -> dict[int, list[str]]",
@@ -135,6 +143,44 @@ SIGNATURES = {
     "ServerInfo.from_env": "(service_name: str | None = None, *, pod_index: int | None = None"
     ", namespace: str | None = None, metadata: Mapping[str, str] | None = None"
     ", environ: Mapping[str, str] | None = None) -> ServerInfo",
+    "RouteGrpcClient": "(endpoint: str | Sequence[str], *, namespace: str | None = None"
+    ", config: GrpcClientConfig | None = None, ca_file: Path | None = None"
+    ", cert_file: Path | None = None, key_file: Path | None = None"
+    ", server_name: str | None = None, token_file: Path | None = None"
+    ", insecure: bool = False) -> None",
+    "RouteGrpcClient.aclose": "async () -> None",
+    "RouteGrpcClient.batch_get_linked_pod": "async (namespace: str | None, uids: Iterable[str], "
+    f"service_name: str, {_LIMIT}) -> dict[int, list[str]]",
+    "RouteGrpcClient.check_health": f"async ({_LIMIT}) -> bool",
+    "RouteGrpcClient.compute_linked_pod": f"async ({_USER}, {_LIMIT}) -> int",
+    "RouteGrpcClient.get_all_service_state": f"async ({_SERVICE}, {_LIMIT}) -> {_STATES}",
+    "RouteGrpcClient.get_link_service": f"async (namespace: str | None, uid: str, {_LIMIT})"
+    " -> dict[str, int]",
+    "RouteGrpcClient.get_linked_pod": f"async ({_USER}, {_LIMIT}) -> int | None",
+    "RouteGrpcClient.get_linked_pod_in_cache_or_if_persist": f"async ({_USER}, {_LIMIT})"
+    " -> int | None",
+    "RouteGrpcClient.get_linked_pod_not_cache": f"async ({_USER}, {_LIMIT}) -> int | None",
+    "RouteGrpcClient.get_service_name_by_tag": "async (namespace: str | None, tag: str"
+    f", {_LIMIT}) -> str | None",
+    "RouteGrpcClient.on_status_changed": "(callback: StatusCallback) -> StatusCallback",
+    "RouteGrpcClient.remove_linked_pod": f"async ({_USER}, persist_seconds: int = 60, {_LIMIT})"
+    " -> bool",
+    "RouteGrpcClient.remove_linked_pod_with_id": f"async ({_USER}, pod_index: int, "
+    f"persist_seconds: int, {_LIMIT}) -> bool",
+    "RouteGrpcClient.set_linked_pod": f"async ({_USER}, pod_index: int, "
+    f"persist_seconds: int = -1, {_LIMIT}) -> int | None",
+    "RouteGrpcClient.set_linked_pod_if_absent": f"async ({_USER}, pod_index: int, {_LIMIT}) -> int",
+    "RouteGrpcClient.try_set_linked_pod": f"async ({_USER}, pod_index: int, "
+    f"persist_seconds: int = -1, {_LIMIT}) -> tuple[bool, int]",
+    "RouteGrpcServer": "(store: Store, namespace: str = 'default', listen: str = '127.0.0.1:0'"
+    ", config: GrpcServerConfig | None = None"
+    ", *, client: ClientDriver | ClientConfig | None = None, authorize: Iterable[Rule] = ()"
+    ", cert_file: Path | None = None, key_file: Path | None = None"
+    ", client_ca_file: Path | None = None, tokens_file: Path | None = None"
+    ", insecure: bool = False, reflection: bool = True) -> None",
+    "RouteGrpcServer.aclose": "async () -> None",
+    "RouteGrpcServer.start": "async () -> str",
+    "RouteGrpcServer.stop": "async (*, deadline: Duration = 10.0) -> bool",
     "StatefulObjCallback.on_error": "(error: Exception) -> None",
     "StatefulObjCallback.on_success": "(result: Any) -> None",
     "Store": "(url: str = 'memory://', **options: StoreOption) -> None",
@@ -151,6 +197,8 @@ SIGNATURES = {
 }
 
 WITH_METHODS = [
+    "RouteGrpcClient",
+    "RouteGrpcServer",
     "ClientDriver",
     "Connection",
     "Registration",
@@ -167,6 +215,28 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "strategy": "p2c",
         "timeout": 2.0,
         "on_restart": "same_pod",
+    },
+    "GrpcClientConfig": {
+        "timeout": 2.0,
+        "connect_timeout": 1.0,
+        "keepalive": 10.0,
+        "keepalive_timeout": 5.0,
+        "balance": "p2c",
+        "max_batch": 512,
+        "retry_ratio": 0.1,
+    },
+    "GrpcServerConfig": {
+        "max_message_bytes": 65_536,
+        "max_batch": 512,
+        "max_streams": 256,
+        "max_in_flight": 4096,
+        "max_connections": 1024,
+        "peer_rate": 50_000,
+        "request_timeout": 5.0,
+        "keepalive": 30.0,
+        "keepalive_timeout": 10.0,
+        "connection_age": 3600.0,
+        "connection_grace": 30.0,
     },
     "RouteInfoConfig": {
         "refresh": 1.0,

@@ -131,6 +131,8 @@ MAY_IMPORT_COMPILED = {
     "__init__",  # the version
     "_bridge",
     "_hooks",
+    "grpc_client",
+    "grpc_server",
     "client",
     "config",
     "info",

@@ -11,7 +11,12 @@ from podlink import _options, cli
 from podlink._options import Parser, add_figures, figures, whole_number
 from podlink._show import columns, hide_credentials, one_line
 
-CONFIGS = (podlink.ClientConfig, podlink.RouteInfoConfig, podlink.ServerConfig)
+CONFIGS = (
+    podlink.ClientConfig,
+    podlink.GrpcServerConfig,
+    podlink.RouteInfoConfig,
+    podlink.ServerConfig,
+)
 MEMORY = ("--store", "memory://")
 
 

@@ -14,6 +14,7 @@ use crate::id::{Incarnation, PodIndex};
 use crate::route::link::{Certificate, Placed, StoredLink, Verdict, judge};
 use crate::route::pick::Strategy;
 use crate::route::state::Standing;
+use crate::rpc::LinkOperations;
 use crate::telemetry::count;
 
 /// How often a user may be found with a new owner before the answer is taken as it is. Every
@@ -51,6 +52,9 @@ struct Placing<'a> {
 
 impl Placing<'_> {
     async fn run(&self) -> Result<PodIndex> {
+        if let Some(peer) = &self.target.peer {
+            return self.ask(peer).await;
+        }
         let watched = &self.target.known.watched;
         let mut view = watched.view(&self.shared.clock, self.deadline).await?;
         if let Some(pod) = self.adopt(&view) {
@@ -83,6 +87,16 @@ impl Placing<'_> {
             ErrorKind::PodNotAvailable,
             format!("the user's owner changed {ROUNDS} times while it was being looked up"),
         ))
+    }
+
+    /// Another namespace's link: its own server finds, makes and heals it.
+    async fn ask(&self, peer: &Arc<dyn LinkOperations>) -> Result<PodIndex> {
+        let asked = self.shared.clock.now();
+        let found = peer.compute(&self.target.link, self.deadline).await?;
+        self.shared
+            .remember_at(self.target, found, asked, self.ticket, self.deadline)
+            .await;
+        Ok(found.pod)
     }
 
     /// What the program told the cache before the pods were known: believed from now on for the

@@ -1,0 +1,206 @@
+//! `podlink.RouteGrpcServer`, the compiled half.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pyo3::prelude::*;
+
+use super::argument;
+use super::client::ClientCore;
+use super::config::{ClientSettings, seconds};
+use super::error::{OrRaise, raise};
+use super::info::InfoCore;
+use super::queue::{Answer, CompletionQueue};
+use super::runtime::Owned;
+use super::store::StoreCore;
+use crate::clock::Clock;
+use crate::config::{Allowed, PeerServerConfig, ServerTls};
+use crate::driver::peer::LocalOperations;
+use crate::id::{Namespace, invalid, shown};
+use crate::rpc::server::{METHODS, Server};
+
+/// The figures of a `podlink.GrpcServerConfig`; they are checked again with the rest.
+#[pyclass(frozen, module = "podlink._podlink")]
+pub(super) struct GrpcServerSettings(PeerServerConfig);
+
+#[pymethods]
+impl GrpcServerSettings {
+    #[new]
+    #[pyo3(signature = (
+        *, max_message_bytes, max_batch, max_streams, max_in_flight, max_connections, peer_rate,
+        request_timeout, keepalive, keepalive_timeout, connection_age, connection_grace
+    ))]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "each is one figure of the configuration"
+    )]
+    fn new(
+        max_message_bytes: &Bound<'_, PyAny>,
+        max_batch: &Bound<'_, PyAny>,
+        max_streams: &Bound<'_, PyAny>,
+        max_in_flight: &Bound<'_, PyAny>,
+        max_connections: &Bound<'_, PyAny>,
+        peer_rate: &Bound<'_, PyAny>,
+        request_timeout: &Bound<'_, PyAny>,
+        keepalive: &Bound<'_, PyAny>,
+        keepalive_timeout: &Bound<'_, PyAny>,
+        connection_age: &Bound<'_, PyAny>,
+        connection_grace: &Bound<'_, PyAny>,
+    ) -> PyResult<Self> {
+        let small = |what, given| {
+            let count = argument::size(what, given)?;
+            Ok::<_, PyErr>(u32::try_from(count).unwrap_or(u32::MAX))
+        };
+        let config = PeerServerConfig {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            tls: None,
+            insecure: false,
+            tokens_file: None,
+            allowed: Vec::new(),
+            max_message_bytes: argument::size("max_message_bytes", max_message_bytes)?,
+            max_batch: argument::size("max_batch", max_batch)?,
+            max_streams: small("max_streams", max_streams)?,
+            max_in_flight: argument::size("max_in_flight", max_in_flight)?,
+            max_connections: argument::size("max_connections", max_connections)?,
+            peer_rate: small("peer_rate", peer_rate)?,
+            request_timeout: seconds("request_timeout", request_timeout)?,
+            keepalive: seconds("keepalive", keepalive)?,
+            keepalive_timeout: seconds("keepalive_timeout", keepalive_timeout)?,
+            connection_age: seconds("connection_age", connection_age)?,
+            connection_grace: seconds("connection_grace", connection_grace)?,
+            reflection: true,
+        };
+        config.check().map(Self).or_raise(max_batch.py())
+    }
+}
+
+/// A server for peers.
+#[pyclass(frozen, module = "podlink._podlink")]
+pub(super) struct GrpcServerCore {
+    server: Owned<Server>,
+}
+
+#[pymethods]
+impl GrpcServerCore {
+    #[new]
+    #[pyo3(signature = (
+        store, namespace, client, info, client_config, config, listen, cert_file, key_file,
+        client_ca_file, tokens_file, authorize, insecure, reflection
+    ))]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "each is one option of the server"
+    )]
+    fn new(
+        store: &StoreCore,
+        namespace: &Bound<'_, PyAny>,
+        client: &ClientCore,
+        info: &InfoCore,
+        client_config: &ClientSettings,
+        config: &GrpcServerSettings,
+        listen: &Bound<'_, PyAny>,
+        cert_file: Option<PathBuf>,
+        key_file: Option<PathBuf>,
+        client_ca_file: Option<PathBuf>,
+        tokens_file: Option<PathBuf>,
+        authorize: Vec<(String, String, String)>,
+        insecure: bool,
+        reflection: bool,
+    ) -> PyResult<Self> {
+        let py = namespace.py();
+        let own = Namespace::new(argument::text("namespace", namespace)?).or_raise(py)?;
+        let read = |(caller, method, namespace): &(String, String, String)| {
+            Allowed::parse(caller, method, namespace, &METHODS)
+        };
+        let allowed: Result<Vec<Allowed>, _> = authorize.iter().map(read).collect();
+        let config = PeerServerConfig {
+            listen: address(listen)?,
+            tls: tls(py, cert_file, key_file, client_ca_file)?,
+            insecure,
+            tokens_file,
+            allowed: allowed.or_raise(py)?,
+            reflection,
+            ..config.0.clone()
+        };
+        let config = config.check().or_raise(py)?;
+        let operations = LocalOperations::new(
+            store.executor(py)?,
+            client.driver(py)?.clone(),
+            info.driver(py)?.clone(),
+            client_config.0.clone(),
+        );
+        let server = Server::new(Arc::new(operations), own, config, Clock::System);
+        Ok(Self {
+            server: Owned::new(server),
+        })
+    }
+
+    fn start(&self, py: Python<'_>, queue: &CompletionQueue, waiter: Py<PyAny>) -> PyResult<()> {
+        let server = self.server.get(py)?.clone();
+        queue.spawn(py, waiter, async move {
+            let address = server.start().await;
+            address
+                .map(|address| Answer::Text(address.to_string()))
+                .map_err(|error| error.during("start"))
+        })
+    }
+
+    /// Whether every request under way ended in time.
+    fn stop(
+        &self,
+        queue: &CompletionQueue,
+        waiter: Py<PyAny>,
+        deadline: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let py = deadline.py();
+        let server = self.server.get(py)?.clone();
+        let time: Duration = seconds("deadline", deadline)?;
+        queue.spawn(py, waiter, async move {
+            let deadline = server.deadline(time);
+            Ok(Answer::Flag(server.stop(deadline).await))
+        })
+    }
+
+    /// Host and port, once the server listens.
+    fn address(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        let address = self.server.get(py)?.address();
+        Ok(address.map(|address| address.to_string()))
+    }
+}
+
+/// `host:port`; a name must be one that this machine can look up.
+fn address(given: &Bound<'_, PyAny>) -> PyResult<SocketAddr> {
+    let text = argument::text("listen", given)?;
+    let allowed = "host:port of this machine, like 127.0.0.1:50051 or [::]:50051";
+    let refused = || raise(given.py(), &invalid("listen", &shown(text), allowed));
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let mut found = text.to_socket_addrs().map_err(|_| refused())?;
+    found.next().ok_or_else(refused)
+}
+
+fn tls(
+    py: Python<'_>,
+    cert_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
+    client_ca_file: Option<PathBuf>,
+) -> PyResult<Option<ServerTls>> {
+    match (cert_file, key_file, client_ca_file) {
+        (Some(cert_file), Some(key_file), client_ca_file) => Ok(Some(ServerTls {
+            cert_file,
+            key_file,
+            client_ca_file,
+        })),
+        (None, None, None) => Ok(None),
+        _ => {
+            let allowed = "given with key_file, and client_ca_file only with both";
+            Err(raise(
+                py,
+                &invalid("cert_file", "an incomplete set", allowed),
+            ))
+        }
+    }
+}

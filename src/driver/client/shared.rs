@@ -1,0 +1,189 @@
+//! What the driver's operations share: where a call goes, and what the cache may keep of its answer.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Known, Shared, Target};
+use crate::cache::{Entry, Ticket};
+use crate::clock::Tick;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName};
+use crate::route::link::{Life, StoredLink, valid_until};
+use crate::route::state::Standing;
+use crate::rpc::{Believed, LinkOperations, Source};
+
+impl Target {
+    /// What the cache is to hold: the pod as the process that it is now.
+    pub(super) fn entry(&self, pod: PodIndex, valid_until: Tick, now: Tick) -> Entry {
+        Entry {
+            pod,
+            incarnation: self.incarnation(pod, now),
+            service: self.known.number,
+            valid_until,
+        }
+    }
+
+    pub(super) fn incarnation(&self, pod: PodIndex, now: Tick) -> Incarnation {
+        let view = self.known.watched.current(now);
+        let view = view.as_ref().and_then(|view| view.as_ref());
+        view.map_or(Incarnation::NONE, |view| view.incarnation(pod))
+    }
+}
+
+impl Shared {
+    pub(super) fn open(&self) -> Result<()> {
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Error::new(
+                ErrorKind::Closed,
+                "the client driver was closed",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Checks that the call can be served, and finds its service.
+    pub(super) fn target(&self, link: LinkId) -> Result<Target> {
+        self.open()?;
+        let peer = self.peer(&link.service.namespace)?;
+        let known = self.known(&link.service);
+        Ok(Target {
+            key: known.scope.key(link.uid.as_str()),
+            peer: peer.map(Arc::clone),
+            link,
+            known,
+        })
+    }
+
+    /// Whom to ask about this namespace; `None`: the driver's own store.
+    pub(super) fn peer(&self, namespace: &Namespace) -> Result<Option<&Arc<dyn LinkOperations>>> {
+        if *namespace == self.namespace {
+            return Ok(None);
+        }
+        let peer = self.peers.get(namespace).map(|peer| &peer.operations);
+        let nobody = || crate::driver::unreachable(&self.namespace, namespace, self.peers.keys());
+        peer.map(Some).ok_or_else(nobody)
+    }
+
+    pub(super) fn known(&self, id: &ServiceId) -> Arc<Known> {
+        let (table, states) = match self.peers.get(&id.namespace) {
+            Some(peer) => (&peer.known, &self.foreign),
+            None => (&self.known, &self.states),
+        };
+        if let Some(known) = table.load().get(&id.service)
+            && !known.watched.is_retired()
+        {
+            return Arc::clone(known);
+        }
+        let watched = states.service(id);
+        let known_in = |table: &HashMap<ServiceName, Arc<Known>>| {
+            // A service keeps its number when it comes back after a time without use.
+            let earlier = table.get(&id.service).map(|known| known.number);
+            let next = || self.numbers.fetch_add(1, Ordering::Relaxed);
+            Arc::new(Known {
+                number: earlier.unwrap_or_else(next),
+                scope: self.cache.scope(id),
+                watched: Arc::clone(&watched),
+            })
+        };
+        table.rcu(|table| {
+            let known = known_in(table);
+            let mut table = HashMap::clone(table);
+            table.insert(id.service.clone(), known);
+            table
+        });
+        let table = table.load();
+        let known = table.get(&id.service).cloned();
+        known.unwrap_or_else(|| known_in(&table))
+    }
+
+    /// What the cache holds, unless what is known of the pods speaks against it.
+    pub(super) fn believed(&self, target: &Target) -> Option<PodIndex> {
+        let now = self.clock.now();
+        let entry = self.cache.get(target.key, now)?;
+        let view = target.known.watched.current(now);
+        let believed = view
+            .as_ref()
+            .and_then(|view| view.as_ref())
+            .is_none_or(|view| match entry.incarnation {
+                // Nobody knew the pod then: only what is known of it now speaks against it.
+                Incarnation::NONE => {
+                    let standing = view.standing(entry.pod, now);
+                    standing == Standing::Unknown || standing.is_available()
+                }
+                incarnation => view.serves(entry.pod, incarnation, now),
+            });
+        believed.then_some(entry.pod)
+    }
+
+    pub(super) async fn fetch(
+        &self,
+        target: &Target,
+        deadline: Tick,
+        keep: impl Fn(Life) -> bool,
+    ) -> Result<Option<StoredLink>> {
+        let (ticket, asked) = (self.cache.ticket(target.key), self.clock.now());
+        let stored = self.executor.get(&target.link, deadline).await?;
+        if stored.is_some() {
+            // So that the cache knows which process of the pod it means. If the pods cannot be
+            // read, the answer is good all the same.
+            let _unknown = target.known.watched.view(&self.clock, deadline).await;
+        }
+        if let Some(link) = stored.filter(|link| keep(link.life)) {
+            self.remember(target, link, asked, ticket);
+        }
+        Ok(stored)
+    }
+
+    /// The same, at a peer.
+    pub(super) async fn fetch_at(
+        &self,
+        peer: &Arc<dyn LinkOperations>,
+        target: &Target,
+        from: Source,
+        deadline: Tick,
+    ) -> Result<Option<PodIndex>> {
+        let (ticket, asked) = (self.cache.ticket(target.key), self.clock.now());
+        let found = peer.get(&target.link, from, deadline).await?;
+        if let Some(found) = found {
+            self.remember_at(target, found, asked, ticket, deadline)
+                .await;
+        }
+        Ok(found.map(|found| found.pod))
+    }
+
+    /// Keeps a peer's answer for as long as the peer says, if the peer tells of its pods, too: an
+    /// answer whose pod nobody watches is not kept.
+    pub(super) async fn remember_at(
+        &self,
+        target: &Target,
+        found: Believed,
+        asked: Tick,
+        ticket: Ticket,
+        deadline: Tick,
+    ) {
+        let Some(left) = found.valid_for else { return };
+        if target
+            .known
+            .watched
+            .view(&self.clock, deadline)
+            .await
+            .is_ok()
+        {
+            let life = Life::Temporary(left);
+            let link = StoredLink {
+                pod: found.pod,
+                life,
+            };
+            self.remember(target, link, asked, ticket);
+        }
+    }
+
+    pub(super) fn remember(&self, target: &Target, link: StoredLink, asked: Tick, ticket: Ticket) {
+        let now = self.clock.now();
+        if let Some(valid_until) = valid_until(asked, link.life, self.config.cache_ttl) {
+            self.cache
+                .insert(target.key, target.entry(link.pod, valid_until, now), ticket);
+        }
+    }
+}

@@ -1,0 +1,450 @@
+//! The gRPC client: link operations on a namespace whose store is out of reach.
+
+mod budget;
+mod credentials;
+mod dial;
+mod endpoint;
+mod operations;
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rand::Rng;
+use tokio::sync::{OnceCell, watch};
+use tokio::task::AbortHandle;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use self::budget::Budget;
+use self::credentials::Credentials;
+use self::endpoint::Endpoint;
+use super::server::READINESS;
+use super::status;
+use crate::clock::{Clock, Tick};
+use crate::config::{Balance, PeerClientConfig};
+use crate::error::{Error, ErrorKind, Result, WriteOutcome};
+use crate::proto::v1::route_service_client::RouteServiceClient;
+
+pub use endpoint::Condition;
+
+/// Wants to know how the endpoints are.
+pub trait ConditionHook: Send + Sync + std::fmt::Debug + 'static {
+    /// An endpoint is in another condition than before. Must not wait.
+    fn changed(&self, endpoint: &str, condition: Condition);
+}
+
+/// Link operations on one namespace, over one or several endpoints. Cheap to clone; the clones are
+/// one client.
+#[derive(Debug, Clone)]
+pub struct PeerClient {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: PeerClientConfig,
+    clock: Clock,
+    endpoints: Vec<Endpoint>,
+    credentials: Credentials,
+    budget: Budget,
+    /// Counts the changes of conditions: whoever waits for an endpoint waits here.
+    changes: watch::Sender<u64>,
+    hooks: Mutex<Vec<Arc<dyn ConditionHook>>>,
+    turn: AtomicUsize,
+    started: OnceCell<()>,
+    /// The health watchers and the reader of the token; ended by `close`, and when the client is
+    /// dropped.
+    tasks: Mutex<Vec<AbortHandle>>,
+    closed: AtomicBool,
+}
+
+/// What may be done with a call that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    /// It changes nothing.
+    Read,
+    /// It changes something, and a second time nothing more.
+    Repeatable,
+    /// Only what was surely not sent is sent again.
+    Once,
+}
+
+/// What came of one attempt.
+struct Failure {
+    error: Error,
+    /// Another attempt may succeed and does no harm.
+    again: bool,
+    /// It never reached the peer.
+    unsent: bool,
+}
+
+impl PeerClient {
+    /// A client of these endpoints. No I/O, no task: the first call starts what it needs. Must be
+    /// made on the runtime.
+    ///
+    /// # Errors
+    /// `InvalidParameter` for an endpoint that cannot be one.
+    pub fn new(config: PeerClientConfig, clock: Clock) -> Result<Self> {
+        let endpoints = config.endpoints.iter().cloned();
+        let endpoints: Result<Vec<Endpoint>> =
+            endpoints.map(|url| Endpoint::new(url, &config)).collect();
+        let shared = Shared {
+            endpoints: endpoints?,
+            credentials: Credentials::new(config.token_file.clone()),
+            budget: Budget::new(config.retry_ratio),
+            config,
+            clock,
+            changes: watch::Sender::new(0),
+            hooks: Mutex::default(),
+            turn: AtomicUsize::new(0),
+            started: OnceCell::new(),
+            tasks: Mutex::default(),
+            closed: AtomicBool::new(false),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// The deadline of a call with this timeout, or of one that names none.
+    #[must_use]
+    pub fn deadline(&self, timeout: Option<Duration>) -> Tick {
+        let timeout = timeout.unwrap_or(self.shared.config.timeout);
+        self.shared.clock.deadline(timeout)
+    }
+
+    /// How each endpoint is.
+    #[must_use]
+    pub fn conditions(&self) -> Vec<(String, Condition)> {
+        let now = self.shared.clock.now();
+        let endpoints = self.shared.endpoints.iter();
+        endpoints
+            .map(|endpoint| (endpoint.url.to_string(), endpoint.condition(now)))
+            .collect()
+    }
+
+    /// Tells `hook` of every change of a condition from now on.
+    pub fn on_condition(&self, hook: Arc<dyn ConditionHook>) {
+        self.shared.hooks().push(hook);
+    }
+
+    /// Asks an endpoint whether it can answer: the first that says anything.
+    ///
+    /// # Errors
+    /// `PeerUnavailable` if none says anything; `Timeout`; `Closed`.
+    pub async fn check_health(&self, deadline: Tick) -> Result<bool> {
+        self.shared.start().await?;
+        let service = READINESS.to_owned();
+        let message = HealthCheckRequest { service };
+        let ask = |channel: Channel, request: Request<HealthCheckRequest>| async move {
+            HealthClient::new(channel).check(request).await
+        };
+        let said = self
+            .shared
+            .call(Manner::Read, deadline, message, ask)
+            .await?;
+        Ok(said.status() == ServingStatus::Serving)
+    }
+
+    /// Ends the connections and tasks. Later calls fail with `Closed`.
+    pub fn close(&self) {
+        self.shared.closed.store(true, Ordering::SeqCst);
+        self.shared.end();
+        // Whoever waits for an endpoint waits no longer.
+        self.shared.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Calls a method of the route service.
+    async fn route<Q, A, W>(
+        &self,
+        manner: Manner,
+        deadline: Tick,
+        message: Q,
+        send: impl Fn(RouteServiceClient<Channel>, Request<Q>) -> W,
+    ) -> Result<A>
+    where
+        Q: Clone,
+        W: Future<Output = std::result::Result<Response<A>, Status>>,
+    {
+        // What a server with the largest batch and long names may answer.
+        const ANSWER_MAX: usize = 64 << 20;
+        let shared = &self.shared;
+        shared.start().await?;
+        let send = |channel, request| {
+            let stub = RouteServiceClient::new(channel);
+            send(stub.max_decoding_message_size(ANSWER_MAX), request)
+        };
+        shared.call(manner, deadline, message, send).await
+    }
+}
+
+impl Shared {
+    fn hooks(&self) -> MutexGuard<'_, Vec<Arc<dyn ConditionHook>>> {
+        self.hooks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(&self) -> Result<()> {
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Error::new(ErrorKind::Closed, "the gRPC client was closed"));
+        }
+        Ok(())
+    }
+
+    /// Starts what runs in the background, once.
+    async fn start(self: &Arc<Self>) -> Result<()> {
+        self.open()?;
+        let start = async {
+            self.credentials.load().await?;
+            let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+            for at in 0..self.endpoints.len() {
+                let watching = endpoint::watch(Arc::downgrade(self), at);
+                tasks.push(tokio::spawn(watching).abort_handle());
+            }
+            if self.credentials.follows() {
+                let following = credentials::follow(Arc::downgrade(self));
+                tasks.push(tokio::spawn(following).abort_handle());
+            }
+            Ok(())
+        };
+        self.started.get_or_try_init(|| start).await?;
+        Ok(())
+    }
+
+    fn end(&self) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.drain(..).for_each(|task| task.abort());
+    }
+
+    /// Takes note of an endpoint's condition, and tells whoever waits for one.
+    fn note(&self, at: usize, condition: Condition) {
+        let endpoint = &self.endpoints[at];
+        if !endpoint.set(condition) {
+            return;
+        }
+        let shown = endpoint.url.to_string();
+        tracing::debug!(endpoint = %shown, condition = condition.as_str(), "a peer has changed");
+        self.changes.send_modify(|count| *count += 1);
+        for hook in self.hooks().iter() {
+            hook.changed(&shown, condition);
+        }
+    }
+
+    /// Sends until it is answered, refused, or `deadline`.
+    async fn call<Q, A, W>(
+        &self,
+        manner: Manner,
+        deadline: Tick,
+        message: Q,
+        send: impl Fn(Channel, Request<Q>) -> W,
+    ) -> Result<A>
+    where
+        Q: Clone,
+        W: Future<Output = std::result::Result<Response<A>, Status>>,
+    {
+        self.budget.pay();
+        let deadline = self.earlier(deadline);
+        let (mut last, mut tried) = (None, None);
+        let mut pause = Duration::from_millis(10);
+        loop {
+            let at = match self.usable(tried, deadline).await {
+                Ok(at) => at,
+                Err(error) => return Err(self.nobody(error, last, manner)),
+            };
+            let attempt = self.attempt(at, manner, deadline, &message, &send).await;
+            let failure = match attempt {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => failure,
+            };
+            // A connection that cannot be made costs the peer nothing.
+            let free =
+                failure.unsent && self.endpoints[at].condition(self.clock.now()) == Condition::Down;
+            if !failure.again || !(free || self.budget.take()) {
+                return Err(failure.error);
+            }
+            (last, tried) = (Some(failure.error), Some(at));
+            let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
+            tokio::time::sleep(jittered.min(deadline.since(self.clock.now()))).await;
+            pause = (pause * 2).min(Duration::from_millis(250));
+        }
+    }
+
+    /// A little before the deadline, so that its own error, which says what is known of the write,
+    /// reaches whoever waits before that one gives up.
+    fn earlier(&self, deadline: Tick) -> Tick {
+        const MARGIN: Duration = Duration::from_millis(20);
+        let now = self.clock.now();
+        let left = deadline.since(now);
+        now.after(left.saturating_sub(MARGIN.min(left / 10)))
+    }
+
+    async fn attempt<Q, A, W>(
+        &self,
+        at: usize,
+        manner: Manner,
+        deadline: Tick,
+        message: &Q,
+        send: &impl Fn(Channel, Request<Q>) -> W,
+    ) -> std::result::Result<A, Failure>
+    where
+        Q: Clone,
+        W: Future<Output = std::result::Result<Response<A>, Status>>,
+    {
+        let endpoint = &self.endpoints[at];
+        let left = deadline.since(self.clock.now());
+        // Where somebody else could answer, half of the time is kept for that.
+        let spare = manner != Manner::Once && self.endpoints.len() > 1;
+        let limit = if spare { left / 2 } else { left };
+        let mut request = self.credentials.on(message.clone());
+        request.set_timeout(left);
+        let _busy = Busy::new(&endpoint.under_way);
+        let sending = send(endpoint.channel.clone(), request);
+        let failure = match tokio::time::timeout(limit, sending).await {
+            Ok(Ok(answer)) => {
+                endpoint.answered();
+                return Ok(answer.into_inner());
+            }
+            Ok(Err(status)) => judge(&status, manner),
+            Err(_) => late(manner, spare && limit < left),
+        };
+        let silent = matches!(
+            failure.error.kind(),
+            ErrorKind::PeerUnavailable | ErrorKind::Timeout
+        );
+        if !silent {
+            endpoint.answered();
+        } else if failure.unsent {
+            self.note(at, Condition::Down);
+        } else if endpoint.failed(self.clock.now()) {
+            self.changes.send_modify(|count| *count += 1);
+        }
+        Err(failure)
+    }
+
+    /// An endpoint to send to, in the best condition there is; waits while all are down.
+    async fn usable(&self, tried: Option<usize>, deadline: Tick) -> Result<usize> {
+        let mut changes = self.changes.subscribe();
+        loop {
+            self.open()?;
+            let now = self.clock.now();
+            if let Some(at) = self.pick(tried, now) {
+                return Ok(at);
+            }
+            let left = deadline.since(now);
+            if left.is_zero() || tokio::time::timeout(left, changes.changed()).await.is_err() {
+                return Err(Error::new(ErrorKind::PeerUnavailable, "no endpoint"));
+            }
+        }
+    }
+
+    fn pick(&self, tried: Option<usize>, now: Tick) -> Option<usize> {
+        let condition = |at: usize| self.endpoints[at].condition(now);
+        let all = 0..self.endpoints.len();
+        let best = |others: Vec<usize>| -> Option<Vec<usize>> {
+            let best = others.iter().map(|at| condition(*at)).min()?;
+            let good = others.into_iter().filter(|at| condition(*at) == best);
+            (best != Condition::Down).then(|| good.collect())
+        };
+        // Another one than that which has just failed, if there is any.
+        let others = all.clone().filter(|at| Some(*at) != tried).collect();
+        let good = best(others).or_else(|| best(all.collect()))?;
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        if good.len() == 1 {
+            return good.first().copied();
+        }
+        match self.config.balance {
+            Balance::RoundRobin => good.get(turn % good.len()).copied(),
+            Balance::P2c => {
+                let two = rand::seq::index::sample(&mut rand::rng(), good.len(), 2);
+                let busy = |at: &usize| self.endpoints[*at].under_way.load(Ordering::Relaxed);
+                two.iter()
+                    .filter_map(|at| good.get(at).copied())
+                    .min_by_key(busy)
+            }
+        }
+    }
+
+    fn nobody(&self, error: Error, last: Option<Error>, manner: Manner) -> Error {
+        if error.kind() != ErrorKind::PeerUnavailable {
+            return error;
+        }
+        let urls: Vec<String> = self.endpoints.iter().map(|e| e.url.to_string()).collect();
+        let why = last.as_ref().map(|last| format!(": {last}"));
+        let text = format!(
+            "no endpoint of {} can be reached{}",
+            urls.join(", "),
+            why.unwrap_or_default()
+        );
+        let mut error = Error::new(ErrorKind::PeerUnavailable, text);
+        if manner != Manner::Read {
+            // An attempt before may have arrived.
+            let outcome = last.and_then(|last| last.outcome());
+            error = error.with_outcome(outcome.unwrap_or(WriteOutcome::NotSent));
+        }
+        error
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn judge(status: &Status, manner: Manner) -> Failure {
+    let mut error = status::to_error(status);
+    let unsent = status::never_sent(status);
+    if manner != Manner::Read && error.outcome().is_none() {
+        let broke = matches!(
+            error.kind(),
+            ErrorKind::PeerUnavailable | ErrorKind::Timeout
+        );
+        if unsent {
+            error = error.with_outcome(WriteOutcome::NotSent);
+        } else if broke {
+            error = error.with_outcome(WriteOutcome::Unknown);
+        }
+    }
+    let harmless = manner != Manner::Once || error.outcome() == Some(WriteOutcome::NotSent);
+    let passing = matches!(
+        error.kind(),
+        ErrorKind::PeerUnavailable | ErrorKind::Overloaded
+    );
+    Failure {
+        error,
+        again: harmless && passing,
+        unsent,
+    }
+}
+
+fn late(manner: Manner, again: bool) -> Failure {
+    let text = "the deadline passed while waiting for the peer";
+    let mut error = Error::new(ErrorKind::Timeout, text).with("waited_for", "the peer");
+    if manner != Manner::Read {
+        error = error.with_outcome(WriteOutcome::Unknown);
+    }
+    Failure {
+        error,
+        again,
+        unsent: false,
+    }
+}
+
+/// A call under way.
+struct Busy<'a>(&'a AtomicUsize);
+
+impl<'a> Busy<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,336 @@
+//! The gRPC server: any [`LinkOperations`] for callers in other namespaces.
+
+mod accept;
+mod access;
+mod files;
+mod service;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::AbortHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
+
+use self::accept::{Connection, Door, accept};
+use self::access::Gate;
+use self::files::Files;
+use self::service::Service;
+use super::{LinkOperations, tls};
+use crate::clock::{Clock, Tick};
+use crate::config::PeerServerConfig;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::Namespace;
+use crate::proto::DESCRIPTORS;
+use crate::proto::v1::route_service_server::{RouteServiceServer, SERVICE_NAME};
+
+pub use service::METHODS;
+
+/// The health of the process: serving from `start` to `stop`, whatever the store does.
+const LIVENESS: &str = "liveness";
+/// Whether requests can be answered: the store answers, and the server is not stopping.
+pub(super) const READINESS: &str = "readiness";
+
+/// Serves one namespace to callers in others. Cheap to clone; the clones are one server.
+#[derive(Debug, Clone)]
+pub struct Server {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    operations: Arc<dyn LinkOperations>,
+    namespace: Namespace,
+    config: PeerServerConfig,
+    clock: Clock,
+    /// Places for requests under way: taken by each until its work has ended.
+    places: Arc<Semaphore>,
+    /// Ends listening, streams and the health of everything.
+    stop: CancellationToken,
+    /// Ends every connection.
+    cut: CancellationToken,
+    /// What runs. Never held across an await.
+    running: Mutex<Running>,
+}
+
+#[derive(Debug, Default)]
+struct Running {
+    address: Option<SocketAddr>,
+    health: Option<HealthReporter>,
+    /// The acceptor, the HTTP/2 server, the health check and the reader of changed files; ended by
+    /// `stop`, and when the server is dropped.
+    tasks: Vec<AbortHandle>,
+}
+
+impl Server {
+    /// A server of `namespace` through `operations`. No I/O, no task: `start` does both.
+    #[must_use]
+    pub fn new(
+        operations: Arc<dyn LinkOperations>,
+        namespace: Namespace,
+        config: PeerServerConfig,
+        clock: Clock,
+    ) -> Self {
+        let shared = Shared {
+            operations,
+            namespace,
+            places: Arc::new(Semaphore::new(config.max_in_flight)),
+            config,
+            clock,
+            stop: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            running: Mutex::default(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// The deadline of something that may take this long.
+    #[must_use]
+    pub fn deadline(&self, timeout: Duration) -> Tick {
+        self.shared.clock.deadline(timeout)
+    }
+
+    /// Where the server listens, once it does.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.shared.running().address
+    }
+
+    /// Reads the files, listens, and serves until `stop`. Returns the address.
+    ///
+    /// # Errors
+    /// `InvalidParameter` for a file that cannot be used or an address that is taken;
+    /// `IllegalState` for a second start.
+    pub async fn start(&self) -> Result<SocketAddr> {
+        let shared = &self.shared;
+        shared.check_startable()?;
+        let files = Files::of(&shared.config);
+        let read = files.clone();
+        let first = tokio::task::spawn_blocking(move || read.load()).await;
+        let first = first.map_err(|_| Error::new(ErrorKind::Internal, "reading files ended"))??;
+        let listen = shared.config.listen;
+        let listener = TcpListener::bind(listen).await.map_err(|error| {
+            let text = format!("cannot listen on {listen}: {error}");
+            Error::new(ErrorKind::InvalidParameter, text)
+                .with("parameter", "listen")
+                .with("given", listen)
+        })?;
+        let address = listener.local_addr().map_err(|error| {
+            Error::new(ErrorKind::Internal, "the listener has no address").caused_by(error)
+        })?;
+        shared.check_startable()?;
+        shared.run(listener, address, files, first).await;
+        Ok(address)
+    }
+
+    /// Stops: no new connections and requests; those under way may end until `deadline`, then
+    /// every connection is cut. Says whether all of them ended. A second stop does nothing more.
+    pub async fn stop(&self, deadline: Tick) -> bool {
+        let shared = &self.shared;
+        let health = shared.running().health.clone();
+        if let Some(mut health) = health {
+            for service in ["", READINESS, SERVICE_NAME, LIVENESS] {
+                health
+                    .set_service_status(service, ServingStatus::NotServing)
+                    .await;
+            }
+            shared.stop.cancel();
+            let ended = shared.drained(deadline).await;
+            // Whoever watches the health hears its end.
+            for service in ["", READINESS, SERVICE_NAME, LIVENESS] {
+                health.clear_service_status(service).await;
+            }
+            shared.end();
+            return ended;
+        }
+        shared.stop.cancel();
+        shared.end();
+        true
+    }
+}
+
+impl Shared {
+    fn running(&self) -> std::sync::MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check_startable(&self) -> Result<()> {
+        if self.stop.is_cancelled() {
+            return Err(Error::new(ErrorKind::Closed, "the gRPC server was stopped"));
+        }
+        if self.running().address.is_some() {
+            let text = "the gRPC server was started already";
+            return Err(Error::new(ErrorKind::IllegalState, text));
+        }
+        Ok(())
+    }
+
+    async fn run(
+        &self,
+        listener: TcpListener,
+        address: SocketAddr,
+        files: Files,
+        first: files::Loaded,
+    ) {
+        const WAITING: usize = 64;
+        let tls = first.tls.map(|tls| Arc::new(ArcSwap::from_pointee(tls)));
+        let gate = Arc::new(Gate::new(&self.config, first.tokens, self.clock.clone()));
+        let door = Door {
+            listener,
+            tls: tls.clone(),
+            places: Arc::new(Semaphore::new(self.config.max_connections)),
+            stop: self.stop.clone(),
+            cut: self.cut.clone(),
+        };
+        let (accepted, arrivals) = mpsc::channel(WAITING);
+        let (health, health_service) = health().await;
+        let serving = self.serve(arrivals, Arc::clone(&gate), health_service);
+        let tasks = [
+            tokio::spawn(accept(door, accepted)),
+            tokio::spawn(serving),
+            tokio::spawn(files.follow(tls, gate, first.signature)),
+            tokio::spawn(report(
+                health.clone(),
+                Arc::clone(&self.operations),
+                self.clock.clone(),
+            )),
+        ];
+        let mut running = self.running();
+        running.address = Some(address);
+        running.health = Some(health);
+        running.tasks = tasks.iter().map(|task| task.abort_handle()).collect();
+    }
+
+    /// The HTTP/2 server.
+    fn serve(
+        &self,
+        arrivals: mpsc::Receiver<std::io::Result<Connection>>,
+        gate: Arc<Gate>,
+        health: HealthServer<HealthService>,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        const HEADERS_MAX: u32 = 16 * 1024;
+        let config = &self.config;
+        let service = Service {
+            operations: Arc::clone(&self.operations),
+            namespace: self.namespace.clone(),
+            gate: Arc::clone(&gate),
+            clock: self.clock.clone(),
+            places: Arc::clone(&self.places),
+            request_timeout: config.request_timeout,
+            max_batch: config.max_batch,
+            stop: self.stop.clone(),
+        };
+        let route =
+            RouteServiceServer::new(service).max_decoding_message_size(config.max_message_bytes);
+        let mut server = tonic::transport::Server::builder()
+            .max_concurrent_streams(config.max_streams)
+            .http2_max_header_list_size(HEADERS_MAX)
+            .http2_keepalive_interval(Some(config.keepalive))
+            .http2_keepalive_timeout(Some(config.keepalive_timeout))
+            .max_connection_age(config.connection_age)
+            .max_connection_age_grace(config.connection_grace);
+        // Both versions, because most tools still ask for the older one.
+        let current = config
+            .reflection
+            .then(|| schema().build_v1().ok())
+            .flatten();
+        let older = config
+            .reflection
+            .then(|| schema().build_v1alpha().ok())
+            .flatten();
+        // The schema is for callers, too: whoever may call nothing need not know it.
+        let known = move |request: tonic::Request<()>| {
+            gate.identify(request.metadata(), request.extensions())?;
+            Ok(request)
+        };
+        let router = server
+            .add_service(health)
+            .add_service(route)
+            .add_optional_service(current.map(|it| InterceptedService::new(it, known.clone())))
+            .add_optional_service(older.map(|it| InterceptedService::new(it, known)));
+        let stop = self.stop.clone().cancelled_owned();
+        async move {
+            let arrivals = ReceiverStream::new(arrivals);
+            let ended = router.serve_with_incoming_shutdown(arrivals, stop).await;
+            if let Err(error) = ended {
+                tracing::error!(%error, "the gRPC server ended");
+            }
+        }
+    }
+
+    /// Waits until no request is under way.
+    async fn drained(&self, deadline: Tick) -> bool {
+        let all = u32::try_from(self.config.max_in_flight).unwrap_or(u32::MAX);
+        let left = deadline.since(self.clock.now());
+        let idle = self.places.acquire_many(all);
+        let ended = tokio::time::timeout(left, idle).await.is_ok();
+        // The last answers are written by the connections' tasks.
+        const LAST_WORDS: Duration = Duration::from_millis(50);
+        tokio::time::sleep(LAST_WORDS.min(deadline.since(self.clock.now()))).await;
+        ended
+    }
+
+    fn end(&self) {
+        self.cut.cancel();
+        let tasks = std::mem::take(&mut self.running().tasks);
+        tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.end();
+    }
+}
+
+async fn health() -> (HealthReporter, HealthServer<HealthService>) {
+    let reporter = HealthReporter::new();
+    reporter
+        .set_service_status(LIVENESS, ServingStatus::Serving)
+        .await;
+    for service in ["", READINESS, SERVICE_NAME] {
+        reporter
+            .set_service_status(service, ServingStatus::NotServing)
+            .await;
+    }
+    let service = HealthService::from_health_reporter(reporter.clone());
+    (reporter, HealthServer::new(service))
+}
+
+/// Says whether requests can be answered, once a second.
+async fn report(health: HealthReporter, operations: Arc<dyn LinkOperations>, clock: Clock) {
+    const EVERY: Duration = Duration::from_secs(1);
+    let mut last = None;
+    loop {
+        let ready = operations.ready(clock.deadline(EVERY)).await.is_ok();
+        if last.replace(ready) != Some(ready) {
+            let status = if ready {
+                ServingStatus::Serving
+            } else {
+                ServingStatus::NotServing
+            };
+            for service in ["", READINESS, SERVICE_NAME] {
+                health.set_service_status(service, status).await;
+            }
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// What tells callers the schema.
+fn schema() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}

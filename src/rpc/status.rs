@@ -1,0 +1,245 @@
+//! Errors on the wire: a gRPC status with google.rpc.ErrorInfo, and back.
+
+use std::collections::HashMap;
+use std::error::Error as _;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::error::{Error, ErrorKind, WriteOutcome};
+
+/// Whose codes `reason` holds.
+const DOMAIN: &str = "podlink";
+
+/// The gRPC code that says most of what this kind says to somebody who does not know podlink.
+pub(super) const fn code(kind: ErrorKind) -> Code {
+    match kind {
+        ErrorKind::InvalidParameter => Code::InvalidArgument,
+        ErrorKind::ServiceNotFound | ErrorKind::PodNotFound | ErrorKind::NamespaceUnreachable => {
+            Code::NotFound
+        }
+        ErrorKind::PodNotAvailable
+        | ErrorKind::NoRoutablePod
+        | ErrorKind::PodIndexBusy
+        | ErrorKind::LeaseLost
+        | ErrorKind::IllegalState => Code::FailedPrecondition,
+        ErrorKind::PermissionDenied => Code::PermissionDenied,
+        ErrorKind::Overloaded => Code::ResourceExhausted,
+        ErrorKind::PeerUnavailable | ErrorKind::StoreUnavailable | ErrorKind::Closed => {
+            Code::Unavailable
+        }
+        ErrorKind::Timeout => Code::DeadlineExceeded,
+        ErrorKind::StoreData => Code::DataLoss,
+        ErrorKind::Redis
+        | ErrorKind::StoreAuthentication
+        | ErrorKind::ForkedProcess
+        | ErrorKind::Internal => Code::Internal,
+    }
+}
+
+/// The error as a status.
+pub(super) fn from_error(error: &Error) -> Status {
+    status(code(error.kind()), error)
+}
+
+/// A caller that nobody knows: the one error with a gRPC code other than its kind's.
+pub(super) fn unauthenticated(why: &str) -> Status {
+    let error = Error::new(ErrorKind::PermissionDenied, why)
+        .with("reason", "the caller is not known")
+        .with_outcome(WriteOutcome::NotSent);
+    status(Code::Unauthenticated, &error)
+}
+
+fn status(code: Code, error: &Error) -> Status {
+    // Trailers are limited: what does not fit is worth less than an error that arrives.
+    const VALUE_MAX: usize = 500;
+    let mut metadata = HashMap::from([("retryable".to_owned(), error.is_retryable().to_string())]);
+    for (name, value) in error.details() {
+        let value: String = value.chars().take(VALUE_MAX).collect();
+        metadata.insert(name.to_owned(), value);
+    }
+    let details = ErrorDetails::with_error_info(error.kind().code(), DOMAIN, metadata);
+    Status::with_error_details(code, error.to_string(), details)
+}
+
+/// The status as an error. `sent` says whether the call may have reached the peer.
+pub(super) fn to_error(status: &Status) -> Error {
+    let details = status.get_error_details();
+    let info = details.error_info().filter(|info| info.domain == DOMAIN);
+    let Some(info) = info else {
+        return foreign(status);
+    };
+    let kind = ErrorKind::of_code(&info.reason).unwrap_or(ErrorKind::Internal);
+    let mut error = Error::new(kind, message_of(status.message(), &info.metadata));
+    for (name, value) in &info.metadata {
+        error = match (name.as_str(), value.as_str()) {
+            ("retryable", retryable) => error.with_retryable(retryable == "true"),
+            ("outcome", "not sent") => error.with_outcome(WriteOutcome::NotSent),
+            ("outcome", _) => error.with_outcome(WriteOutcome::Unknown),
+            // The caller's own name for the operation is put there by the driver.
+            ("operation", _) => error,
+            (name, value) => error.with(name.to_owned(), value),
+        };
+    }
+    error.with("told_by", "peer")
+}
+
+/// The text without what `Error` adds when it is shown, so that it is not added twice.
+fn message_of(text: &str, metadata: &HashMap<String, String>) -> String {
+    let operation = metadata.get("operation").map(|name| format!("{name}: "));
+    let text = operation
+        .as_deref()
+        .and_then(|prefix| text.strip_prefix(prefix))
+        .unwrap_or(text);
+    let outcome = metadata.get("outcome");
+    let suffix = outcome.map(|outcome| format!(" (write outcome: {outcome})"));
+    let text = suffix
+        .as_deref()
+        .and_then(|suffix| text.strip_suffix(suffix))
+        .unwrap_or(text);
+    text.to_owned()
+}
+
+/// A status that podlink's own server did not make: the transport's, a proxy's, a limit's.
+fn foreign(status: &Status) -> Error {
+    let kind = match status.code() {
+        Code::InvalidArgument | Code::OutOfRange => ErrorKind::InvalidParameter,
+        Code::DeadlineExceeded => ErrorKind::Timeout,
+        // What tonic says when its own deadline passed, on either side.
+        Code::Cancelled if status.message().contains("Timeout expired") => ErrorKind::Timeout,
+        Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Aborted => {
+            ErrorKind::PeerUnavailable
+        }
+        Code::ResourceExhausted => ErrorKind::Overloaded,
+        Code::PermissionDenied | Code::Unauthenticated => ErrorKind::PermissionDenied,
+        Code::Internal if transport_broke(status) => ErrorKind::PeerUnavailable,
+        _ => ErrorKind::Internal,
+    };
+    let said = status.message();
+    let error = Error::new(kind, format!("the peer: {said}")).with("grpc_code", status.code());
+    match cause(status) {
+        Some(cause) if cause != said => error.with("cause", cause),
+        _ => error,
+    }
+}
+
+/// The innermost reason, which names what happened; the outer ones say "transport error".
+fn cause(status: &Status) -> Option<String> {
+    chain(status).last().map(ToString::to_string)
+}
+
+fn chain(status: &Status) -> Vec<&(dyn std::error::Error + 'static)> {
+    let (mut found, mut next) = (Vec::new(), status.source());
+    while let Some(error) = next {
+        found.push(error);
+        next = error.source();
+    }
+    found
+}
+
+fn transport_broke(status: &Status) -> bool {
+    chain(status)
+        .into_iter()
+        .any(|error| error.is::<h2::Error>() || error.is::<std::io::Error>())
+}
+
+/// Whether the call surely never reached the peer's service.
+pub(super) fn never_sent(status: &Status) -> bool {
+    chain(status).into_iter().any(|error| {
+        let hyper = error.downcast_ref::<hyper::Error>();
+        let http2 = error.downcast_ref::<h2::Error>();
+        error.is::<DialError>()
+            || hyper.is_some_and(hyper::Error::is_canceled)
+            || http2.is_some_and(|error| {
+                error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM)
+            })
+    })
+}
+
+/// No connection could be made: nothing was sent.
+#[derive(Debug)]
+pub(super) struct DialError {
+    pub(super) endpoint: String,
+    pub(super) why: String,
+}
+
+impl std::fmt::Display for DialError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "no connection to {}: {}", self.endpoint, self.why)
+    }
+}
+
+impl std::error::Error for DialError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_crosses_the_wire_with_all_it_says() {
+        for kind in ErrorKind::ALL {
+            for outcome in [
+                None,
+                Some(WriteOutcome::NotSent),
+                Some(WriteOutcome::Unknown),
+            ] {
+                let mut error = Error::new(kind, "what happened")
+                    .during("set")
+                    .with("pods_known", 3);
+                if let Some(outcome) = outcome {
+                    error = error.with_outcome(outcome);
+                }
+                let back = to_error(&from_error(&error)).during("set");
+                assert_eq!(back.kind(), kind);
+                assert_eq!(back.outcome(), outcome);
+                assert_eq!(back.is_retryable(), error.is_retryable());
+                assert_eq!(back.to_string(), error.to_string());
+                let facts = back.details();
+                assert!(
+                    facts
+                        .iter()
+                        .any(|(name, value)| *name == "pods_known" && value == "3")
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn no_kind_looks_like_success() {
+        for kind in ErrorKind::ALL {
+            assert_ne!(code(kind), Code::Ok);
+            assert_ne!(code(kind), Code::Unknown);
+        }
+    }
+
+    #[test]
+    fn a_status_of_somebody_else_is_an_error_too() {
+        for (status, kind) in [
+            (Status::unavailable("x"), ErrorKind::PeerUnavailable),
+            (Status::deadline_exceeded("x"), ErrorKind::Timeout),
+            (Status::cancelled("Timeout expired"), ErrorKind::Timeout),
+            (
+                Status::out_of_range("too large"),
+                ErrorKind::InvalidParameter,
+            ),
+            (Status::unimplemented("x"), ErrorKind::Internal),
+            (Status::resource_exhausted("x"), ErrorKind::Overloaded),
+        ] {
+            assert_eq!(to_error(&status).kind(), kind, "{status:?}");
+        }
+    }
+
+    #[test]
+    fn a_code_that_this_version_does_not_know_is_internal() {
+        let details = ErrorDetails::with_error_info("NEWER", DOMAIN, HashMap::new());
+        let status = Status::with_error_details(Code::NotFound, "text", details);
+        assert_eq!(to_error(&status).kind(), ErrorKind::Internal);
+    }
+
+    #[test]
+    fn what_is_refused_before_it_is_read_was_not_sent() {
+        let back = to_error(&unauthenticated("no token"));
+        assert_eq!(back.kind(), ErrorKind::PermissionDenied);
+        assert_eq!(back.outcome(), Some(WriteOutcome::NotSent));
+    }
+}
