@@ -14,7 +14,7 @@ import logging
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from . import _podlink
@@ -70,7 +70,7 @@ class Question(Hook):
     def __init__(self, what: str, function: Callable[..., Any]) -> None:
         super().__init__(what, function)
         self._crew = Crew(8)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def __call__(self, reply: _podlink.Reply, *arguments: Any) -> None:
         """Runs the function where it belongs; the answer goes to ``reply``."""
@@ -84,21 +84,20 @@ class Question(Hook):
             return
         if inspect.isawaitable(answer):
             loop = asyncio.get_running_loop()
-            answering = self._answering(reply, answer)
-            task = _podlink.start_coroutine(loop, self._context.copy(), answering)
+            context = self._context.copy()
+            task = _podlink.start_coroutine(loop, context, _coroutine(answer))
             # The loop holds its tasks weakly.
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(lambda task: self._answered(reply, task))
         else:
             reply.answer(answer)
 
-    async def _answering(self, reply: _podlink.Reply, answer: Any) -> None:
-        try:
-            reply.answer(await answer)
-        except asyncio.CancelledError as error:
-            self._fail(reply, error)
-            raise
-        except Exception as error:
+    def _answered(self, reply: _podlink.Reply, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        error = asyncio.CancelledError("cancelled") if task.cancelled() else task.exception()
+        if error is None:
+            reply.answer(task.result())
+        else:
             self._fail(reply, error)
 
     def _on_thread(self, reply: _podlink.Reply, arguments: Arguments) -> None:
@@ -140,7 +139,7 @@ class Listener(Hook):
         self._prepare = prepare
         self._all_failures = failures or Failures()
         self._waiting: deque[Arguments] = deque()
-        self._worker: asyncio.Task[None] | None = None
+        self._worker: asyncio.Task[Any] | None = None
         self._crew = Crew(1)
         self._deaf = False
 
@@ -178,30 +177,22 @@ class Listener(Hook):
                 continue
             if inspect.isawaitable(told):
                 loop = asyncio.get_running_loop()
-                self._worker = loop.create_task(self._await(told), context=self._context.copy())
+                context = self._context.copy()
+                self._worker = loop.create_task(_coroutine(told), context=context)
+                self._worker.add_done_callback(self._worked)
                 return
 
-    async def _await(self, told: Any) -> None:
-        """Waits for the call under way, then tells what has come meanwhile."""
-        task = asyncio.current_task()
-        while True:
-            try:
-                if inspect.isawaitable(told):
-                    await told
-            except asyncio.CancelledError as error:
-                if task is None or task.cancelling():
-                    raise  # the loop ends
-                self.failed(error)  # something that the function waited for was cancelled
-            except Exception as error:
-                self.failed(error)
-            if not self._waiting:
-                return
-            arguments = self._waiting.popleft()
-            try:
-                told = self._function(*arguments)
-            except Exception as error:
-                self.failed(error)
-                told = None
+    def _worked(self, task: asyncio.Task[Any]) -> None:
+        """Tells what has come while the function was waited for."""
+        if task.cancelled() and task.cancelling():
+            return  # from outside: the loop is being ended
+        # Otherwise it was something that the function waited for that was cancelled.
+        error = asyncio.CancelledError("cancelled") if task.cancelled() else task.exception()
+        if error is not None:
+            self.failed(error)
+        if self._worker is task:
+            self._worker = None
+            self._work()
 
     def _on_thread(self, arguments: Arguments) -> None:
         if self._deaf:
@@ -248,6 +239,17 @@ class Crew:
                 return self._work.popleft()
             self._threads -= 1
             return None
+
+
+def _coroutine(told: Any) -> Coroutine[Any, Any, Any]:
+    """What a task can be made of. A coroutine is taken as it is: one that its loop cancels before
+    it has begun is closed then, where one inside another would never be awaited.
+    """
+    return told if inspect.iscoroutine(told) else _await(told)
+
+
+async def _await(told: Any) -> Any:
+    return await told
 
 
 def _run_to_end(

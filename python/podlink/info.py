@@ -225,7 +225,8 @@ class RouteInfoDriver:
         A change is a join (``previous is None``), a leave or a death (``now is None``), another
         process under the same index, another routing state, another readiness. Loads are not. Each
         change that this driver sees is told once, in order; two changes between two readings may
-        be seen as one. The first reading of a service tells its pods as joins.
+        be seen as one. The first reading of a service tells its pods as joins; who registers
+        later hears what changes from then on.
 
         The callback may be sync or async. Registered while a loop runs, it is called on that loop
         with the context variables of the registration; otherwise on a thread of its own. Calls of
