@@ -13,7 +13,7 @@ use super::info::InfoDriver;
 use super::states::{Audience, PodSource, StateCache, Watched};
 use crate::clock::{Clock, Tick};
 use crate::config::ClientConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::executor::{Changes, Executor, Pods};
 use crate::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
 use crate::route::link::{Life, Persist, Removal, StoredLink};
@@ -311,5 +311,10 @@ impl PodSource for PeerPods {
             }
         });
         Ok(Changes::new(changes))
+    }
+
+    async fn trouble(&self, _deadline: Tick) -> Option<Error> {
+        // The peer's own calls say what is wrong with it.
+        None
     }
 }

@@ -43,6 +43,9 @@ pub(super) trait PodSource: Send + Sync + std::fmt::Debug + 'static {
 
     /// Subscribes to the events of a service's pods.
     async fn listen(&self, service: &ServiceId, deadline: Tick) -> Result<Changes>;
+
+    /// What is wrong with the source, if it can tell at once.
+    async fn trouble(&self, deadline: Tick) -> Option<Error>;
 }
 
 /// The store of the driver's own namespace.
@@ -57,6 +60,13 @@ impl PodSource for OwnStore {
 
     async fn listen(&self, service: &ServiceId, deadline: Tick) -> Result<Changes> {
         self.0.listen(service, deadline).await
+    }
+
+    async fn trouble(&self, deadline: Tick) -> Option<Error> {
+        let answered = self.0.ping(deadline).await;
+        answered
+            .err()
+            .filter(|error| error.kind() != ErrorKind::Timeout)
     }
 }
 
@@ -123,7 +133,7 @@ impl StateCache {
         }
         let watched = Arc::new(Watched::new(
             id.clone(),
-            Arc::clone(&self.executor),
+            Arc::clone(&self.source),
             self.clock.now(),
         ));
         if *closed {
@@ -318,7 +328,7 @@ struct Landed {
 pub struct Watched {
     id: ServiceId,
     /// Asked why a reading takes too long.
-    executor: Arc<dyn Executor>,
+    source: Arc<dyn PodSource>,
     view: ArcSwapOption<View>,
     landed: watch::Sender<Landed>,
     poke: Notify,
@@ -337,10 +347,10 @@ pub struct Watched {
 }
 
 impl Watched {
-    fn new(id: ServiceId, executor: Arc<dyn Executor>, now: Tick) -> Self {
+    fn new(id: ServiceId, source: Arc<dyn PodSource>, now: Tick) -> Self {
         Self {
             id,
-            executor,
+            source,
             view: ArcSwapOption::empty(),
             landed: watch::Sender::new(Landed::default()),
             poke: Notify::new(),
@@ -466,10 +476,7 @@ impl Watched {
 
     /// Why a reading takes too long: what the store says, if it says anything.
     async fn cause(&self, timeout: Error, deadline: Tick) -> Error {
-        match self.executor.ping(deadline).await {
-            Err(error) if error.kind() != ErrorKind::Timeout => error,
-            _ => timeout,
-        }
+        self.source.trouble(deadline).await.unwrap_or(timeout)
     }
 
     /// Chooses a pod that may take a new user now, and counts the user as sent there.
