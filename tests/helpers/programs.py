@@ -36,7 +36,8 @@ def run_program(source: str, *arguments: str, within: float = _ENDS_WITHIN) -> s
 
 def environment() -> dict[str, str]:
     """The environment of a program that may import from `helpers`."""
-    return os.environ | {"PYTHONPATH": str(_TESTS)}
+    paths = [str(_TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 # Python 3.12 and later warn of every fork in a process with threads; that is podlink's business.

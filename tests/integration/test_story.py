@@ -78,6 +78,11 @@ class ClientProcess:
             assert pipe is not None
             pipe.close()
 
+    def has_gone_round(self, times: int) -> bool:
+        """Whether it has routed all users so often; it must not have died meanwhile."""
+        assert self._process.poll() is None, f"a client ended with {self._process.returncode}"
+        return len(self.rounds) >= times
+
     def stop(self) -> dict[str, Any]:
         """Ends it after its present round; returns where it has every user, and its counters."""
         assert self._process.stdin is not None
@@ -119,7 +124,7 @@ def test_ten_thousand_users_and_a_pod_that_is_killed(server_factory: ServerFacto
         ClientProcess(server.url) as other,
     ):
         began = time.monotonic()
-        eventually(lambda: len(one.rounds) >= 3 and len(other.rounds) >= 3, within=60)
+        eventually(lambda: one.has_gone_round(3) and other.has_gone_round(3), within=60)
         placed = max(one.rounds[0].ended, other.rounds[0].ended) - began
         before = links()
         share = Counter(before.values())
@@ -140,7 +145,7 @@ def test_ten_thousand_users_and_a_pod_that_is_killed(server_factory: ServerFacto
         # Some more rounds, to see that it stays so.
         counts = [len(one.rounds) + 3, len(other.rounds) + 3]
         eventually(
-            lambda: len(one.rounds) >= counts[0] and len(other.rounds) >= counts[1], within=60
+            lambda: one.has_gone_round(counts[0]) and other.has_gone_round(counts[1]), within=60
         )
         ends = [one.stop(), other.stop()]
 
