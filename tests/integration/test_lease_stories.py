@@ -22,17 +22,16 @@ from helpers.programs import environment
 from helpers.servers import Server
 from helpers.wait import eventually_async
 
-
 PROGRAM = ("-m", "helpers.talking_pod")
 
 # The same for a process that believes that it is the year 2001.
-IN_2001 = (
-    "-c",
-    "import runpy, time\n"
-    "time.time = lambda: 1e9\n"
-    "time.time_ns = lambda: 10**18\n"
-    "runpy.run_module('helpers.talking_pod', run_name='__main__')\n",
-)
+_PROGRAM_IN_2001 = """
+import runpy, time
+time.time = lambda: 1e9
+time.time_ns = lambda: 10**18
+runpy.run_module("helpers.talking_pod", run_name="__main__")
+"""
+IN_2001 = ("-c", _PROGRAM_IN_2001)
 
 
 class TalkingPod:
