@@ -9,6 +9,7 @@
 
 mod channel;
 mod contract;
+mod driver;
 mod line;
 mod line_end;
 mod line_login;

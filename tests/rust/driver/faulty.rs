@@ -1,0 +1,173 @@
+//! A store that fails when a test wants it to, and remembers what it was asked.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use podlink::clock::{Clock, Tick};
+use podlink::config::LeaseTimes;
+use podlink::error::{Error, ErrorKind, Result, WriteOutcome};
+use podlink::executor::{Begun, Changes, Executor, PodIdentity, Pods, Removed, Renewed};
+use podlink::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
+use podlink::route::link::{Certificate, Persist, Placed, Removal, StoredLink};
+use podlink::route::state::{PodState, WorkloadState};
+
+/// What happens to a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// The store cannot be reached.
+    Refused,
+    /// The store does what it is asked for, and nobody hears of it.
+    AnswerLost,
+    /// The call waits until its deadline, and nothing happens.
+    Silence,
+}
+
+/// A store in front of another one.
+#[derive(Debug)]
+pub(super) struct Faulty {
+    store: Arc<dyn Executor>,
+    clock: Clock,
+    /// Per operation, what happens to its next calls; then all is well again.
+    faults: Mutex<BTreeMap<&'static str, VecDeque<Fault>>>,
+    /// What was asked, and when.
+    calls: Mutex<Vec<(&'static str, Tick)>>,
+    /// Per operation, how many calls are under way, and how many there were at most.
+    under_way: Mutex<BTreeMap<&'static str, (usize, usize)>>,
+}
+
+/// A call under way, however it ends.
+struct UnderWay<'a>(&'a Faulty, &'static str);
+
+impl<'a> UnderWay<'a> {
+    fn new(store: &'a Faulty, operation: &'static str) -> Self {
+        let mut all = store.under_way.lock().unwrap();
+        let (now, most) = all.entry(operation).or_default();
+        *now += 1;
+        *most = (*most).max(*now);
+        Self(store, operation)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let mut all = self.0.under_way.lock().unwrap();
+        all.entry(self.1).or_default().0 -= 1;
+    }
+}
+
+impl Faulty {
+    pub(super) fn new(store: Arc<dyn Executor>, clock: Clock) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            clock,
+            faults: Mutex::default(),
+            calls: Mutex::default(),
+            under_way: Mutex::default(),
+        })
+    }
+
+    /// The next calls of this operation fail so, one after the other.
+    pub(super) fn fail(&self, operation: &'static str, faults: &[Fault]) {
+        let mut all = self.faults.lock().unwrap();
+        all.entry(operation).or_default().extend(faults);
+    }
+
+    /// From now on nothing fails.
+    pub(super) fn heal(&self) {
+        self.faults.lock().unwrap().clear();
+    }
+
+    /// When this operation was asked for.
+    pub(super) fn asked(&self, operation: &str) -> Vec<Tick> {
+        let calls = self.calls.lock().unwrap();
+        let wanted = calls.iter().filter(|(name, _)| *name == operation);
+        wanted.map(|(_, at)| *at).collect()
+    }
+
+    /// How many calls of this operation were under way at a time.
+    pub(super) fn most_at_once(&self, operation: &str) -> usize {
+        let all = self.under_way.lock().unwrap();
+        all.get(operation).map_or(0, |(_, most)| *most)
+    }
+
+    async fn pass<T>(
+        &self,
+        operation: &'static str,
+        deadline: Tick,
+        call: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        self.calls
+            .lock()
+            .unwrap()
+            .push((operation, self.clock.now()));
+        let _under_way = UnderWay::new(self, operation);
+        let fault = {
+            let mut faults = self.faults.lock().unwrap();
+            faults.get_mut(operation).and_then(VecDeque::pop_front)
+        };
+        let error = |kind| Error::new(kind, "on purpose").during(operation);
+        match fault {
+            None => call.await,
+            Some(Fault::Refused) => {
+                Err(error(ErrorKind::StoreUnavailable).with_outcome(WriteOutcome::NotSent))
+            }
+            Some(Fault::AnswerLost) => {
+                call.await?;
+                Err(error(ErrorKind::Timeout).with_outcome(WriteOutcome::Unknown))
+            }
+            Some(Fault::Silence) => {
+                while self.clock.now() < deadline {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                Err(error(ErrorKind::Timeout).with_outcome(WriteOutcome::Unknown))
+            }
+        }
+    }
+}
+
+/// Hands each operation on to the store behind, through `pass`.
+macro_rules! handed_on {
+    ($($name:ident($($argument:ident: $type:ty),* $(,)?) -> $answer:ty;)+) => {
+        #[async_trait]
+        impl Executor for Faulty {
+            $(async fn $name(&self, $($argument: $type,)* deadline: Tick) -> Result<$answer> {
+                let call = self.store.$name($($argument,)* deadline);
+                self.pass(stringify!($name), deadline, call).await
+            })+
+
+            async fn close(&self) {
+                self.store.close().await;
+            }
+        }
+    };
+}
+
+handed_on! {
+    get(link: &LinkId) -> Option<StoredLink>;
+    batch_get(service: &ServiceId, uids: &[Uid]) -> Vec<Option<PodIndex>>;
+    services(namespace: &Namespace, uid: &Uid) -> BTreeMap<ServiceName, PodIndex>;
+    set_if_absent(link: &LinkId, pod: PodIndex, ttl: Duration) -> Placed;
+    set(link: &LinkId, pod: PodIndex, persist: Persist) -> Option<PodIndex>;
+    try_set(link: &LinkId, pod: PodIndex, persist: Persist) -> Placed;
+    relink(
+        link: &LinkId,
+        from: StoredLink,
+        dead: Incarnation,
+        to: PodIndex,
+        ttl: Duration,
+    ) -> Option<Placed>;
+    remove(link: &LinkId, owner: Option<PodIndex>, removal: Removal) -> Removed;
+    pod_begin(pod: &PodIdentity, times: LeaseTimes) -> Begun;
+    pod_renew(service: &ServiceId, state: &PodState, times: LeaseTimes) -> Renewed;
+    pod_end(service: &ServiceId, pod: PodIndex, incarnation: Incarnation) -> bool;
+    pod_certify(service: &ServiceId, pod: PodIndex) -> Certificate;
+    pods(service: &ServiceId) -> Pods;
+    listen(service: &ServiceId) -> Changes;
+    set_workload(service: &ServiceId, workload: &WorkloadState, ttl: Duration) -> ();
+    workload(service: &ServiceId) -> Option<WorkloadState>;
+    set_tag(namespace: &Namespace, tag: &Tag, service: &ServiceName) -> bool;
+    tag(namespace: &Namespace, tag: &Tag) -> Option<ServiceName>;
+    ping() -> ();
+}

@@ -1,0 +1,7 @@
+//! The drivers on a store that fails on request, in time that the test moves.
+
+mod faulty;
+mod info;
+mod lease;
+mod lifecycle;
+mod world;
