@@ -15,8 +15,15 @@ USERS = [f"u{number}" for number in range(60)]
 
 
 @pytest.fixture
-async def store(store_server: Server) -> AsyncIterator[podlink.Store]:
-    async with podlink.Store(store_server.url) as opened:
+def server(valkey_server: Server) -> Server:
+    """One kind of server is enough for stories that take seconds."""
+    valkey_server.flush()
+    return valkey_server
+
+
+@pytest.fixture
+async def store(server: Server) -> AsyncIterator[podlink.Store]:
+    async with podlink.Store(server.url) as opened:
         yield opened
 
 
@@ -40,10 +47,10 @@ async def all_on(client: podlink.ClientDriver, *pods: int) -> None:
     await eventually_async(settled, within=30)
 
 
-async def test_the_users_of_a_killed_pod_move_and_nobody_else(
-    store_server: Server, client: podlink.ClientDriver
-) -> None:
-    with PodProcess(store_server.url, 0), PodProcess(store_server.url, 1) as killed:
+async def test_the_users_of_a_killed_pod_move_and_nobody_else(store_server: Server) -> None:
+    server = store_server
+    client = podlink.ClientDriver(podlink.Store(server.url), NAMESPACE, route_info=FRESH)
+    with PodProcess(server.url, 0), PodProcess(server.url, 1) as killed:
         before = await placed(client)
         assert set(before) == {0, 1}
         killed.kill()
@@ -52,25 +59,25 @@ async def test_the_users_of_a_killed_pod_move_and_nobody_else(
 
 
 async def test_a_pod_that_is_asked_to_stop_loses_its_users_at_once(
-    store_server: Server, client: podlink.ClientDriver
+    server: Server, client: podlink.ClientDriver
 ) -> None:
-    with PodProcess(store_server.url, 0), PodProcess(store_server.url, 1) as stopped:
+    with PodProcess(server.url, 0), PodProcess(server.url, 1) as stopped:
         assert set(await placed(client)) == {0, 1}
         stopped.stop()
-        fresh = podlink.ClientDriver(podlink.Store(store_server.url), NAMESPACE)
+        fresh = podlink.ClientDriver(podlink.Store(server.url), NAMESPACE)
         assert set(await placed(fresh)) == {0}
         assert fresh.stats()["owners_unsure"] == 0
         await all_on(client, 0)
 
 
 async def test_a_killed_pod_that_comes_back_in_time_keeps_its_users(
-    store_server: Server, client: podlink.ClientDriver
+    server: Server, client: podlink.ClientDriver
 ) -> None:
-    with PodProcess(store_server.url, 0), PodProcess(store_server.url, 1) as first:
+    with PodProcess(server.url, 0), PodProcess(server.url, 1) as first:
         before = await placed(client)
         first.kill()
         # The new process waits until the old one's lease is surely over, then takes the index.
-        with PodProcess(store_server.url, 1) as second:
+        with PodProcess(server.url, 1) as second:
             assert second.incarnation > first.incarnation
             of_the_first = [user for user, pod in zip(USERS, before, strict=True) if pod == 1]
             assert of_the_first
@@ -82,16 +89,16 @@ async def test_a_killed_pod_that_comes_back_in_time_keeps_its_users(
 
 
 async def test_a_pod_that_slept_through_its_death_comes_back_as_another(
-    store_server: Server, store: podlink.Store, client: podlink.ClientDriver
+    server: Server, store: podlink.Store, client: podlink.ClientDriver
 ) -> None:
-    with PodProcess(store_server.url, 0), PodProcess(store_server.url, 1) as sleeper:
+    with PodProcess(server.url, 0), PodProcess(server.url, 1) as sleeper:
         assert set(await placed(client)) == {0, 1}
         sleeper.pause()
         try:
             await all_on(client, 0)
         finally:
             sleeper.resume()
-        seen = store_server.client()
+        seen = server.client()
 
         def incarnation() -> int:
             return int(str(seen.hget("sf:{default:state:svc}#lease", "i:1")))
@@ -109,9 +116,9 @@ async def test_a_pod_that_slept_through_its_death_comes_back_as_another(
 
 
 async def test_two_processes_with_one_index_are_one_too_many(
-    store_server: Server, store: podlink.Store
+    server: Server, store: podlink.Store
 ) -> None:
-    with PodProcess(store_server.url, 0):
+    with PodProcess(server.url, 0):
         rival = podlink.ServerDriver(store, pod_info(0), QUICK)
         with pytest.raises(podlink.PodIndexBusyError, match="pod 0 of default/svc") as caught:
             await rival.start(timeout=0.5)
