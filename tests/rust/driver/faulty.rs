@@ -22,6 +22,8 @@ pub(super) enum Fault {
     AnswerLost,
     /// The call waits until its deadline, and nothing happens.
     Silence,
+    /// The store does what it is asked for at once, and its answer takes so long.
+    Late(Duration),
 }
 
 /// A store in front of another one.
@@ -92,6 +94,13 @@ impl Faulty {
         all.get(operation).map_or(0, |(_, most)| *most)
     }
 
+    /// Waits by the clock of the test.
+    async fn sleep_until(&self, moment: Tick) {
+        while self.clock.now() < moment {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     async fn pass<T>(
         &self,
         operation: &'static str,
@@ -117,10 +126,13 @@ impl Faulty {
                 call.await?;
                 Err(error(ErrorKind::Timeout).with_outcome(WriteOutcome::Unknown))
             }
+            Some(Fault::Late(by)) => {
+                let answer = call.await;
+                self.sleep_until(self.clock.now().after(by)).await;
+                answer
+            }
             Some(Fault::Silence) => {
-                while self.clock.now() < deadline {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
+                self.sleep_until(deadline).await;
                 Err(error(ErrorKind::Timeout).with_outcome(WriteOutcome::Unknown))
             }
         }
