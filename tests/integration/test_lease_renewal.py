@@ -120,6 +120,38 @@ async def test_a_lapse_voids_what_was_held_and_is_told_once(
     await store.aclose()
 
 
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_hooks_of_a_lost_lease_are_called_once_and_may_fail(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = podlink.Store()
+    info = podlink.ServerInfo(NAMESPACE, SERVICE, 0, pod_uid="11-22")
+    earlier = podlink.ServerDriver(store, info, QUICK)
+    told: list[str] = []
+
+    async def fail_later() -> None:
+        raise RuntimeError("on purpose")
+
+    def fail() -> None:
+        raise RuntimeError("on purpose")
+
+    async def later() -> None:
+        told.append("async")
+
+    earlier.on_lease_lost(fail if kind == "sync" else fail_later)
+    earlier.on_lease_lost(later)
+    earlier.on_lease_lost(lambda: told.append("sync"))
+    await earlier.start()
+    async with podlink.ServerDriver(store, info, QUICK):
+        await eventually_async(lambda: earlier.stats()["hook_failures"])
+        await eventually_async(lambda: sorted(told) == ["async", "sync"])
+        await earlier.stop()
+    assert sorted(told) == ["async", "sync"]
+    assert earlier.stats()["hook_failures"] == 1
+    [record] = [each for each in caplog.records if each.name == "podlink.hooks"]
+    assert record.exc_info
+
+
 async def test_a_lapsed_pod_may_still_give_users_away(server_factory: ServerFactory) -> None:
     server = server_factory()
     store = podlink.Store(server.url)
