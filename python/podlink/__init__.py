@@ -53,6 +53,7 @@ from .errors import (
 from .grpc_client import RouteGrpcClient
 from .grpc_server import RouteGrpcServer
 from .info import Registration, RouteInfoDriver
+from .metrics import Sample, Snapshot, Window
 from .server import ServerDriver, ServerInfo
 from .state import DrainReport, RoutingState, StatefulServiceState
 from .store import Store
@@ -87,10 +88,12 @@ __all__ = [
     "RouteInfoConfig",
     "RouteInfoDriver",
     "RoutingState",
+    "Sample",
     "ServerConfig",
     "ServerDriver",
     "ServerInfo",
     "ServiceNotFoundError",
+    "Snapshot",
     "StatefulObjCallback",
     "StatefulServiceState",
     "Store",
@@ -98,6 +101,7 @@ __all__ = [
     "StoreDataError",
     "StoreError",
     "StoreUnavailableError",
+    "Window",
     "__version__",
     "connect",
 ]

@@ -1,7 +1,7 @@
 """The compiled module, as the modules beside it use it. Nothing here is public."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 __all__ = [
@@ -23,6 +23,11 @@ __all__ = [
     "after_fork_in_child",
     "check_timeout",
     "error_codes",
+    "hook_called",
+    "hook_ended",
+    "metrics_collect",
+    "metrics_table",
+    "metrics_text",
     "start_coroutine",
     "take_logs",
 ]
@@ -31,11 +36,22 @@ __version__: str
 
 _StateFields = tuple[int, str, int, str, int, int, dict[str, str]]
 _Path = str | os.PathLike[str]
+# Of a histogram: ([(upper bound, how many up to it)], sum).
+_Value = float | tuple[list[tuple[float, int]], float]
+# Name, kind, help, label names, [(label values, value)].
+_Family = tuple[str, str, str, tuple[str, ...], list[tuple[tuple[str, ...], _Value]]]
+# Window, its seconds, what happened in it.
+_Window = tuple[str, float, tuple[int, int, int, int, int, int, int, int]]
 _ErrorParts = tuple[str, str, bool, dict[str, str]]
 
 def after_fork_in_child() -> None: ...
 def check_timeout(timeout: Any) -> None: ...
 def error_codes() -> list[tuple[str, bool]]: ...
+def hook_called(hook: str) -> None: ...
+def hook_ended(hook: str, seconds: float, well: bool) -> None: ...
+def metrics_collect(stores: Sequence[StoreCore]) -> list[_Family]: ...
+def metrics_table() -> list[tuple[str, str, str, list[tuple[str, list[str] | None]]]]: ...
+def metrics_text(stores: Sequence[StoreCore]) -> str: ...
 def start_coroutine(event_loop: Any, context: Any, answering: Any) -> Any: ...
 def take_logs() -> tuple[list[tuple[int, str, str]], int]: ...
 
@@ -106,6 +122,7 @@ class StoreCore:
     def shown(self) -> str: ...
     def __new__(cls, url: Any, options: Mapping[str, str]) -> StoreCore: ...
     def close(self, queue: CompletionQueue, waiter: Any) -> None: ...
+    def windows(self) -> list[_Window]: ...
     def ping(self, queue: CompletionQueue, waiter: Any, timeout: Any) -> None: ...
 
 @final

@@ -8,6 +8,7 @@ from typing import Self
 from .client import ClientDriver
 from .config import ClientConfig, RouteInfoConfig, ServerConfig
 from .info import RouteInfoDriver
+from .metrics import Snapshot
 from .server import ServerDriver, ServerInfo
 from .store import Store, StoreOption
 
@@ -38,6 +39,14 @@ class Connection:
         server = ServerDriver(self.store, server_info, config)
         self._servers.append(server)
         return server
+
+    def metrics_text(self) -> str:
+        """Returns the metrics of all drivers as OpenMetrics text; see ``Store.metrics_text``."""
+        return self.store.metrics_text()
+
+    def stats(self) -> Snapshot:
+        """Returns what all drivers have counted, and how much of it lately; see ``Store.stats``."""
+        return self.store.stats()
 
     async def aclose(self) -> None:
         """Stops the servers, closes the client, the route info driver, then the store.

@@ -11,6 +11,7 @@ from . import _podlink
 from ._bridge import call
 from .config import Duration, seconds
 from .errors import InvalidParameterTypeError
+from .metrics import Snapshot
 
 __all__ = ["Store", "StoreOption"]
 
@@ -70,6 +71,38 @@ class Store:
             ClosedError: the store was closed.
         """
         await call(self._core.ping, seconds(timeout))
+
+    def metrics_text(self) -> str:
+        """Returns the metrics of every driver on this store as a page in the OpenMetrics format,
+        for whoever serves ``/metrics`` by other means than those of ``podlink.prometheus`` and
+        :class:`~podlink.AdminServer`.
+
+        The content type is ``application/openmetrics-text; version=1.0.0; charset=utf-8``. Counts
+        of drivers that were closed stay, so no counter ever falls; those of the bridge to Python
+        and of hooks are the whole process's. It waits for nothing, and may be called from any
+        thread, also while drivers are closed and after ``aclose``.
+
+        Raises:
+            ForkedProcessError: in a forked child of the process that made the store.
+
+        Example:
+            >>> "podlink_build_info" in Store("memory://").metrics_text()
+            True
+        """
+        return _podlink.metrics_text([self._core])
+
+    def stats(self) -> Snapshot:
+        """Returns what every driver on this store has counted so far, and how much of it lately:
+        the same figures as ``metrics_text()``, to be used in a program.
+
+        Raises:
+            ForkedProcessError: in a forked child of the process that made the store.
+
+        Example:
+            >>> Store("memory://").stats().value("podlink_links_made")
+            0.0
+        """
+        return Snapshot._of([self._core])
 
     async def aclose(self) -> None:
         """Ends the connection. Later calls raise ``ClosedError``; a second close does nothing.

@@ -70,6 +70,7 @@ impl ClientCore {
             chooser,
             peers,
         );
+        driver.report_to(store.metrics(py)?);
         Ok(Self {
             driver: Owned::new(driver),
             states: Owned::new(info.driver(py)?.states()),

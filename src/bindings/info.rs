@@ -41,6 +41,7 @@ impl InfoCore {
         log::listen(callbacks.arrivals(py)?);
         let executor = store.executor(py)?;
         let driver = InfoDriver::new(executor, Clock::System, own, config.config.clone());
+        driver.report_to(store.metrics(py)?);
         Ok(Self {
             driver: Owned::new(driver),
             timeout: config.timeout,

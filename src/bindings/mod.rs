@@ -17,6 +17,7 @@ mod queue;
 mod runtime;
 mod server;
 mod store;
+mod telemetry;
 
 use pyo3::prelude::*;
 
@@ -49,6 +50,8 @@ mod _podlink {
     use super::server::ServerCore;
     #[pymodule_export]
     use super::store::StoreCore;
+    #[pymodule_export]
+    use super::telemetry::{hook_called, hook_ended, metrics_collect, metrics_table, metrics_text};
     use super::*;
 
     #[pymodule_init]

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
@@ -18,10 +18,12 @@ use super::error::{parts, raise};
 use super::hook::Call;
 use super::info::states_to_python;
 use super::runtime::{self, Owned};
+use super::telemetry::{bridge, note_queue};
 use crate::driver::info::States;
 use crate::driver::server::DrainReport;
 use crate::error::{Error, ErrorKind};
 use crate::id::{PodIndex, ServiceName, Uid};
+use crate::telemetry::count;
 
 /// What an operation answers.
 pub(super) enum Answer {
@@ -96,6 +98,8 @@ pub(super) struct Arrivals {
     ear: UnixStream,
     /// The queue's Python half is gone.
     deserted: AtomicBool,
+    /// How many operations are waited for. Only a figure for the metrics.
+    waited_for: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -120,6 +124,7 @@ impl Arrivals {
             bell,
             ear,
             deserted: AtomicBool::new(false),
+            waited_for: AtomicUsize::new(0),
         })
     }
 
@@ -142,6 +147,7 @@ impl Arrivals {
     /// Wakes whoever listens. A full pipe means that it is being woken already, and a closed one
     /// that the loop has ended and nobody waits any more.
     pub(super) fn ring(&self) {
+        count(&bridge().wake_ups);
         let _full_or_closed = (&self.bell).write(&[1]);
     }
 
@@ -156,6 +162,7 @@ impl Arrivals {
             if inbox.calls.len() < WAITING_MAX {
                 inbox.calls.push(call);
             } else {
+                count(&bridge().dropped);
                 tracing::warn!("a hook call was dropped: its loop or thread does not keep up");
             }
         });
@@ -165,6 +172,13 @@ impl Arrivals {
     fn desert(&self) {
         self.deserted.store(true, Ordering::Release);
         self.lock().calls.clear();
+    }
+
+    /// How much waits to be taken, and how many operations are waited for.
+    pub(super) fn load(&self) -> (usize, usize) {
+        let inbox = self.lock();
+        let waiting = inbox.done.len() + inbox.calls.len();
+        (waiting, self.waited_for.load(Ordering::Relaxed))
     }
 
     fn hear(&self) {
@@ -219,8 +233,10 @@ impl CompletionQueue {
             );
             raise(py, &error.caused_by(cause))
         })?;
+        let arrivals = Arc::new(arrivals);
+        note_queue(&arrivals);
         Ok(Self {
-            arrivals: Owned::new(Arc::new(arrivals)),
+            arrivals: Owned::new(arrivals),
             next: AtomicU64::new(0),
             waiters: Mutex::default(),
         })
@@ -241,6 +257,10 @@ impl CompletionQueue {
         arrivals.hear();
         // Both at once: nobody rings for what arrives in a queue that still holds something.
         let Inbox { done, calls } = std::mem::take(&mut *arrivals.lock());
+        let taken = done.len() + calls.len();
+        if taken > 0 {
+            bridge().batches.size(taken);
+        }
         let drained = PyList::empty(py);
         let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
         for (number, outcome) in done {
@@ -248,6 +268,7 @@ impl CompletionQueue {
                 drained.append(delivered(py, waiter, outcome)?)?;
             }
         }
+        arrivals.waited_for.store(waiters.len(), Ordering::Relaxed);
         let calls: PyResult<Vec<_>> = calls.into_iter().map(|call| call.into_python(py)).collect();
         Ok((drained, calls?))
     }
@@ -304,10 +325,11 @@ impl CompletionQueue {
         let runtime = runtime::handle(py)?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let arrivals = Arc::clone(self.arrivals.get(py)?);
-        self.waiters
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(number, waiter);
+        {
+            let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+            waiters.insert(number, waiter);
+            arrivals.waited_for.store(waiters.len(), Ordering::Relaxed);
+        }
         let pending = Pending {
             arrivals,
             waiter: number,

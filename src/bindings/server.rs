@@ -65,6 +65,7 @@ impl ServerCore {
         let executor = store.executor(py)?;
         let told = Arc::clone(&hooks) as Arc<dyn PodHooks>;
         let driver = ServerDriver::new(executor, Clock::System, info, config, told);
+        driver.report_to(store.metrics(py)?);
         Ok(Self {
             driver: Owned::new(driver),
             hooks: Owned::new(hooks),

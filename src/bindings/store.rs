@@ -4,14 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
+use pyo3::types::PyList;
 
 use super::argument;
 use super::error::OrRaise;
 use super::queue::{Answer, CompletionQueue};
 use super::runtime::{self, Owned};
+use super::telemetry::windows_to_python;
 use crate::clock::Clock;
 use crate::config::{Address, StoreConfig};
-use crate::executor::{self, Executor};
+use crate::executor::{self, Executor, Observed};
+use crate::telemetry::Metrics;
 
 /// How long a ping may take when the caller names no time.
 const PING_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
@@ -20,6 +23,7 @@ const PING_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 #[pyclass(frozen, module = "podlink._podlink")]
 pub(super) struct StoreCore {
     executor: Owned<Arc<dyn Executor>>,
+    metrics: Owned<Arc<Metrics>>,
     #[pyo3(get)]
     shown: String,
 }
@@ -36,9 +40,12 @@ impl StoreCore {
             // No name in a URL contains this character.
             name.push_str(&format!("#{}", runtime::generation()));
         }
-        let executor = executor::open(&config, Clock::System).or_raise(py)?;
+        let store = executor::open(&config, Clock::System).or_raise(py)?;
+        let metrics = Metrics::new(Clock::System);
+        let executor: Arc<dyn Executor> = Observed::new(store, Clock::System, &metrics);
         Ok(Self {
             executor: Owned::new(executor),
+            metrics: Owned::new(metrics),
             shown: config.shown,
         })
     }
@@ -58,6 +65,11 @@ impl StoreCore {
         })
     }
 
+    /// What happened lately on all drivers: (window, seconds, counts).
+    fn windows<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        windows_to_python(py, &self.metrics.get(py)?.windows())
+    }
+
     fn close(&self, py: Python<'_>, queue: &CompletionQueue, waiter: Py<PyAny>) -> PyResult<()> {
         let executor = self.executor(py)?;
         queue.spawn(py, waiter, async move {
@@ -70,5 +82,10 @@ impl StoreCore {
 impl StoreCore {
     pub(super) fn executor(&self, py: Python<'_>) -> PyResult<Arc<dyn Executor>> {
         Ok(Arc::clone(self.executor.get(py)?))
+    }
+
+    /// What the drivers on this store report to.
+    pub(super) fn metrics(&self, py: Python<'_>) -> PyResult<&Arc<Metrics>> {
+        self.metrics.get(py)
     }
 }

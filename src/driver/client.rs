@@ -1,6 +1,7 @@
 //! The client driver: find or make the link user → pod.
 
 mod place;
+mod report;
 mod shared;
 
 use std::collections::{BTreeMap, HashMap};
@@ -109,7 +110,7 @@ struct Shared {
     peers: HashMap<Namespace, Peer>,
     /// The pods of those, as their peers tell.
     foreign: Arc<StateCache>,
-    stats: ClientStats,
+    stats: Arc<ClientStats>,
     closed: AtomicBool,
 }
 
@@ -176,7 +177,7 @@ impl ClientDriver {
             numbers: AtomicU32::new(0),
             peers: peers.collect(),
             foreign,
-            stats: ClientStats::default(),
+            stats: Arc::default(),
             closed: AtomicBool::new(false),
         };
         Self {

@@ -18,6 +18,7 @@ use crate::id::{Namespace, PodIndex, ServiceId, ServiceName, Tag};
 use crate::route::pick::Strategy;
 use crate::route::snapshot::Pod;
 use crate::route::state::{PodRecord, PodState, Readiness, Standing};
+use crate::telemetry::Metrics;
 
 /// What is known of the pods of each service. Cheap to clone; the clones are one driver.
 #[derive(Debug, Clone)]
@@ -72,6 +73,12 @@ impl InfoDriver {
     #[must_use]
     pub fn stats(&self) -> BTreeMap<&'static str, u64> {
         self.shared.states.stats().read().into_iter().collect()
+    }
+
+    /// Reports to these metrics from now on, until the driver is dropped. What it has counted
+    /// stays.
+    pub fn report_to(&self, metrics: &Metrics) {
+        self.shared.states.report_to(metrics);
     }
 
     /// The deadline of a call with this timeout.

@@ -3,6 +3,8 @@
 //! One task per service reads all its pods every refresh period and swaps in a new [`View`].
 //! Readers take the current view without a lock. A service that nobody asks for is dropped.
 
+mod report;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};

@@ -8,6 +8,7 @@ mod changes;
 mod codec;
 mod key;
 mod memory;
+mod observed;
 mod redis;
 mod script;
 
@@ -26,6 +27,7 @@ use crate::route::state::{PodRecord, PodState, WorkloadState};
 
 pub use changes::Changes;
 pub use memory::MemoryExecutor;
+pub use observed::Observed;
 pub use redis::{RedisExecutor, Stats};
 
 /// The shared truth about links and pods.
@@ -184,6 +186,32 @@ pub trait Executor: Send + Sync + std::fmt::Debug + 'static {
 
     /// Ends the connection and every task behind it. Later calls fail with `Closed`.
     async fn close(&self);
+
+    /// How the connection is, and what happened to it so far. A store in this process has none
+    /// that could break.
+    fn connection(&self) -> ConnectionReport {
+        ConnectionReport {
+            up: true,
+            ..ConnectionReport::default()
+        }
+    }
+}
+
+/// How a store's connection is, and how often what has happened to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ConnectionReport {
+    /// Calls can be sent at this moment.
+    pub up: bool,
+    /// Connections made.
+    pub connects: u64,
+    /// Attempts to connect that failed.
+    pub failed_dials: u64,
+    /// Connections lost or given up.
+    pub disconnects: u64,
+    /// Calls that were sent and not answered in time.
+    pub unanswered: u64,
+    /// Scripts sent with their source.
+    pub script_loads: u64,
 }
 
 /// What `remove` found and did.

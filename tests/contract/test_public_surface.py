@@ -42,10 +42,12 @@ EXPORTED = [
     "RouteInfoConfig",
     "RouteInfoDriver",
     "RoutingState",
+    "Sample",
     "ServerConfig",
     "ServerDriver",
     "ServerInfo",
     "ServiceNotFoundError",
+    "Snapshot",
     "StatefulObjCallback",
     "StatefulServiceState",
     "Store",
@@ -53,6 +55,7 @@ EXPORTED = [
     "StoreDataError",
     "StoreError",
     "StoreUnavailableError",
+    "Window",
     "__version__",
     "connect",
 ]
@@ -186,6 +189,12 @@ SIGNATURES = {
     "Store": "(url: str = 'memory://', **options: StoreOption) -> None",
     "Store.aclose": "async () -> None",
     "Store.ping": f"async ({_LIMIT}) -> None",
+    "Store.metrics_text": "() -> str",
+    "Store.stats": "() -> Snapshot",
+    "Snapshot.value": "(name: str, **labels: str) -> float",
+    "Window.per_second": "(count: int) -> float",
+    "Connection.metrics_text": "() -> str",
+    "Connection.stats": "() -> Snapshot",
     "Connection.aclose": "async () -> None",
     "Connection.server": "(server_info: ServerInfo, config: ServerConfig | None = None)"
     " -> ServerDriver",
@@ -204,7 +213,9 @@ WITH_METHODS = [
     "Registration",
     "RouteInfoDriver",
     "ServerDriver",
+    "Snapshot",
     "Store",
+    "Window",
 ]
 
 DEFAULTS: dict[str, dict[str, object]] = {

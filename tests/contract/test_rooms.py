@@ -136,6 +136,7 @@ MAY_IMPORT_COMPILED = {
     "client",
     "config",
     "info",
+    "metrics",
     "server",
     "store",
 }

@@ -173,7 +173,9 @@ impl Shared {
         let given = Given::default();
         if lease == self.lease_number() {
             let gone = users.iter().filter(|user| !self.owned().contains(user));
-            given.released.store(gone.count() as u64, Ordering::Relaxed);
+            let gone = gone.count() as u64;
+            given.released.store(gone, Ordering::Relaxed);
+            self.count_released(gone);
         }
         let giving = self.give_away(rule, &given, links_until);
         let _out_of_time = by(&self.clock, links_until, "the links of the pod", giving).await;
@@ -187,6 +189,7 @@ impl Shared {
             remaining: self.owned().len() as u64,
             took: self.clock.now().since(started),
         };
+        self.stats.drains.time(report.took);
         self.stopped.send_replace(Some(report));
     }
 
@@ -263,14 +266,15 @@ impl Shared {
         };
         if moved {
             given.handed_over.fetch_add(1, Ordering::Relaxed);
+            self.count_handed_over();
         } else {
             // Nobody takes new users: then at least nobody waits for this pod.
             let owner = Some(self.info.pod);
             let removal = self.grace();
             let removed = self.executor.remove(link, owner, removal, deadline).await?;
-            given
-                .released
-                .fetch_add(u64::from(removed.done), Ordering::Relaxed);
+            let released = u64::from(removed.done);
+            given.released.fetch_add(released, Ordering::Relaxed);
+            self.count_released(released);
         }
         self.owned().remove(link);
         Ok(())

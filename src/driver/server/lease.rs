@@ -32,12 +32,12 @@ impl Shared {
         let renewed = self
             .executor
             .pod_renew(service, &state, times, deadline)
-            .await?;
-        match renewed {
+            .await;
+        self.count_publication(&renewed, sent);
+        match renewed? {
             Renewed::Done { leads } => {
                 let valid = sent.after(times.lease.saturating_sub(self.config.guard));
                 self.valid_until.store(valid.as_nanos(), Ordering::SeqCst);
-                count(&self.stats.published);
                 if leads {
                     self.write_workload(deadline).await;
                 }
@@ -106,7 +106,8 @@ impl Shared {
 
     fn lost(&self, why: &str) -> Error {
         if self.valid_until.swap(0, Ordering::SeqCst) != 0 {
-            count(&self.stats.leases_lost);
+            // Not only a figure: it numbers the leases.
+            self.stats.leases_lost.fetch_add(1, Ordering::SeqCst);
             self.owned().clear();
             self.hooks.lease_lost();
         }

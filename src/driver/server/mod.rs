@@ -4,6 +4,7 @@ mod drain;
 mod lease;
 mod links;
 mod load;
+mod report;
 mod start;
 mod workload;
 
@@ -111,7 +112,7 @@ struct Shared {
     stopping: watch::Sender<bool>,
     /// What the stop did, once it is done: a second stop waits for it.
     stopped: watch::Sender<Option<DrainReport>>,
-    stats: ServerStats,
+    stats: Arc<ServerStats>,
 }
 
 #[derive(Debug)]
@@ -220,7 +221,7 @@ impl ServerDriver {
             started: watch::Sender::new(None),
             stopping: watch::Sender::new(false),
             stopped: watch::Sender::new(None),
-            stats: ServerStats::default(),
+            stats: Arc::default(),
         };
         Self {
             shared: Arc::new(shared),

@@ -24,7 +24,10 @@ impl Shared {
         };
         match written {
             Ok(()) => count(&self.stats.workloads_written),
-            Err(error) => tracing::warn!(%service, %error, "the workload state was not written"),
+            Err(error) => {
+                count(&self.stats.workload_failures);
+                tracing::warn!(%service, %error, "the workload state was not written");
+            }
         }
     }
 

@@ -79,6 +79,11 @@ impl Line {
         matches!(*self.shared.state.borrow(), State::Closed)
     }
 
+    /// Whether there is a connection that works, as far as anybody knows.
+    pub(super) fn is_up(&self) -> bool {
+        matches!(&*self.shared.state.borrow(), State::Up(live) if live.serves())
+    }
+
     /// A connection that works, as far as anybody knows.
     pub(super) async fn connection(&self, deadline: Tick) -> Result<Live> {
         if let State::Up(live) = &*self.shared.state.borrow()

@@ -14,7 +14,9 @@ use crate::error::{Error, ErrorKind, Result, WriteOutcome};
 use crate::executor::codec::{self, LinkReply};
 use crate::executor::key;
 use crate::executor::script::{self, Arg, Invocation};
-use crate::executor::{Begun, Changes, Executor, PodIdentity, Pods, Removed, Renewed};
+use crate::executor::{
+    Begun, Changes, ConnectionReport, Executor, PodIdentity, Pods, Removed, Renewed,
+};
 use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
 use crate::route::link::{Certificate, Life, Persist, Placed, Removal, StoredLink};
 use crate::route::state::{PodState, WorkloadState};
@@ -386,6 +388,18 @@ impl Executor for RedisExecutor {
     async fn close(&self) {
         self.channel.close().await;
         self.line.close().await;
+    }
+
+    fn connection(&self) -> ConnectionReport {
+        let stats = self.stats();
+        ConnectionReport {
+            up: self.line.is_up(),
+            connects: stats.connects(),
+            failed_dials: stats.failed_dials(),
+            disconnects: stats.disconnects(),
+            unanswered: stats.timeouts(),
+            script_loads: stats.script_loads(),
+        }
     }
 }
 

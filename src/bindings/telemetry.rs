@@ -1,0 +1,223 @@
+//! The metrics, on their way to Python: as OpenMetrics text, or series by series.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyList, PyTuple};
+
+use super::error::raise;
+use super::queue::Arrivals;
+use super::store::StoreCore;
+use crate::error::{Error, ErrorKind};
+use crate::telemetry::names::{self, Kind, Metric, Values};
+use crate::telemetry::sheet::{LabelValues, Value};
+use crate::telemetry::windows::Window;
+use crate::telemetry::{BridgeStats, HookStats, Metrics, Sheet, Source, openmetrics};
+
+/// What the drivers on all of these stores say, added up, and what is counted for the whole
+/// process, once.
+fn sheet(py: Python<'_>, stores: &[PyRef<'_, StoreCore>]) -> PyResult<Sheet> {
+    let mut metrics: Vec<Arc<Metrics>> = Vec::with_capacity(stores.len());
+    for store in stores {
+        let each = store.metrics(py)?;
+        // A store that is named twice is counted once.
+        if !metrics.iter().any(|known| Arc::ptr_eq(known, each)) {
+            metrics.push(Arc::clone(each));
+        }
+    }
+    let (bridge, hooks) = (bridge(), hooks());
+    look_at_queues(bridge);
+    // The drivers' locks are short, but nobody else need wait for all of them.
+    Ok(py.detach(move || {
+        let mut sheet = Sheet::default();
+        sheet.level(&names::BUILD, &[env!("CARGO_PKG_VERSION")], 1.0);
+        bridge.report(&mut sheet);
+        hooks.report(&mut sheet);
+        metrics.iter().for_each(|each| sheet.absorb(each.sheet()));
+        sheet
+    }))
+}
+
+/// Everything as OpenMetrics text.
+#[pyfunction]
+pub(super) fn metrics_text(py: Python<'_>, stores: Vec<PyRef<'_, StoreCore>>) -> PyResult<String> {
+    let sheet = sheet(py, &stores)?;
+    py.detach(|| openmetrics(sheet)).map_err(|_| {
+        let text = "the metrics could not be written";
+        raise(py, &Error::new(ErrorKind::Internal, text))
+    })
+}
+
+/// Everything, series by series: (name, kind, help, label names, [(label values, value)]). The
+/// value of a histogram is ([(upper bound, count up to it)], sum).
+#[pyfunction]
+pub(super) fn metrics_collect<'py>(
+    py: Python<'py>,
+    stores: Vec<PyRef<'py, StoreCore>>,
+) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+    let sheet = sheet(py, &stores)?;
+    let families = sheet.families().map(|(metric, family)| {
+        let series: PyResult<Vec<_>> = family
+            .iter()
+            .map(|(labels, value)| series(py, metric, labels, value))
+            .collect();
+        let labels = metric.labels.iter().map(|label| label.name);
+        let labels = PyTuple::new(py, labels)?;
+        let kind = kind(metric.kind);
+        (metric.name, kind, metric.help, labels, series?).into_pyobject(py)
+    });
+    families.collect()
+}
+
+fn series<'py>(
+    py: Python<'py>,
+    metric: &Metric,
+    labels: &LabelValues,
+    value: &Value,
+) -> PyResult<Bound<'py, PyTuple>> {
+    let labels = PyTuple::new(py, labels)?;
+    let value = match value {
+        Value::Count(count) => count.into_pyobject(py)?.into_any(),
+        Value::Level(level) => level.into_pyobject(py)?.into_any(),
+        Value::Spread(counts) => {
+            let bounds = match metric.kind {
+                Kind::Histogram(bounds) => bounds,
+                Kind::Counter | Kind::Gauge(_) => &[],
+            };
+            let bounds = bounds.iter().copied().chain([f64::INFINITY]);
+            let mut so_far = 0;
+            let buckets = bounds.zip(&counts.buckets).map(|(bound, count)| {
+                so_far += count;
+                (bound, so_far)
+            });
+            let buckets = PyList::new(py, buckets.collect::<Vec<_>>())?;
+            (buckets, counts.sum).into_pyobject(py)?.into_any()
+        }
+    };
+    (labels, value).into_pyobject(py)
+}
+
+fn kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Counter => "counter",
+        Kind::Gauge(_) => "gauge",
+        Kind::Histogram(_) => "histogram",
+    }
+}
+
+/// A row of the table: name, kind, what it means, its labels with what they may say.
+type TableRow = (
+    &'static str,
+    &'static str,
+    &'static str,
+    Vec<(&'static str, Option<Vec<&'static str>>)>,
+);
+
+/// Every metric that there is: (name, kind, help, [(label, allowed values or None)]).
+#[pyfunction]
+pub(super) fn metrics_table() -> Vec<TableRow> {
+    let allowed = |values: Values| match values {
+        Values::OneOf(values) => Some(values()),
+        Values::AtMost(_) | Values::Configured => None,
+    };
+    let row = |metric: &&'static Metric| {
+        let labels = metric.labels.iter();
+        let labels = labels.map(|label| (label.name, allowed(label.values)));
+        let kind = kind(metric.kind);
+        (metric.name, kind, metric.help, labels.collect())
+    };
+    names::ALL.iter().map(row).collect()
+}
+
+/// What happened lately: (window, seconds, {name: count}).
+pub(super) fn windows_to_python<'py>(
+    py: Python<'py>,
+    windows: &[Window],
+) -> PyResult<Bound<'py, PyList>> {
+    let windows = windows.iter().map(|window| {
+        let happened = window.happened;
+        let counts = (
+            happened.hits,
+            happened.misses,
+            happened.operations,
+            happened.errors,
+            happened.links_made,
+            happened.links_healed,
+            happened.store_calls,
+            happened.store_errors,
+        );
+        (window.name, window.length.as_secs_f64(), counts)
+    });
+    PyList::new(py, windows.collect::<Vec<_>>())
+}
+
+/// What is counted of the bridge, in the whole process.
+pub(super) fn bridge() -> &'static BridgeStats {
+    static BRIDGE: LazyLock<BridgeStats> = LazyLock::new(BridgeStats::default);
+    &BRIDGE
+}
+
+/// Every queue that somebody empties. Only locked with the GIL held, and a fork happens with the
+/// GIL held by the forking thread, so no child inherits it locked.
+static QUEUES: Mutex<Vec<Weak<Arrivals>>> = Mutex::new(Vec::new());
+
+fn queues() -> MutexGuard<'static, Vec<Weak<Arrivals>>> {
+    QUEUES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Counts a new queue in.
+pub(super) fn note_queue(queue: &Arc<Arrivals>) {
+    let mut queues = queues();
+    queues.retain(|known| known.strong_count() > 0);
+    queues.push(Arc::downgrade(queue));
+}
+
+/// How full all queues are at this moment. With the GIL held.
+fn look_at_queues(bridge: &BridgeStats) {
+    let queues = queues();
+    let loads = queues.iter().filter_map(Weak::upgrade);
+    let sum = loads.fold((0, 0), |(waiting, operations), queue| {
+        let load = queue.load();
+        (waiting + load.0, operations + load.1)
+    });
+    bridge.waiting.store(sum.0 as u64, Ordering::Relaxed);
+    bridge.operations.store(sum.1 as u64, Ordering::Relaxed);
+}
+
+/// A forked child begins to count anew, and its parent's queues are none of its own.
+pub(super) fn after_fork_in_child() {
+    // Forgotten, not dropped: nothing of the parent's is (docs/decisions/0003).
+    std::mem::forget(std::mem::take(&mut *queues()));
+    bridge().reset();
+    hooks().reset();
+}
+
+/// What is counted of the program's own functions, in the whole process: they belong to loops and
+/// threads, not to stores.
+pub(super) fn hooks() -> &'static HookStats {
+    static HOOKS: LazyLock<HookStats> = LazyLock::new(HookStats::default);
+    &HOOKS
+}
+
+/// A function of the program's own is called of which the core does not learn how it ends.
+#[pyfunction]
+pub(super) fn hook_called(hook: &str) {
+    if let Some(hook) = known(hook) {
+        hooks().called(hook);
+    }
+}
+
+/// Such a function has ended, after so many seconds.
+#[pyfunction]
+pub(super) fn hook_ended(hook: &str, seconds: f64, well: bool) {
+    if let Some(hook) = known(hook) {
+        let took = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        hooks().ended(hook, took, well);
+    }
+}
+
+fn known(hook: &str) -> Option<&'static str> {
+    names::HOOKS.into_iter().find(|known| *known == hook)
+}

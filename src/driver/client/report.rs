@@ -1,0 +1,26 @@
+//! What the metrics say of a client driver.
+
+use std::sync::{Arc, Weak};
+
+use super::{ClientDriver, Shared};
+use crate::telemetry::{Gauges, Metrics, Sheet, Source, names};
+
+impl ClientDriver {
+    /// Reports to these metrics from now on, until the driver is dropped. What it has counted
+    /// stays.
+    pub fn report_to(&self, metrics: &Metrics) {
+        metrics.join(Arc::clone(&self.shared.stats) as Arc<dyn Source>);
+        let shared: Weak<Shared> = Arc::downgrade(&self.shared);
+        metrics.watch(shared);
+        self.shared.foreign.report_to(metrics);
+    }
+}
+
+impl Gauges for Shared {
+    fn report(&self, sheet: &mut Sheet) {
+        if self.open().is_ok() {
+            #[allow(clippy::cast_precision_loss, reason = "no cache holds that many")]
+            sheet.level(&names::CACHE_ENTRIES, &[], self.cache.len() as f64);
+        }
+    }
+}

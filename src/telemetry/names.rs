@@ -1,0 +1,366 @@
+//! Every metric: its name, what it means, its labels and what these may say. One table, from which
+//! the scrape, the documentation and the tests are made.
+//!
+//! No label holds a uid. What a label may say is a list that is written down here, or is bounded:
+//! by the program's own configuration (peers, endpoints), or by a cap with an `other` behind it
+//! (services, pods).
+
+use crate::error::ErrorKind;
+
+/// What kind of figure a metric is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Kind {
+    /// It only rises, also when drivers are closed and dropped.
+    Counter,
+    /// It goes up and down. Several drivers' figures are merged so.
+    Gauge(Merge),
+    /// How often it was at most so much; these are the upper bounds, without the infinite one.
+    Histogram(&'static [f64]),
+}
+
+/// How gauges of several drivers are merged into one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Merge {
+    /// They are added up.
+    Sum,
+    /// They see the same thing: the largest is taken.
+    Most,
+    /// The smallest is taken.
+    Least,
+}
+
+/// A label.
+#[derive(Debug)]
+pub struct Label {
+    /// Its name.
+    pub name: &'static str,
+    /// What it may say.
+    pub values: Values,
+}
+
+/// What a label may say.
+#[derive(Debug, Clone, Copy)]
+pub enum Values {
+    /// One of these.
+    OneOf(fn() -> Vec<&'static str>),
+    /// At most so many different ones for each store, then `other`.
+    AtMost(usize),
+    /// As many as the program has configured.
+    Configured,
+}
+
+/// A metric.
+#[derive(Debug)]
+pub struct Metric {
+    /// The name of the metric family: that of a counter's series ends in `_total` besides.
+    pub name: &'static str,
+    /// What kind of figure it is.
+    pub kind: Kind,
+    /// What it means.
+    pub help: &'static str,
+    /// Its labels, in order.
+    pub labels: &'static [&'static Label],
+}
+
+impl Metric {
+    /// The name up to the unit, and the unit, if it has one.
+    #[must_use]
+    pub fn parts(&self) -> (&'static str, Option<&'static str>) {
+        const UNITS: [&str; 1] = ["seconds"];
+        let unit = UNITS.into_iter().find(|unit| {
+            let bare = self.name.strip_suffix(unit);
+            bare.is_some_and(|bare| bare.ends_with('_'))
+        });
+        let length = unit.map_or(0, |unit| unit.len() + 1);
+        (&self.name[..self.name.len() - length], unit)
+    }
+}
+
+/// What stands in a label once there are more names than fit.
+pub const OTHER: &str = "other";
+/// So many services of one store have series of their own.
+pub const SERVICES_MAX: usize = 64;
+/// So many pods of one service have series of their own.
+pub const PODS_MAX: usize = 128;
+
+/// The link operations.
+pub const OPERATIONS: [&str; 11] = [
+    "compute_linked_pod",
+    "get_linked_pod",
+    "get_linked_pod_in_cache_or_if_persist",
+    "get_linked_pod_not_cache",
+    "get_link_service",
+    "batch_get_linked_pod",
+    "set_linked_pod_if_absent",
+    "set_linked_pod",
+    "try_set_linked_pod",
+    "remove_linked_pod",
+    "remove_linked_pod_with_id",
+];
+
+/// The calls of the store, by the name of the script or the read.
+pub const STORE_CALLS: [&str; 19] = [
+    "get",
+    "batch_get",
+    "services",
+    "set_if_absent",
+    "set",
+    "try_set",
+    "relink",
+    "remove",
+    "pod_begin",
+    "pod_renew",
+    "pod_end",
+    "pod_certify",
+    "pods",
+    "listen",
+    "set_workload",
+    "workload",
+    "set_tag",
+    "tag",
+    "ping",
+];
+
+/// The operations that a peer is asked for.
+pub const PEER_METHODS: [&str; 12] = [
+    "compute",
+    "get",
+    "batch_get",
+    "services",
+    "set_if_absent",
+    "set",
+    "try_set",
+    "remove",
+    "pods",
+    "service_by_tag",
+    "watch",
+    "ready",
+];
+
+/// The program's own functions that podlink calls.
+pub const HOOKS: [&str; 8] = [
+    "strategy",
+    "load",
+    "drain",
+    "lease_lost",
+    "pod_lost",
+    "routing_state",
+    "condition",
+    "callback",
+];
+
+/// The windows over which ratios and rates are taken, with their seconds.
+pub const WINDOWS: [(&str, u64); 3] = [("1m", 60), ("5m", 300), ("15m", 900)];
+
+/// How a call ended: it succeeded, or the code of its error.
+fn codes() -> Vec<&'static str> {
+    let errors = ErrorKind::ALL.into_iter().map(ErrorKind::code);
+    std::iter::once("ok").chain(errors).collect()
+}
+
+fn outcomes() -> Vec<&'static str> {
+    std::iter::once("cached").chain(codes()).collect()
+}
+
+macro_rules! labels {
+    ($($name:ident = $text:literal $values:expr;)+) => {
+        $(static $name: Label = Label { name: $text, values: $values };)+
+    };
+}
+
+labels! {
+    OPERATION = "operation" Values::OneOf(|| OPERATIONS.to_vec());
+    OUTCOME = "outcome" Values::OneOf(outcomes);
+    RESULT = "result" Values::OneOf(|| vec!["ok", "timeout", "error"]);
+    CODE = "code" Values::OneOf(codes);
+    CALL_OUTCOME = "outcome" Values::OneOf(codes);
+    CALL = "call" Values::OneOf(|| STORE_CALLS.to_vec());
+    DONE = "outcome" Values::OneOf(|| vec!["ok", "failed"]);
+    WINDOW = "window" Values::OneOf(|| WINDOWS.map(|(name, _)| name).to_vec());
+    NAMESPACE = "namespace" Values::AtMost(SERVICES_MAX);
+    SERVICE = "service" Values::AtMost(SERVICES_MAX);
+    POD = "pod" Values::AtMost(PODS_MAX);
+    STANDING = "state" Values::OneOf(|| vec!["ready", "draining", "shutdown", "lapsed"]);
+    FATE = "state" Values::OneOf(|| vec!["remaining", "released", "handed_over"]);
+    PEER = "peer" Values::Configured;
+    METHOD = "method" Values::OneOf(|| PEER_METHODS.to_vec());
+    ENDPOINT = "endpoint" Values::Configured;
+    CONDITION = "condition" Values::OneOf(|| {
+        vec!["READY", "CONNECTING", "SET_ASIDE", "NOT_SERVING", "DOWN"]
+    });
+    HOOK = "hook" Values::OneOf(|| HOOKS.to_vec());
+    VERSION = "version" Values::OneOf(|| vec![env!("CARGO_PKG_VERSION")]);
+}
+
+/// From a local store's tenth of a millisecond to what nobody waits for.
+const LATENCIES: &[f64] = &[
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0,
+];
+/// What leases are counted in.
+const LEASES: &[f64] = &[
+    0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0, 15.0, 30.0, 60.0,
+];
+const SIZES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+
+macro_rules! metrics {
+    ($($name:ident = $kind:expr, $text:literal [$($label:ident),*] $help:literal;)+) => {
+        $(
+            #[doc = $help]
+            pub static $name: Metric = Metric {
+                name: $text,
+                kind: $kind,
+                help: $help,
+                labels: &[$(&$label),*],
+            };
+        )+
+        /// Every metric, in the order of the scrape.
+        pub static ALL: &[&Metric] = &[$(&$name),+];
+    };
+}
+
+use Kind::{Counter, Gauge, Histogram};
+use Merge::{Least, Most, Sum};
+
+metrics! {
+    BUILD = Gauge(Most), "podlink_build_info" [VERSION]
+        "Always 1; the label says which podlink this is.";
+
+    // Are users routed, and how fast?
+    OPERATIONS_TOTAL = Counter, "podlink_operations" [OPERATION, OUTCOME]
+        "Link operations that have ended, by how: from the cache, from the store or a peer (ok), or with an error's code.";
+    OPERATION_DURATION = Histogram(LATENCIES), "podlink_operation_duration_seconds" [OPERATION, RESULT]
+        "How long link operations took that the cache did not answer.";
+    FLIGHTS_JOINED = Counter, "podlink_flights_joined" []
+        "Callers that shared another caller's question about the same user.";
+    CACHE_HITS = Counter, "podlink_cache_hits" []
+        "Computes and look-ups that the cache answered.";
+    CACHE_MISSES = Counter, "podlink_cache_misses" []
+        "Computes and look-ups that the cache could not answer.";
+    CACHE_STALE = Counter, "podlink_cache_stale" []
+        "Those misses where the cache did hold the user: the entry was over, or its pod gone or restarted.";
+    CACHE_EVICTIONS = Counter, "podlink_cache_evictions" []
+        "Entries that made room for others.";
+    CACHE_INVALIDATIONS = Counter, "podlink_cache_invalidations" []
+        "Entries that the program dropped or overwrote.";
+    CACHE_ENTRIES = Gauge(Sum), "podlink_cache_entries" []
+        "Links that the cache holds.";
+    CACHE_HIT_RATIO = Gauge(Most), "podlink_cache_hit_ratio" [WINDOW]
+        "The share of computes and look-ups that the cache answered, from 0 to 1; nothing where there were none.";
+
+    // What becomes of links?
+    LINKS_MADE = Counter, "podlink_links_made" [NAMESPACE, SERVICE]
+        "New users that were given a pod.";
+    LINKS_HEALED = Counter, "podlink_links_healed" [NAMESPACE, SERVICE, POD]
+        "Users that a compute moved away from this pod, which was dead or had shut down.";
+    LINKS_MOVED = Counter, "podlink_links_moved" [NAMESPACE, SERVICE, POD]
+        "Users that this pod handed over to others when it stopped.";
+    LINKS_RELEASED = Counter, "podlink_links_released" [NAMESPACE, SERVICE, POD]
+        "Users that this pod gave up when it stopped.";
+    LINKS_REFUSED = Counter, "podlink_links_refused" [NAMESPACE, SERVICE]
+        "Computes that found no pod for their user.";
+    OWNERS_UNSURE = Counter, "podlink_owners_unsure" []
+        "Users left on a pod whose lease is over but whose death is not certain yet.";
+    DEGRADED_CHOICES = Counter, "podlink_degraded_choices" []
+        "Pods chosen while every pod was over the overload limit.";
+
+    // What is known of the pods?
+    PODS = Gauge(Most), "podlink_pods" [NAMESPACE, SERVICE, STANDING]
+        "Pods by state, as this process sees them.";
+    PODS_ROUTABLE = Gauge(Most), "podlink_routable_pods" [NAMESPACE, SERVICE]
+        "Pods that take new users, as this process sees them.";
+    PODS_AGE = Gauge(Most), "podlink_pods_age_seconds" [NAMESPACE, SERVICE]
+        "How long ago the pods were last read.";
+    STATE_REFRESHES = Counter, "podlink_state_refreshes" [DONE]
+        "Readings of all pods of a service.";
+    STATE_EVENTS = Counter, "podlink_state_events" []
+        "Changes of pods that the store's channel told of.";
+    STATE_CORRUPT = Counter, "podlink_state_corrupt" []
+        "States of pods that could not be read and were skipped.";
+    STATE_STALE = Counter, "podlink_state_stale_periods" []
+        "Refresh periods in which pods were served although the store could not be read.";
+    CHANNEL_LOSSES = Counter, "podlink_channel_losses" []
+        "Times that the channel of events was lost; polling bridged it.";
+    LISTEN_FAILURES = Counter, "podlink_listen_failures" []
+        "Times that the channel of events could not be had.";
+
+    // Is the store the cause?
+    STORES = Gauge(Sum), "podlink_stores" []
+        "Stores that are in use.";
+    STORE_CONNECTED = Gauge(Sum), "podlink_store_connected" []
+        "Stores that can be called at this moment: in memory, or with a connection that works.";
+    STORE_CALLS_TOTAL = Counter, "podlink_store_calls" [CALL, CALL_OUTCOME]
+        "Calls of the store that have ended, by how: ok, or an error's code. TIMEOUT: no answer in time.";
+    STORE_CALL_DURATION = Histogram(LATENCIES), "podlink_store_call_duration_seconds" [CALL, RESULT]
+        "How long calls of the store took.";
+    STORE_IN_FLIGHT = Gauge(Sum), "podlink_store_calls_in_flight" []
+        "Calls of the store that wait for their answer.";
+    STORE_UNKNOWN = Counter, "podlink_store_unknown_outcomes" [CALL]
+        "Writes that failed and may have happened all the same.";
+    STORE_BATCH = Histogram(SIZES), "podlink_store_batch_size" [CALL]
+        "How many items calls for many items carried.";
+    STORE_CONNECTS = Counter, "podlink_store_connects" []
+        "Connections made; each but the first of a store is a reconnect.";
+    STORE_FAILED_DIALS = Counter, "podlink_store_failed_dials" []
+        "Attempts to connect that failed.";
+    STORE_DISCONNECTS = Counter, "podlink_store_disconnects" []
+        "Connections lost or given up.";
+    STORE_UNANSWERED = Counter, "podlink_store_unanswered_calls" []
+        "Calls that were sent and not answered in time.";
+    STORE_SCRIPT_LOADS = Counter, "podlink_store_script_loads" []
+        "Scripts sent with their source, because the server did not know them.";
+
+    // Is a peer the cause?
+    PEER_CALLS = Counter, "podlink_peer_calls" [PEER, METHOD, CODE]
+        "Calls of another namespace's peer that have ended, by how: ok, or an error's code.";
+    PEER_CALL_DURATION = Histogram(LATENCIES), "podlink_peer_call_duration_seconds" [PEER, METHOD, RESULT]
+        "How long calls of another namespace's peer took, repetitions included.";
+    PEER_ENDPOINTS = Gauge(Most), "podlink_peer_endpoints" [PEER, ENDPOINT, CONDITION]
+        "1 for the condition that an endpoint is in, 0 for the others.";
+
+    // How is this pod?
+    PUBLICATIONS = Counter, "podlink_publications" [DONE]
+        "States that this process's pods tried to publish, each a renewal of the lease.";
+    PUBLICATION_DURATION = Histogram(LATENCIES), "podlink_publication_duration_seconds" []
+        "How long publishing a state took, if it succeeded.";
+    PUBLICATION_LATENESS = Histogram(LEASES), "podlink_publication_lateness_seconds" []
+        "How much more than a period lay between one published state and the next.";
+    LEASE_MARGIN = Histogram(LEASES), "podlink_lease_margin_seconds" []
+        "What was left of the lease, guard taken off, when it was renewed.";
+    LEASE_LEFT = Gauge(Least), "podlink_lease_left_seconds" [NAMESPACE, SERVICE, POD]
+        "What is left of the pod's lease now, guard taken off; 0 once it is over.";
+    LEASES_LOST = Counter, "podlink_leases_lost" []
+        "Leases that lapsed, or were declared dead, or whose pod index another process took.";
+    INDEX_BUSY = Counter, "podlink_index_busy" []
+        "Looks at the pod index that found an earlier process alive.";
+    WORKLOAD_WRITES = Counter, "podlink_workload_writes" [DONE]
+        "States of the whole service that this process's pods tried to write.";
+    POD_LOAD = Gauge(Most), "podlink_pod_load" [NAMESPACE, SERVICE, POD]
+        "The load that the pod publishes; lower is better.";
+    OWNED_USERS = Gauge(Sum), "podlink_owned_users" [NAMESPACE, SERVICE, POD]
+        "Users that the pod has made its own under its present lease.";
+    DRAINING = Gauge(Most), "podlink_draining" [NAMESPACE, SERVICE, POD]
+        "1 while the pod is being stopped, otherwise 0.";
+    DRAIN_USERS = Gauge(Most), "podlink_drain_users" [NAMESPACE, SERVICE, POD, FATE]
+        "What has become of the users of a pod that is being stopped, or was.";
+    DRAIN_DURATION = Histogram(LEASES), "podlink_drain_duration_seconds" []
+        "How long stops took.";
+
+    // Are the program's own functions or loops the cause?
+    HOOK_CALLS = Counter, "podlink_hook_calls" [HOOK]
+        "Calls of the program's own functions.";
+    HOOK_FAILURES = Counter, "podlink_hook_failures" [HOOK]
+        "Calls of the program's own functions that raised, answered nonsense or not in time.";
+    HOOK_DURATION = Histogram(LATENCIES), "podlink_hook_duration_seconds" [HOOK]
+        "How long the program's own functions took, the wait for their loop or thread included.";
+    BRIDGE_WAITING = Gauge(Most), "podlink_bridge_waiting" []
+        "Results and hook calls that wait for a Python loop or thread, of the whole process.";
+    BRIDGE_OPERATIONS = Gauge(Most), "podlink_bridge_operations" []
+        "Operations under way that Python code waits for, of the whole process.";
+    BRIDGE_BATCH = Histogram(SIZES), "podlink_bridge_batch_size" []
+        "How many results and hook calls a loop took at once, of the whole process.";
+    BRIDGE_WAKE_UPS = Counter, "podlink_bridge_wake_ups" []
+        "Times that a loop or thread was woken, of the whole process.";
+    BRIDGE_DROPPED = Counter, "podlink_bridge_dropped_calls" []
+        "Hook calls dropped because their loop or thread did not keep up, of the whole process.";
+}
