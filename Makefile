@@ -65,12 +65,14 @@ fmt: $(HAS_TOOLS) ## Format Rust and Python, and mend what the linters can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(HAS_TOOLS) ## Measure; benches/README.md says on what and how
-	if [ -e benches/core.rs ]; then cargo bench --locked --no-default-features; fi
+# The stamp goes: what is in .venv afterwards is a release, and `make test` wants its own build back.
+bench: $(HAS_TOOLS) ## Measure, beside other clients; QUICK=1 only tries the scripts
 	$(PYTHON) -m pip install --quiet --requirement benches/requirements.txt
-	rm -f $(HAS_PODLINK)
+	cargo bench --locked --no-default-features --bench core --no-run
+	rm -rf $(HAS_PODLINK) target/bench-wheel
+	$(BIN)/maturin build --locked --release --out target/bench-wheel
 	$(BIN)/maturin develop --locked --release
-	for file in benches/python/[!_]*.py; do $(PYTHON) "$$file"; done
+	$(PYTHON) benches/python/all.py
 
 docs: ## The Rust documentation, into target/doc
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --no-default-features

@@ -1,18 +1,12 @@
-"""What the benchmarks share: rounds in turn, a progress line, medians with their spread."""
+"""How everything here is measured: rounds in turn, a progress bar, medians and their spread."""
 
 import gc
-import os
-import platform
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
-Measure = Callable[[], float]
-"""Runs one round of one contender and returns its figure."""
+Measure = Callable[[], float | tuple[float, float]]
+"""Runs one round of one contender and returns its figure, and what CPU a million calls took."""
 
 
 @dataclass
@@ -21,17 +15,21 @@ class Contender:
 
     name: str
     measure: Measure
+    case: dict[str, str | int | float] = field(default_factory=dict)
+    """What tells it from others of this name: the loop, how many tasks."""
+    unit: str = "ns"
     figures: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    """CPU seconds of this process per million calls, for contenders that say."""
 
-    @property
-    def median(self) -> float:
-        return statistics.median(self.figures)
-
-    @property
-    def spread(self) -> str:
-        """The lowest and the highest round, relative to the median."""
-        low, high = min(self.figures) / self.median - 1, max(self.figures) / self.median - 1
-        return f"{low:+.0%} {high:+.0%}"
+    def round(self, *, counts: bool) -> None:
+        """Measures once; what a warming round gave is not kept."""
+        gave = self.measure()
+        if not counts:
+            return
+        figure, *cpu = gave if isinstance(gave, tuple) else (gave,)
+        self.figures.append(figure)
+        self.cpu.extend(cpu)
 
 
 class Progress:
@@ -50,7 +48,7 @@ class Progress:
         share = self._done / self._total
         if self._terminal:
             bar = "#" * round(share * self._WIDTH)
-            line = f"\r{self._title} [{bar:<{self._WIDTH}}] {share:4.0%} {what:<28.28}"
+            line = f"\r{self._title:<24.24} [{bar:<{self._WIDTH}}] {share:4.0%} {what:<28.28}"
             end = "\n" if self._done == self._total else ""
             print(line, end=end, file=sys.stderr, flush=True)
         elif self._done * self._LINES % self._total < self._LINES:
@@ -67,50 +65,5 @@ def interleave(title: str, contenders: Sequence[Contender], rounds: int) -> None
         turn = number % len(contenders)
         for contender in (*contenders[turn:], *contenders[:turn]):
             gc.collect()
-            figure = contender.measure()
-            if number > 0:
-                contender.figures.append(figure)
+            contender.round(counts=number > 0)
             progress.step(contender.name)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a Markdown table, so that it can be pasted into benches/README.md as it is."""
-    widths = [max(len(row[at]) for row in (header, *rows)) for at in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *rest = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        shown = [first, *(c.strip().rjust(w) for c, w in zip(rest, widths[1:], strict=True))]
-        return "| " + " | ".join(shown) + " |"
-
-    first, *rest = ("-" * (width + 1) for width in widths)
-    print(line(header))
-    print(f"|{first}-|" + "".join(f"{dashes}:|" for dashes in rest))
-    for row in rows:
-        print(line(row))
-    print(flush=True)
-
-
-def describe(*packages: str) -> None:
-    """Prints when, on what and with which versions this was measured."""
-    versions = ", ".join(f"{name} {installed(name) or 'absent'}" for name in packages)
-    print(f"{datetime.now(UTC):%Y-%m-%d}, {_processor()}, {os.cpu_count()} cores,")
-    print(f"{platform.system()} {platform.release()}, {platform.python_implementation()}", end=" ")
-    print(f"{platform.python_version()}, {versions}")
-    print(f"load before the run: {os.getloadavg()[0]:.2f}\n", flush=True)
-
-
-def installed(package: str) -> str | None:
-    """The version of a package, if it is installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())

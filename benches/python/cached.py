@@ -4,6 +4,9 @@
 
 The peers know the answer beforehand and check nothing; podlink checks on each call that the link
 is still valid, that its pod is available and that it is still the same process, and counts it.
+Each contender is asked for one user again and again, which flatters everybody's memory, and for
+users at random out of 100,000 and out of 1,000,000. In one case more the names are fresh strings,
+as they come off a socket: a dict then has to hash them, and compare them, as podlink always does.
 """
 
 import asyncio
@@ -11,106 +14,181 @@ import random
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from functools import partial
+from typing import Any
 
-import _harness
+from _harness import Contender, interleave
+from _ids import some
+from _results import QUICK, Results, rounds
 
 import podlink
 
 NAMESPACE, SERVICE = "bench", "user-service"
-USERS = 100_000
-CALLS = 100_000
+CALLS = 20_000 if QUICK else 100_000
 ROUNDS = 9
+POD = 0
+USERS = 1_000_000
+SLOW = 10
+"""aiocache is asked this many times less often, or it would take most of the time."""
+AIOCACHE_USERS = 100_000
+"""aiocache keeps a timer for each entry: a million would measure the event loop's heap."""
+UNIT = "ns"
+
+PODLINK, HANDLE = "podlink compute_linked_pod", "podlink service handle"
+TRIPLES, UIDS = "dict, key (namespace, uid, service)", "dict, key uid"
+TTLCACHE, AIOCACHE = "cachetools.TTLCache", "aiocache.SimpleMemoryCache"
 
 Lookup = Callable[[str, str, str], Awaitable[int | None]]
+ShortLookup = Callable[[str], Awaitable[int | None]]
 
 
-async def nanoseconds(lookup: Lookup, uids: Sequence[str]) -> float:
-    """Nanoseconds per await, the loop around it included."""
-    began = time.perf_counter_ns()
+async def ask(lookup: Lookup, uids: Sequence[str]) -> None:
+    """Asks with all three names."""
     for uid in uids:
         await lookup(NAMESPACE, uid, SERVICE)
-    return (time.perf_counter_ns() - began) / len(uids)
 
 
-async def fill(client: podlink.ClientDriver, uids: Sequence[str]) -> dict[str, int]:
-    """Places all users, a thousand at a time, and returns their pods."""
-    pods: dict[str, int] = {}
-    for start in range(0, len(uids), 1000):
-        some = uids[start : start + 1000]
-        answers = (client.compute_linked_pod(NAMESPACE, uid, SERVICE) for uid in some)
-        pods.update(zip(some, await asyncio.gather(*answers), strict=True))
-    return pods
+async def ask_briefly(lookup: ShortLookup, uids: Sequence[str]) -> None:
+    """Asks for the user alone."""
+    for uid in uids:
+        await lookup(uid)
 
 
-def peers(pods: dict[str, int]) -> dict[str, Lookup]:
+Ask = Callable[[Any, Sequence[str]], Awaitable[None]]
+
+
+def measure(
+    runner: asyncio.Runner, ask: Ask, lookup: object, uids: Callable[[], list[str]], calls: int
+) -> tuple[float, float]:
+    """Nanoseconds per await, the loop around it included, and CPU seconds of a million."""
+    asking = uids()[:calls]
+
+    async def spent() -> tuple[float, float]:
+        began, worked = time.perf_counter(), time.process_time()
+        await ask(lookup, asking)
+        return time.perf_counter() - began, time.process_time() - worked
+
+    seconds, cpu = runner.run(spent())
+    return seconds / len(asking) * 1e9, cpu / len(asking) * 1e6
+
+
+async def check(ask: Ask, lookup: Any, uids: Sequence[str]) -> None:
+    """Whether every answer is the pod: or something else would be measured than is meant."""
+    answers = []
+
+    async def noted(*names: str) -> None:
+        answers.append(await lookup(*names))
+
+    await ask(noted, uids)
+    if answers != [POD] * len(uids):
+        raise SystemExit(f"{len(uids) - answers.count(POD)} of {len(uids)} answers are wrong")
+
+
+Ways = dict[str, tuple[Ask, Any]]
+
+
+def own_ways(client: podlink.ClientDriver) -> Ways:
+    """podlink, in full and for one service."""
+    ways: Ways = {PODLINK: (ask, client.compute_linked_pod)}
+    if hasattr(client, "service"):
+        ways[HANDLE] = (ask_briefly, client.service(SERVICE).compute_linked_pod)
+    return ways
+
+
+def dicts(pods: dict[str, int]) -> Ways:
     """What a program without podlink would await."""
     links = {(NAMESPACE, uid, SERVICE): pod for uid, pod in pods.items()}
 
     async def dict_of_triples(namespace: str, uid: str, service: str) -> int | None:
         return links.get((namespace, uid, service))
 
-    async def dict_of_uids(namespace: str, uid: str, service: str) -> int | None:
+    async def dict_of_uids(uid: str) -> int | None:
         return pods.get(uid)
 
-    found: dict[str, Lookup] = {
-        "dict, key (namespace, uid, service)": dict_of_triples,
-        "dict, key uid": dict_of_uids,
-    }
-    try:
-        from cachetools import TTLCache  # type: ignore[import-untyped]
-    except ImportError:
-        print("Without cachetools.TTLCache: `pip install cachetools` adds it.\n")
-        return found
-    cache: MutableMapping[tuple[str, str, str], int] = TTLCache(maxsize=1_000_000, ttl=240)
-    cache.update(links)
+    return {TRIPLES: (ask, dict_of_triples), UIDS: (ask_briefly, dict_of_uids)}
 
-    async def ttl_cache(namespace: str, uid: str, service: str) -> int | None:
+
+def ttl_cache(pods: dict[str, int], results: Results) -> Ways:
+    try:
+        from cachetools import TTLCache
+    except ImportError as error:
+        results.note(f"{TTLCACHE} was not measured: {error}")
+        return {}
+    cache: MutableMapping[tuple[str, str, str], int] = TTLCache(maxsize=2 * USERS, ttl=3600)
+    cache.update({(NAMESPACE, uid, SERVICE): pod for uid, pod in pods.items()})
+
+    async def look_up(namespace: str, uid: str, service: str) -> int | None:
         return cache.get((namespace, uid, service))
 
-    return found | {"cachetools.TTLCache": ttl_cache}
+    return {TTLCACHE: (ask, look_up)}
 
 
-def once(runner: asyncio.Runner, lookup: Lookup, uids: Sequence[str]) -> float:
-    return runner.run(nanoseconds(lookup, uids))
+def aio_cache(pods: dict[str, int], runner: asyncio.Runner, results: Results) -> Ways:
+    try:
+        from aiocache import SimpleMemoryCache
+    except ImportError as error:
+        results.note(f"{AIOCACHE} was not measured: {error}")
+        return {}
+    cache = SimpleMemoryCache()
+
+    async def fill() -> None:
+        await cache.multi_set([((NAMESPACE, uid, SERVICE), pod) for uid, pod in pods.items()])
+
+    runner.run(fill())
+
+    async def look_up(namespace: str, uid: str, service: str) -> int | None:
+        found: int | None = await cache.get((namespace, uid, service))
+        return found
+
+    return {AIOCACHE: (ask, look_up)}
 
 
-def measure(runner: asyncio.Runner, lookups: dict[str, Lookup], uids: Sequence[str]) -> None:
-    """Measures all lookups over these users and prints the table."""
-    contenders = [
-        _harness.Contender(name, partial(once, runner, lookup, uids))
-        for name, lookup in lookups.items()
-    ]
-    different = len(set(uids))
-    users = f"{different:,} users at random" if different > 1 else "one user"
-    _harness.interleave(f"cached, {users}", contenders, ROUNDS)
-    own = contenders[0].median
-    rows = [
-        [each.name, f"{each.median:,.0f}", each.spread, f"{own / each.median:.2f}"]
-        for each in contenders
-    ]
-    print(f"Cached, {users}:\n")
-    _harness.table(["await of", "ns per call", "spread", "podlink ÷ this"], rows)
+def race(
+    runner: asyncio.Runner, ways: Ways, case: str, uids: Callable[[], list[str]], results: Results
+) -> None:
+    """Measures all ways over these users."""
+    contenders = []
+    for name, (ask, lookup) in ways.items():
+        calls = CALLS // SLOW if name == AIOCACHE else CALLS
+        runner.run(check(ask, lookup, uids()[:calls]))
+        run = partial(measure, runner, ask, lookup, uids, calls)
+        contenders.append(Contender(name, run, {"users": case}, UNIT))
+    interleave(f"cached, {case}", contenders, rounds(ROUNDS))
+    results.add_all(contenders)
 
 
 def main() -> None:
-    _harness.describe("podlink", "cachetools")
-    everybody = [f"user-{number:08}" for number in range(USERS)]
-    # No deterministic order: a cache that is read in the order of its making looks better.
-    shuffled = random.Random(1).choices(everybody, k=CALLS)
+    results = Results("cached", "podlink", "cachetools", "aiocache")
+    everybody = some(range(USERS))
+    draw = random.Random(1)  # whoever is asked in the order of its making looks better
+    few = draw.choices(everybody[:AIOCACHE_USERS], k=CALLS)
+    many = draw.choices(everybody, k=CALLS)
     with asyncio.Runner() as runner:
         connection = podlink.connect("memory://", namespace=NAMESPACE)
         client = connection.client
         server = connection.server(podlink.ServerInfo(NAMESPACE, SERVICE, 0))
         runner.run(server.start())
-        lookups = peers(runner.run(fill(client, everybody)))
-        lookups = {"podlink compute_linked_pod": client.compute_linked_pod} | lookups
-        asked = client.stats()
-        measure(runner, lookups, [everybody[0]] * CALLS)
-        measure(runner, lookups, shuffled)
+        runner.run(client.compute_linked_pod(NAMESPACE, "somebody", SERVICE))
+        for uid in everybody:
+            client.set_cache(NAMESPACE, uid, SERVICE, POD)
+        pods = dict.fromkeys(everybody, POD)
+        ways = own_ways(client) | dicts(pods) | ttl_cache(pods, results)
+        first = dict.fromkeys(everybody[:AIOCACHE_USERS], POD)
+        more = ways | aio_cache(first, runner, results)
+        asked_before = client.stats()
+        race(runner, more, "one", lambda: [everybody[0]] * CALLS, results)
+        race(runner, more, "100,000", lambda: few, results)
+        race(runner, ways, "1,000,000", lambda: many, results)
+        race(runner, ways, "1,000,000, fresh strings", lambda: fresh(many), results)
         answered = client.stats()
-        hits, misses = (answered[name] - asked[name] for name in ("cache_hits", "cache_misses"))
-        print(f"podlink answered {hits:,} calls from its cache and {misses:,} from its store.")
+        misses = answered["cache_misses"] - asked_before["cache_misses"]
+        results.note(f"podlink answered {misses:,} of these calls from its store, not its cache.")
         runner.run(connection.aclose())
+    results.write()
+
+
+def fresh(uids: list[str]) -> list[str]:
+    """Equal names that are other objects, and were never hashed."""
+    return [uid.encode().decode() for uid in uids]
 
 
 if __name__ == "__main__":
