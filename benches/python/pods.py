@@ -22,6 +22,7 @@ from _store import NAMESPACE, SERVICE, Server, names, publish, valkey
 from misses import spent
 
 import podlink
+from helpers.wait import eventually_async
 
 PODS = [1, 10, 100, 1_000, 5_000]
 ROUNDS = 3
@@ -78,10 +79,9 @@ def refreshing(url: str, period: float, unit: str) -> dict[str, float]:
 
             async def readings(more: int) -> int:
                 enough = info.stats()["refreshes"] + more
-                await asyncio.sleep(period * more)
-                while (done := info.stats()["refreshes"]) < enough:
-                    await asyncio.sleep(period)
-                return done
+                await asyncio.sleep(period * more)  # a predicate that is asked often costs, too
+                await eventually_async(lambda: info.stats()["refreshes"] >= enough)
+                return info.stats()["refreshes"]
 
             await info.get_service_best_pod(NAMESPACE, SERVICE)  # from now on they are read
             first, worked = await readings(3), time.process_time()
