@@ -55,6 +55,7 @@ from .grpc_server import RouteGrpcServer
 from .info import Registration, RouteInfoDriver
 from .metrics import Sample, Snapshot, Window
 from .server import ServerDriver, ServerInfo
+from .service import ServiceLinks
 from .state import DrainReport, RoutingState, StatefulServiceState
 from .store import Store
 
@@ -92,6 +93,7 @@ __all__ = [
     "ServerConfig",
     "ServerDriver",
     "ServerInfo",
+    "ServiceLinks",
     "ServiceNotFoundError",
     "Snapshot",
     "StatefulObjCallback",

@@ -18,6 +18,7 @@ __all__ = [
     "RouteInfoSettings",
     "ServerCore",
     "ServerSettings",
+    "ServiceCore",
     "StoreCore",
     "__version__",
     "after_fork_in_child",
@@ -117,6 +118,10 @@ class ServerSettings:
     ) -> ServerSettings: ...
 
 @final
+class ServiceCore:
+    def compute_cached(self, uid: Any) -> int | None: ...
+
+@final
 class StoreCore:
     @property
     def shown(self) -> str: ...
@@ -190,6 +195,7 @@ class ClientCore:
         timeout: Any,
     ) -> None: ...
     def on_pod_lost(self, queue: CompletionQueue, hook: Any) -> Registration: ...
+    def service(self, namespace: Any, service_name: Any) -> tuple[ServiceCore, str]: ...
     def set_cache(
         self, namespace: Any, uid: Any, service_name: Any, pod_index: Any
     ) -> int | None: ...

@@ -15,6 +15,7 @@ use super::info::{InfoCore, Registration};
 use super::log;
 use super::queue::{Answer, CompletionQueue};
 use super::runtime::{self, Owned};
+use super::service::ServiceCore;
 use super::store::StoreCore;
 use crate::clock::{Clock, Tick};
 use crate::driver::client::{ClientDriver, PodChooser};
@@ -87,22 +88,36 @@ impl ClientCore {
         service_name: &Bound<'_, PyAny>,
     ) -> PyResult<Option<u32>> {
         let driver = self.driver.get(py)?;
-        let text = |given: &Bound<'_, PyAny>| given.cast::<PyString>().is_ok();
-        if !text(uid) || !text(service_name) || !(namespace.is_none() || text(namespace)) {
-            return Ok(None);
-        }
-        let (uid, service) = (as_str(uid), as_str(service_name));
         let namespace = if namespace.is_none() {
             Some("")
         } else {
             as_str(namespace)
         };
-        let (Some(namespace), Some(uid), Some(service)) = (namespace, uid, service) else {
+        let (Some(namespace), Some(uid), Some(service)) =
+            (namespace, as_str(uid), as_str(service_name))
+        else {
             return Ok(None);
         };
         Ok(driver
             .compute_cached(namespace, uid, service)
             .map(|pod| pod.get()))
+    }
+
+    /// The links of one service of a namespace.
+    fn service(
+        &self,
+        namespace: &Bound<'_, PyAny>,
+        service_name: &Bound<'_, PyAny>,
+    ) -> PyResult<(ServiceCore, String)> {
+        let py = namespace.py();
+        let driver = self.driver.get(py)?;
+        let namespace = driver
+            .resolve(argument::namespace(namespace)?)
+            .or_raise(py)?;
+        let service = argument::service(service_name)?;
+        let named = namespace.to_string();
+        let links = driver.service(ServiceId { namespace, service });
+        Ok((ServiceCore::new(links), named))
     }
 
     fn compute_linked_pod(
@@ -323,7 +338,8 @@ impl ClientCore {
     }
 }
 
-fn as_str<'a>(given: &'a Bound<'_, PyAny>) -> Option<&'a str> {
+/// The text of a `str` that can be written as UTF-8.
+pub(super) fn as_str<'a>(given: &'a Bound<'_, PyAny>) -> Option<&'a str> {
     given.cast::<PyString>().ok()?.to_str().ok()
 }
 

@@ -16,6 +16,7 @@ mod log;
 mod queue;
 mod runtime;
 mod server;
+mod service;
 mod store;
 mod telemetry;
 
@@ -48,6 +49,8 @@ mod _podlink {
     use super::runtime::after_fork_in_child;
     #[pymodule_export]
     use super::server::ServerCore;
+    #[pymodule_export]
+    use super::service::ServiceCore;
     #[pymodule_export]
     use super::store::StoreCore;
     #[pymodule_export]

@@ -1,15 +1,16 @@
 //! The client driver: find or make the link user → pod.
 
+mod cached;
 mod place;
 mod report;
 mod shared;
+mod sweep;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use rand::Rng;
 
@@ -17,18 +18,21 @@ use super::by;
 use super::flight::Flights;
 use super::info::InfoDriver;
 use super::peer::PeerPods;
-use super::states::{Audience, StateCache, Watched};
-use super::view::View;
-use crate::cache::{Key, LinkCache, Scope, Ticket};
+use super::states::{Audience, StateCache};
+use crate::cache::{Key, LinkCache, Ticket};
 use crate::clock::{Clock, Tick};
 use crate::config::ClientConfig;
 use crate::error::{ErrorKind, Result};
 use crate::executor::Executor;
-use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid};
+use crate::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid};
 use crate::route::link::{Life, valid_until};
 use crate::route::snapshot::{Change, Pod};
 use crate::rpc::{LinkOperations, Source};
 use crate::telemetry::{ClientStats, count};
+
+pub use cached::ServiceLinks;
+use cached::{Known, Table};
+use sweep::Sweeper;
 
 /// A function of the program's own that chooses a pod for a new user.
 #[async_trait]
@@ -68,8 +72,7 @@ impl Audience for LostPods {
         let lost: Vec<PodIndex> = lost.map(|change| change.pod).collect();
         let number = client
             .known
-            .load()
-            .get(&service.service)
+            .get(service.service.as_str())
             .map(|known| known.number);
         let (hook, service) = (Arc::clone(&self.hook), service.clone());
         if lost.is_empty() || client.namespace != service.namespace {
@@ -100,6 +103,8 @@ struct Shared {
     config: ClientConfig,
     chooser: Option<Arc<dyn PodChooser>>,
     cache: LinkCache,
+    /// The task that drops what has ended there: it ends with the driver.
+    sweeper: Sweeper,
     states: Arc<StateCache>,
     flights: Flights<(Key, Ticket), PodIndex>,
     /// The services of this driver's namespace that were asked for, ready for the hot path.
@@ -114,23 +119,11 @@ struct Shared {
     closed: AtomicBool,
 }
 
-/// Services that were asked for, by name.
-type Table = ArcSwap<HashMap<ServiceName, Arc<Known>>>;
-
 /// The way to another namespace.
 #[derive(Debug)]
 struct Peer {
     operations: Arc<dyn LinkOperations>,
     known: Table,
-}
-
-/// What the hot path needs to know about a service.
-#[derive(Debug)]
-struct Known {
-    /// This driver's own number for the service, in cache entries.
-    number: u32,
-    scope: Scope,
-    watched: Arc<Watched>,
 }
 
 /// A call's user, checked, with its place in the cache.
@@ -166,6 +159,7 @@ impl ClientDriver {
         });
         let shared = Shared {
             cache: LinkCache::new(config.cache_capacity, config.cache_ttl, seed),
+            sweeper: Sweeper::default(),
             executor,
             clock,
             namespace,
@@ -173,7 +167,7 @@ impl ClientDriver {
             chooser,
             states: info.states(),
             flights: Flights::new(),
-            known: ArcSwap::default(),
+            known: Table::default(),
             numbers: AtomicU32::new(0),
             peers: peers.collect(),
             foreign,
@@ -196,6 +190,9 @@ impl ClientDriver {
     pub fn stats(&self) -> BTreeMap<&'static str, u64> {
         let counted = self.shared.stats.read().into_iter();
         let mut all: BTreeMap<_, _> = counted.chain(self.shared.states.stats().read()).collect();
+        // A hit is counted once on the hot path, not twice: every compute is a hit or a miss.
+        let counted = |name| all.get(name).copied().unwrap_or_default();
+        all.insert("computes", counted("cache_hits") + counted("cache_misses"));
         all.insert("cache_entries", self.shared.cache.len());
         all
     }
@@ -208,34 +205,6 @@ impl ClientDriver {
             .deadline(timeout.unwrap_or(self.shared.config.timeout))
     }
 
-    /// The hot path of `compute_linked_pod`: the cached link, if it is valid, its pod available,
-    /// and the process that holds the pod's index the one that held it when the answer was given.
-    /// Takes no lock, does no I/O, never waits.
-    #[must_use]
-    pub fn compute_cached(&self, namespace: &str, uid: &str, service: &str) -> Option<PodIndex> {
-        let shared = &*self.shared;
-        if shared.closed.load(Ordering::Relaxed) {
-            return None;
-        }
-        let own = namespace.is_empty() || namespace == shared.namespace.as_str();
-        let table = if own {
-            &shared.known
-        } else {
-            &shared.peers.get(namespace)?.known
-        };
-        let known = table.load();
-        let known = known.get(service)?;
-        let now = shared.clock.now();
-        let view = known.watched.current(now)?;
-        let entry = shared.cache.get(known.scope.key(uid), now)?;
-        let serves = view.as_ref()?.serves(entry.pod, entry.incarnation, now);
-        serves.then(|| {
-            count(&shared.stats.cache_hits);
-            count(&shared.stats.computes);
-            entry.pod
-        })
-    }
-
     /// Finds or makes the user's link and returns a pod that may serve the user.
     ///
     /// # Errors
@@ -246,7 +215,6 @@ impl ClientDriver {
         if let Some(pod) = self.compute_cached(id.namespace.as_str(), uid, id.service.as_str()) {
             return Ok(pod);
         }
-        count(&self.shared.stats.computes);
         count(&self.shared.stats.cache_misses);
         loop {
             let ticket = self.shared.cache.ticket(target.key);
@@ -473,10 +441,11 @@ impl ClientDriver {
     /// knew of the pods belongs to the route info driver.
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::SeqCst);
-        self.shared.known.store(Arc::default());
+        self.shared.known.clear();
         let peers = self.shared.peers.values();
-        peers.for_each(|peer| peer.known.store(Arc::default()));
+        peers.for_each(|peer| peer.known.clear());
         self.shared.foreign.close();
+        self.shared.sweeper.end();
     }
 
     /// How much longer the cache believes in the user's link; `None`: it does not. Must be called
@@ -503,12 +472,5 @@ impl ClientDriver {
         let namespace = super::named(&self.shared.namespace, given)?;
         self.shared.peer(&namespace)?;
         Ok(namespace)
-    }
-}
-
-impl View {
-    /// Whether this pod may serve its users, and is still the process it was.
-    fn serves(&self, pod: PodIndex, incarnation: Incarnation, now: Tick) -> bool {
-        self.incarnation(pod) == incarnation && self.standing(pod, now).is_available()
     }
 }

@@ -147,6 +147,15 @@ impl View {
             .pod(pod)
             .map_or(Incarnation::NONE, |pod| pod.state.incarnation)
     }
+
+    /// Whether this pod may serve its users, and is still the process it was.
+    #[must_use]
+    pub(super) fn serves(&self, pod: PodIndex, incarnation: Incarnation, now: Tick) -> bool {
+        let judged = self.snapshot.judged(pod, now);
+        judged.is_some_and(|(pod, standing)| {
+            pod.state.incarnation == incarnation && standing.is_available()
+        })
+    }
 }
 
 #[cfg(test)]

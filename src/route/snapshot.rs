@@ -113,12 +113,18 @@ impl Snapshot {
         found.ok().and_then(|at| self.pods.get(at))
     }
 
+    /// The pod with this index and its standing at `now`.
+    #[must_use]
+    pub fn judged(&self, index: PodIndex, now: Tick) -> Option<(&Pod, Standing)> {
+        let pod = self.pod(index)?;
+        Some((pod, pod.standing(self.judged_at(now))))
+    }
+
     /// The standing of the pod with this index at `now`.
     #[must_use]
     pub fn standing(&self, index: PodIndex, now: Tick) -> Standing {
-        let at = self.judged_at(now);
-        self.pod(index)
-            .map_or(Standing::Unknown, |pod| pod.standing(at))
+        let judged = self.judged(index, now);
+        judged.map_or(Standing::Unknown, |(_, standing)| standing)
     }
 
     /// The pods whose standing at `now` is as asked for, in the order of their indexes.

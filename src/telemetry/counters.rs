@@ -47,8 +47,6 @@ macro_rules! counters {
 counters!(
     /// What a client driver counts.
     ClientStats {
-        /// Computes that were asked for.
-        computes,
         /// Computes that the local cache answered.
         cache_hits,
         /// Computes that the local cache could not answer.

@@ -19,28 +19,29 @@ PYTHON = {"pyo3", "pyo3_async_runtimes"}
 WIRE = {"tonic", "tonic_prost", "tonic_health", "tonic_reflection", "tonic_types", "prost"}
 STORE = {"redis"}
 GENERATED = {"crate::proto"}
+CACHES = {"moka", "quick_cache"}
 
 # Arrows point one way: bindings -> driver -> {executor, cache, rpc} -> route -> {id, error}.
 ABOVE_THE_MIDDLE = {"crate::driver", "crate::bindings"}
 ABOVE_ROUTE = ABOVE_THE_MIDDLE | {"crate::executor", "crate::cache", "crate::rpc"}
 ABOVE_THE_WORDS = ABOVE_ROUTE | {"crate::route"}
 
-DECIDES_NOTHING_BY_IO = PYTHON | WIRE | STORE | GENERATED | {"tokio", "moka"}
+DECIDES_NOTHING_BY_IO = PYTHON | WIRE | STORE | GENERATED | CACHES | {"tokio"}
 
 FORBIDDEN: dict[str, set[str]] = {
     "id": DECIDES_NOTHING_BY_IO | ABOVE_THE_WORDS,
     "error": DECIDES_NOTHING_BY_IO | ABOVE_THE_WORDS,
     "clock": DECIDES_NOTHING_BY_IO | ABOVE_THE_WORDS,
     "route": DECIDES_NOTHING_BY_IO | ABOVE_ROUTE | {"tracing"},
-    "config": PYTHON | WIRE | STORE | GENERATED | {"moka"} | ABOVE_ROUTE,
-    "telemetry": PYTHON | WIRE | STORE | GENERATED | {"moka"} | ABOVE_ROUTE,
-    "executor": PYTHON | WIRE | GENERATED | {"moka"} | ABOVE_THE_MIDDLE,
+    "config": PYTHON | WIRE | STORE | GENERATED | CACHES | ABOVE_ROUTE,
+    "telemetry": PYTHON | WIRE | STORE | GENERATED | CACHES | ABOVE_ROUTE,
+    "executor": PYTHON | WIRE | GENERATED | CACHES | ABOVE_THE_MIDDLE,
     "cache": PYTHON | WIRE | STORE | GENERATED | ABOVE_THE_MIDDLE,
-    "rpc": PYTHON | STORE | {"moka"} | ABOVE_THE_MIDDLE,
-    "driver": PYTHON | WIRE | STORE | GENERATED | {"crate::bindings"},
-    "bindings": WIRE | STORE | GENERATED,
+    "rpc": PYTHON | STORE | CACHES | ABOVE_THE_MIDDLE,
+    "driver": PYTHON | WIRE | STORE | GENERATED | CACHES | {"crate::bindings"},
+    "bindings": WIRE | STORE | GENERATED | CACHES,
     # Generated from the .proto file: it may only be the wire.
-    "proto": PYTHON | STORE | {"moka"} | ABOVE_THE_WORDS,
+    "proto": PYTHON | STORE | CACHES | ABOVE_THE_WORDS,
 }
 
 
@@ -75,7 +76,8 @@ LEAKS = [
     ("executor/mod.rs", "use crate::{error::Error, driver::{Client, Server}};", "crate::driver::C"),
     ("executor/redis.rs", "fn a() -> tonic :: Status { b() }", "tonic::Status"),
     ("executor/memory.rs", "use moka as quick;", "moka"),
-    ("cache.rs", "use {moka::sync, redis::Value};", "redis::Value"),
+    ("driver/client.rs", "use quick_cache::sync::Cache;", "quick_cache::sync::Cache"),
+    ("cache/links.rs", "use {moka::sync, redis::Value};", "redis::Value"),
     ("cache/mod.rs", "pub use ::redis::Value;", "redis::Value"),
     ("rpc/client.rs", "use moka::sync::Cache;", "moka::sync::Cache"),
     ("rpc/server.rs", "type A = crate::driver::server::Server;", "crate::driver::server"),
@@ -138,6 +140,7 @@ MAY_IMPORT_COMPILED = {
     "info",
     "metrics",
     "server",
+    "service",
     "store",
 }
 

@@ -209,27 +209,46 @@ async def test_a_service_is_read_once_for_all_who_ask() -> None:
         assert info.stats()["refreshes"] <= 3
 
 
+async def no_longer_read(info: podlink.RouteInfoDriver) -> None:
+    """Returns after ten times the refresh period without a reading."""
+    refreshes = 0
+
+    def is_idle() -> bool:
+        nonlocal refreshes
+        before, refreshes = refreshes, info.stats()["refreshes"]
+        return before == refreshes
+
+    idle_looks = 0
+
+    def stays_idle() -> bool:
+        nonlocal idle_looks
+        idle_looks = idle_looks + 1 if is_idle() else 0
+        return idle_looks > 50
+
+    await eventually_async(stays_idle)
+
+
+async def test_a_service_that_nobody_asked_for_is_found_again_by_its_handle() -> None:
+    # What the handle held is not kept up any more.
+    store = podlink.Store()
+    brief = podlink.RouteInfoConfig(refresh=0.05, idle=1)
+    async with running(store, 0), podlink.RouteInfoDriver(store, NAMESPACE, brief) as info:
+        client = podlink.ClientDriver(store, NAMESPACE, route_info=info)
+        users = client.service(SERVICE)
+        assert await users.compute_linked_pod("u1") == 0
+        await no_longer_read(info)
+        assert await users.compute_linked_pod("u1") == 0
+        hits = client.stats()["cache_hits"]
+        assert await users.compute_linked_pod("u1") == 0
+        assert client.stats()["cache_hits"] == hits + 1
+
+
 async def test_services_that_nobody_asks_for_are_not_read_any_more() -> None:
     store = podlink.Store()
     brief = podlink.RouteInfoConfig(refresh=0.05, idle=1)
     async with running(store, 0), podlink.RouteInfoDriver(store, NAMESPACE, brief) as info:
         await info.get_all_service_state(None, SERVICE)
-        refreshes = 0
-
-        def is_idle() -> bool:
-            nonlocal refreshes
-            before, refreshes = refreshes, info.stats()["refreshes"]
-            return before == refreshes
-
-        # Ten times the refresh period without a reading.
-        idle_looks = 0
-
-        def stays_idle() -> bool:
-            nonlocal idle_looks
-            idle_looks = idle_looks + 1 if is_idle() else 0
-            return idle_looks > 50
-
-        await eventually_async(stays_idle)
+        await no_longer_read(info)
         # Who asks again gets what is true now, and it is read on.
         assert list(await info.get_all_service_state(None, SERVICE)) == [0]
         read = info.stats()["refreshes"]

@@ -1,6 +1,5 @@
 //! What the driver's operations share: where a call goes, and what the cache may keep of its answer.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -8,7 +7,7 @@ use super::{Known, Shared, Target};
 use crate::cache::{Entry, Ticket};
 use crate::clock::Tick;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName};
+use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId};
 use crate::route::link::{Life, StoredLink, valid_until};
 use crate::route::state::Standing;
 use crate::rpc::{Believed, LinkOperations, Source};
@@ -43,8 +42,9 @@ impl Shared {
     }
 
     /// Checks that the call can be served, and finds its service.
-    pub(super) fn target(&self, link: LinkId) -> Result<Target> {
+    pub(super) fn target(self: &Arc<Self>, link: LinkId) -> Result<Target> {
         self.open()?;
+        self.sweeper.start(self);
         let peer = self.peer(&link.service.namespace)?;
         let known = self.known(&link.service);
         Ok(Target {
@@ -70,31 +70,26 @@ impl Shared {
             Some(peer) => (&peer.known, &self.foreign),
             None => (&self.known, &self.states),
         };
-        if let Some(known) = table.load().get(&id.service)
+        let name = id.service.as_str();
+        if let Some(known) = table.get(name)
             && !known.watched.is_retired()
         {
-            return Arc::clone(known);
+            return known;
         }
         let watched = states.service(id);
-        let known_in = |table: &HashMap<ServiceName, Arc<Known>>| {
-            // A service keeps its number when it comes back after a time without use.
-            let earlier = table.get(&id.service).map(|known| known.number);
+        let make = |earlier: Option<&Known>| {
             let next = || self.numbers.fetch_add(1, Ordering::Relaxed);
-            Arc::new(Known {
-                number: earlier.unwrap_or_else(next),
+            Known {
+                name: id.service.clone(),
+                // A service keeps its number when it comes back after a time without use.
+                number: earlier.map_or_else(next, |known| known.number),
                 scope: self.cache.scope(id),
                 watched: Arc::clone(&watched),
-            })
+            }
         };
-        table.rcu(|table| {
-            let known = known_in(table);
-            let mut table = HashMap::clone(table);
-            table.insert(id.service.clone(), known);
-            table
-        });
-        let table = table.load();
-        let known = table.get(&id.service).cloned();
-        known.unwrap_or_else(|| known_in(&table))
+        table.put(name, make);
+        // A driver that was closed meanwhile has forgotten it already.
+        table.get(name).unwrap_or_else(|| Arc::new(make(None)))
     }
 
     /// What the cache holds, unless what is known of the pods speaks against it.

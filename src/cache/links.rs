@@ -1,17 +1,20 @@
 //! What this process remembers about links.
 //!
-//! moka bounds the number of entries; what may be believed is decided here: every entry carries
-//! its own `valid_until`, judged with `now` as an argument, and an answer that was asked for
-//! before an invalidation is never stored after it.
+//! `quick_cache` bounds the number of entries and chooses which go; what may be believed is decided
+//! here: every entry carries its own `valid_until`, judged with `now` as an argument, and an answer
+//! that was asked for before an invalidation is never stored after it. An entry that has ended
+//! goes when somebody meets it, or with the next [`LinkCache::sweep`].
 
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{OptionsBuilder, UnitWeighter};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::clock::Tick;
-use crate::id::{Incarnation, PodIndex, ServiceId, ServiceName, Tag};
+use crate::id::{Incarnation, PodIndex, ServiceId};
 
 /// A remembered link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +31,19 @@ pub struct Entry {
 
 /// A user of a service, as 128 bits of a keyed hash (docs/decisions/0005): looked up without
 /// building a string, and two users in ten million meet with a probability below 10^-24.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Key(u128);
+///
+/// Two words rather than one of 128 bits, which would be padded to a multiple of 16 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key {
+    high: u64,
+    low: u64,
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.low);
+    }
+}
 
 /// Makes the keys of one service.
 #[derive(Debug, Clone)]
@@ -41,7 +55,11 @@ impl Scope {
     pub fn key(&self, uid: &str) -> Key {
         let mut hasher = self.0;
         hasher.write(uid.as_bytes());
-        Key(hasher.finish128().as_u128())
+        let hash = hasher.finish128();
+        Key {
+            high: hash.h2,
+            low: hash.h1,
+        }
     }
 }
 
@@ -49,25 +67,19 @@ impl Scope {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ticket(u64);
 
-/// The keys are hashes already: moka needs to hash them no further.
+/// The keys are hashes already: half of one is hash enough for a table.
 #[derive(Debug, Default)]
 struct KeyHasher(u64);
 
 impl Hasher for KeyHasher {
     fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word.iter_mut()
-                .zip(chunk)
-                .for_each(|(to, from)| *to = *from);
-            self.0 ^= u64::from_le_bytes(word);
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
         }
     }
 
-    fn write_u128(&mut self, key: u128) {
-        #[allow(clippy::cast_possible_truncation, reason = "half of a hash is a hash")]
-        let low = key as u64;
-        self.0 = low;
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
     }
 
     fn finish(&self) -> u64 {
@@ -75,11 +87,19 @@ impl Hasher for KeyHasher {
     }
 }
 
+type Entries = Cache<Key, Entry, UnitWeighter, BuildHasherDefault<KeyHasher>>;
+
 const STRIPES: usize = 256;
+
+/// A table of this many entries is looked through in a tenth of a millisecond: nobody waits longer
+/// for a sweep.
+const ENTRIES_A_TABLE: u64 = 8_192;
+const TABLES_AT_MOST: u64 = 1_024;
 
 /// The local link cache. Every method may be called from any thread; none waits for I/O.
 pub struct LinkCache {
-    entries: moka::sync::Cache<Key, Entry, BuildHasherDefault<KeyHasher>>,
+    entries: Entries,
+    ttl: Duration,
     /// Invalidations so far, per stripe of keys. The lock is held while an entry goes in or out,
     /// so that an answer cannot slip in between an invalidation and its count. Readers do not
     /// take it.
@@ -97,18 +117,20 @@ impl std::fmt::Debug for LinkCache {
 }
 
 impl LinkCache {
-    /// A cache of at most `capacity` entries that are dropped after `ttl` even if nobody asks.
+    /// A cache of at most `capacity` entries that end after `ttl` at the latest. It grows as it is
+    /// filled. Full, it keeps those that were asked for again (S3-FIFO): a crowd that passes once
+    /// does not drive out the regulars.
     #[must_use]
     pub fn new(capacity: u64, ttl: Duration, seed: (u64, u64)) -> Self {
-        // moka evicts by its own clock; zero would mean "never", which bounds nothing.
-        let ttl = ttl.max(Duration::from_millis(1));
-        let entries = moka::sync::Cache::builder()
-            .max_capacity(capacity)
-            .time_to_live(ttl)
-            .build_with_hasher(BuildHasherDefault::default());
+        let tables = (capacity / ENTRIES_A_TABLE)
+            .clamp(1, TABLES_AT_MOST)
+            .next_power_of_two();
+        // Every table gets the same share; one that is rounded up would break the bound.
+        let capacity = capacity - capacity % tables;
         let stripes = (0..STRIPES).map(|_| Mutex::new(0)).collect();
         Self {
-            entries,
+            entries: entries(capacity, tables),
+            ttl,
             stripes,
             seed,
         }
@@ -129,9 +151,13 @@ impl LinkCache {
     /// The entry, unless it is over.
     #[must_use]
     pub fn get(&self, key: Key, now: Tick) -> Option<Entry> {
+        let entry = self.entries.get(&key)?;
+        if now < entry.valid_until {
+            return Some(entry);
+        }
         self.entries
-            .get(&key)
-            .filter(|entry| now < entry.valid_until)
+            .remove_if(&key, |entry| now >= entry.valid_until);
+        None
     }
 
     /// Permission to store the answer to a question that is asked after this call.
@@ -164,9 +190,24 @@ impl LinkCache {
     pub fn invalidate(&self, key: Key, now: Tick) -> Option<Entry> {
         let mut stripe = self.stripe(key);
         *stripe += 1;
-        self.entries
-            .remove(&key)
-            .filter(|entry| now < entry.valid_until)
+        let (_, entry) = self.entries.remove(&key)?;
+        (now < entry.valid_until).then_some(entry)
+    }
+
+    /// How long nobody has to look for entries that have ended: a quarter of the longest life, so
+    /// that they take no more than a fourth of the room, but no more often than makes sense. `None`:
+    /// nothing lives at all.
+    #[must_use]
+    pub fn sweep_period(&self) -> Option<Duration> {
+        const SHORTEST: Duration = Duration::from_millis(100);
+        const LONGEST: Duration = Duration::from_secs(60);
+        (!self.ttl.is_zero()).then(|| (self.ttl / 4).clamp(SHORTEST, LONGEST))
+    }
+
+    /// Drops what has ended. Looks at every entry, a table at a time: who asks for an entry of that
+    /// table meanwhile waits. The room is kept for others.
+    pub fn sweep(&self, now: Tick) {
+        self.entries.retain(|_, entry| now < entry.valid_until);
     }
 
     /// How many entries say that a user of this service is on this pod. Looks at every entry.
@@ -179,22 +220,21 @@ impl LinkCache {
             .count() as u64
     }
 
-    /// About how many entries there are.
+    /// How many entries there are, those included that have ended and were not met since.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.entries.run_pending_tasks();
-        self.entries.entry_count()
+        self.entries.len() as u64
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.entries.is_empty()
     }
 
     fn stripe(&self, key: Key) -> std::sync::MutexGuard<'_, u64> {
-        #[allow(clippy::cast_possible_truncation, reason = "the top byte of 128 bits")]
-        let at = (key.0 >> 120) as usize % self.stripes.len();
+        #[allow(clippy::cast_possible_truncation, reason = "the top byte")]
+        let at = (key.high >> 56) as usize % self.stripes.len();
         // The guarded number is whole whatever panicked meanwhile.
         self.stripes[at]
             .lock()
@@ -202,67 +242,28 @@ impl LinkCache {
     }
 }
 
-/// What this process remembers about tags, absent ones too.
-pub struct TagCache {
-    entries: moka::sync::Cache<Tag, (Option<ServiceName>, Tick)>,
-    ttl: Duration,
-    absent_ttl: Duration,
-}
-
-impl std::fmt::Debug for TagCache {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TagCache").finish_non_exhaustive()
-    }
-}
-
-impl TagCache {
-    /// A cache that believes a tag for `ttl`, and the absence of one for `absent_ttl` at most.
-    #[must_use]
-    pub fn new(ttl: Duration, absent_ttl: Duration) -> Self {
-        const CAPACITY: u64 = 10_000;
-        let bound = ttl.max(Duration::from_millis(1));
-        let entries = moka::sync::Cache::builder();
-        let entries = entries.max_capacity(CAPACITY).time_to_live(bound).build();
-        let absent_ttl = absent_ttl.min(ttl);
-        Self {
-            entries,
-            ttl,
-            absent_ttl,
-        }
-    }
-
-    /// What is remembered: a service, or that there is none.
-    #[must_use]
-    #[allow(
-        clippy::option_option,
-        reason = "not remembered, remembered as absent, remembered"
-    )]
-    pub fn get(&self, tag: &Tag, now: Tick) -> Option<Option<ServiceName>> {
-        let (service, valid_until) = self.entries.get(tag)?;
-        (now < valid_until).then_some(service)
-    }
-
-    /// Remembers an answer to a question that was sent at `asked`.
-    pub fn insert(&self, tag: &Tag, service: Option<ServiceName>, asked: Tick) {
-        let ttl = if service.is_some() {
-            self.ttl
-        } else {
-            self.absent_ttl
-        };
-        self.entries
-            .insert(tag.clone(), (service, asked.after(ttl)));
-    }
-
-    /// Forgets a tag.
-    pub fn forget(&self, tag: &Tag) {
-        self.entries.invalidate(tag);
-    }
+fn entries(capacity: u64, tables: u64) -> Entries {
+    let size = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
+    // Nothing is reserved: the estimate decides how many tables there are, and how many of the
+    // entries that went are remembered as hashes.
+    let options = OptionsBuilder::new()
+        .shards(size(tables))
+        .estimated_items_capacity(size(capacity))
+        .weight_capacity(capacity)
+        .build()
+        .unwrap_or_else(|error| unreachable!("both figures that it wants are given: {error}"));
+    Cache::with_options(
+        options,
+        UnitWeighter,
+        BuildHasherDefault::default(),
+        DefaultLifecycle::default(),
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::Namespace;
+    use crate::id::{Namespace, ServiceName};
     use std::sync::Arc;
 
     fn service(namespace: &str, name: &str) -> ServiceId {
@@ -384,23 +385,6 @@ mod tests {
     }
 
     #[test]
-    fn tags_and_their_absence_are_remembered_for_a_while() {
-        let seconds = Duration::from_secs;
-        let cache = TagCache::new(seconds(60), seconds(1));
-        let at = |s| Tick::ZERO.after(seconds(s));
-        let (known, absent) = (Tag::new("room").unwrap(), Tag::new("none").unwrap());
-        let name = ServiceName::new("room-service").ok();
-        cache.insert(&known, name.clone(), at(0));
-        cache.insert(&absent, None, at(0));
-        assert_eq!(cache.get(&known, at(59)), Some(name));
-        assert_eq!(cache.get(&known, at(60)), None);
-        assert_eq!(cache.get(&absent, at(0)), Some(None));
-        assert_eq!(cache.get(&absent, at(1)), None);
-        cache.forget(&known);
-        assert_eq!(cache.get(&known, at(1)), None);
-    }
-
-    #[test]
     fn what_the_program_says_replaces_and_voids() {
         let cache = cache();
         let key = cache.scope(&service("a", "b")).key("u");
@@ -410,5 +394,69 @@ mod tests {
         assert_eq!(cache.replace(key, entry(3, 100), NOW), Some(entry(2, 100)));
         assert_eq!(cache.invalidate(key, NOW), Some(entry(3, 100)));
         assert_eq!(cache.get(key, NOW), None);
+    }
+
+    #[test]
+    fn what_has_ended_goes_when_it_is_met_or_swept() {
+        let cache = cache();
+        let scope = cache.scope(&service("a", "b"));
+        for (uid, until) in [("met", 11), ("swept", 11), ("stays", 100)] {
+            let key = scope.key(uid);
+            cache.insert(key, entry(1, until), cache.ticket(key));
+        }
+        let later = Tick::from_nanos(11);
+        assert_eq!(cache.get(scope.key("met"), later), None);
+        assert_eq!(cache.len(), 2);
+        cache.sweep(later);
+        assert_eq!(cache.len(), 1);
+        assert_eq!(cache.get(scope.key("stays"), later), Some(entry(1, 100)));
+    }
+
+    /// Tables that are rounded up to equal sizes held more than was allowed.
+    #[test]
+    fn the_bound_holds_for_capacities_that_tables_do_not_divide() {
+        for capacity in [1, 2, 3, 50, 8_193, 33_333] {
+            let cache = LinkCache::new(capacity, Duration::from_secs(240), (1, 2));
+            let scope = cache.scope(&service("a", "b"));
+            for user in 0..capacity * 2 {
+                let key = scope.key(&user.to_string());
+                cache.insert(key, entry(1, 100), cache.ticket(key));
+                assert_eq!(
+                    cache.get(key, NOW),
+                    Some(entry(1, 100)),
+                    "{user} of {capacity}"
+                );
+            }
+            let held = cache.len();
+            assert!(held <= capacity, "{held} of {capacity}");
+            assert!(held * 100 >= capacity * 95, "{held} of {capacity}");
+        }
+    }
+
+    /// A crowd that comes once, ten times as many as there is room for, between the calls of the
+    /// users that are there all the time.
+    #[test]
+    fn a_crowd_that_passes_once_leaves_the_regulars() {
+        let cache = LinkCache::new(1_000, Duration::from_secs(240), (1, 2));
+        let scope = cache.scope(&service("a", "b"));
+        let insert = |uid: String| {
+            let key = scope.key(&uid);
+            cache.insert(key, entry(1, 100), cache.ticket(key));
+            key
+        };
+        let regulars: Vec<Key> = (0..500)
+            .map(|user| insert(format!("regular {user}")))
+            .collect();
+        let there = || {
+            regulars
+                .iter()
+                .filter(|key| cache.get(**key, NOW).is_some())
+                .count()
+        };
+        assert_eq!(there(), 500);
+        for user in 0..10_000 {
+            insert(format!("passer-by {user}"));
+        }
+        assert!(there() >= 450, "{} of 500 regulars", there());
     }
 }

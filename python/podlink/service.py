@@ -1,0 +1,141 @@
+"""The links of one service, for programs that ask about it again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from .config import Duration
+
+if TYPE_CHECKING:
+    from . import _podlink
+    from .client import ClientDriver
+
+__all__ = ["ServiceLinks"]
+
+
+class ServiceLinks:
+    """The link operations of a client driver for one service; made by
+    :meth:`ClientDriver.service`.
+
+    A name is checked and looked up once, not on each call, so a cached answer costs less. Nothing
+    else differs: the operations are the driver's, with its cache, its store, its figures and its
+    counters, and they say the same about deadlines, cancelling, concurrency and errors. It may be
+    used from every loop and thread, and as long as the driver is open.
+
+    Attributes:
+        namespace: the namespace of the service.
+        service_name: the service.
+
+    Example:
+        >>> import asyncio
+        >>> from podlink import ClientDriver, ServerDriver, ServerInfo, Store
+        >>> async def main() -> int:
+        ...     store = Store("memory://")
+        ...     users = ClientDriver(store, "default").service("user-service")
+        ...     async with ServerDriver(store, ServerInfo("default", "user-service", 0)):
+        ...         return await users.compute_linked_pod("user123")
+        >>> asyncio.run(main())
+        0
+    """
+
+    __slots__ = ("_client", "_compute_cached", "_core", "namespace", "service_name")
+
+    def __init__(
+        self, client: ClientDriver, core: _podlink.ServiceCore, namespace: str, service_name: str
+    ) -> None:
+        self.namespace = namespace
+        self.service_name = service_name
+        self._client = client
+        self._core = core
+        self._compute_cached = core.compute_cached
+
+    def __repr__(self) -> str:
+        return f"ServiceLinks(namespace={self.namespace!r}, service_name={self.service_name!r})"
+
+    async def compute_linked_pod(self, uid: str, *, timeout: Duration | None = None) -> int:
+        """Returns a pod that may serve the user: see :meth:`ClientDriver.compute_linked_pod`.
+
+        Example:
+            >>> async def route(users: ServiceLinks) -> int:
+            ...     return await users.compute_linked_pod("user123")
+        """
+        if timeout is None:
+            pod = self._compute_cached(uid)
+            if pod is not None:
+                return pod
+        return await self._client.compute_linked_pod(
+            self.namespace, uid, self.service_name, timeout=timeout
+        )
+
+    async def get_linked_pod(self, uid: str, *, timeout: Duration | None = None) -> int | None:
+        """Returns the user's pod, from the cache or else from the store: see
+        :meth:`ClientDriver.get_linked_pod`.
+        """
+        return await self._client.get_linked_pod(
+            self.namespace, uid, self.service_name, timeout=timeout
+        )
+
+    async def get_linked_pod_in_cache_or_if_persist(
+        self, uid: str, *, timeout: Duration | None = None
+    ) -> int | None:
+        """Returns the user's pod from the cache, else from the store if the link is persistent: see
+        :meth:`ClientDriver.get_linked_pod_in_cache_or_if_persist`.
+        """
+        return await self._client.get_linked_pod_in_cache_or_if_persist(
+            self.namespace, uid, self.service_name, timeout=timeout
+        )
+
+    async def get_linked_pod_not_cache(
+        self, uid: str, *, timeout: Duration | None = None
+    ) -> int | None:
+        """Returns the user's pod from the store: see
+        :meth:`ClientDriver.get_linked_pod_not_cache`.
+        """
+        return await self._client.get_linked_pod_not_cache(
+            self.namespace, uid, self.service_name, timeout=timeout
+        )
+
+    def get_linked_in_cache(self, uid: str) -> int | None:
+        """Returns the pod that the cache believes in, or ``None``. Never waits, no I/O.
+
+        Example:
+            >>> ClientDriver(Store()).service("user-service").get_linked_in_cache("user123")
+        """
+        return self._client.get_linked_in_cache(self.namespace, uid, self.service_name)
+
+    def cache_expired(self, uid: str) -> int | None:
+        """Makes the cache forget the user, returns what it believed: see
+        :meth:`ClientDriver.cache_expired`.
+        """
+        return self._client.cache_expired(self.namespace, uid, self.service_name)
+
+    def set_cache(self, uid: str, pod_index: int) -> int | None:
+        """Makes the cache believe that the user is on ``pod_index``, returns what it believed
+        before: see :meth:`ClientDriver.set_cache`.
+        """
+        return self._client.set_cache(self.namespace, uid, self.service_name, pod_index)
+
+    async def batch_get_linked_pod(
+        self, uids: Iterable[str], *, timeout: Duration | None = None
+    ) -> dict[int, list[str]]:
+        """Returns pod index → users, from the store: see
+        :meth:`ClientDriver.batch_get_linked_pod`.
+
+        Example:
+            >>> async def rooms(users: ServiceLinks) -> dict[int, list[str]]:
+            ...     return await users.batch_get_linked_pod(["a", "b"])
+        """
+        return await self._client.batch_get_linked_pod(
+            self.namespace, uids, self.service_name, timeout=timeout
+        )
+
+    async def set_linked_pod_if_absent(
+        self, uid: str, pod_index: int, *, timeout: Duration | None = None
+    ) -> int:
+        """Links the user to ``pod_index`` unless there is a link, returns the owner: see
+        :meth:`ClientDriver.set_linked_pod_if_absent`.
+        """
+        return await self._client.set_linked_pod_if_absent(
+            self.namespace, uid, self.service_name, pod_index, timeout=timeout
+        )

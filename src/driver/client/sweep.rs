@@ -1,0 +1,64 @@
+//! The task that takes out of the cache what has ended and nobody asks for any more.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::task::AbortHandle;
+
+use super::Shared;
+
+/// Sweeps a driver's cache, from the first call that may put something in until it is dropped.
+#[derive(Debug, Default)]
+pub(super) struct Sweeper {
+    started: AtomicBool,
+    /// The task; ended by `end`, and when this is dropped. Never held across an await.
+    task: Mutex<Option<AbortHandle>>,
+}
+
+impl Sweeper {
+    /// Sees to it that the task runs. Must be called on the runtime.
+    pub(super) fn start(&self, client: &Arc<Shared>) {
+        if self.started.load(Ordering::Relaxed) || self.started.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        if let Some(period) = client.cache.sweep_period() {
+            let task = tokio::spawn(sweep(Arc::downgrade(client), period));
+            *self.task() = Some(task.abort_handle());
+        }
+    }
+
+    /// Ends the task.
+    pub(super) fn end(&self) {
+        if let Some(task) = self.task().take() {
+            task.abort();
+        }
+    }
+
+    fn task(&self) -> std::sync::MutexGuard<'_, Option<AbortHandle>> {
+        self.task.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+async fn sweep(client: Weak<Shared>, period: Duration) {
+    loop {
+        tokio::time::sleep(period).await;
+        let Some(client) = client.upgrade() else {
+            return;
+        };
+        if client.cache.is_empty() {
+            continue;
+        }
+        // A look at every entry: not on a thread that moves bytes.
+        let swept = tokio::task::spawn_blocking(move || client.cache.sweep(client.clock.now()));
+        if let Err(error) = swept.await {
+            tracing::warn!(%error, "the link cache was not swept");
+        }
+    }
+}
