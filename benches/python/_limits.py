@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ SERVER_MANY = "redis-benchmark, a connection for each"
 SERVER_PIPELINED = "redis-benchmark, one pipelined connection"
 
 _THREADS = (1, 2)
+_CRATES = {"redis": "redis-rs", "tokio": "tokio"}
 _BUILD = [
     *("cargo", "bench", "--locked", "--no-default-features", "--bench", "core"),
     *("--no-run", "--message-format", "json-render-diagnostics"),
@@ -43,6 +45,10 @@ class RustLoop:
         program = _built()
         if program is None:
             results.note("redis-rs alone was not measured: `cargo bench --no-run` failed")
+        locked = tomllib.loads((PROJECT / "Cargo.lock").read_text("utf-8"))
+        for crate in locked["package"]:
+            if crate["name"] in _CRATES:
+                results.version(_CRATES[crate["name"]], crate["version"])
         loop = cls(program, server)
         try:
             yield loop
@@ -118,6 +124,9 @@ class ServerLimit:
         found = shutil.which("valkey-benchmark") or shutil.which("redis-benchmark")
         if found is None:
             results.note("the server's limit was not measured: no redis-benchmark on the PATH")
+        else:
+            said = subprocess.run([found, "--version"], capture_output=True, text=True, check=True)
+            results.version(Path(found).name, said.stdout.split()[1])
         return cls(found, server)
 
     def measure(self, way: str, tasks: int, seconds: float) -> float:

@@ -64,6 +64,10 @@ class Results:
             if each.cpu:
                 self.add(each.name, CPU, each.cpu, **each.case)
 
+    def version(self, name: str, number: str) -> None:
+        """Keeps the version of something that is not a Python package."""
+        self._run["versions"][name] = number
+
     def note(self, text: str) -> None:
         """Keeps a sentence that belongs to the figures: above all what could not be measured."""
         self._notes.append(text)

@@ -24,7 +24,7 @@ from _store import forget, names, valkey
 
 ROUNDS = {1: 7, 4: 3, 16: 3, 64: 7, 256: 7, 1024: 3}
 """How many tasks ask at once, and how many rounds that is measured."""
-SECONDS = 0.15 if QUICK else 0.35
+SECONDS = 0.15 if QUICK else 0.3
 """About how long a round of one contender lasts, whatever its rate."""
 FIRST = 1_000
 """How many calls the warming round has, which finds out the rate."""

@@ -185,6 +185,7 @@ def memory(of: Measured) -> Canvas:
     canvas, panels = _panels(2, "Remembered links (lower is better)", width=6.0)
     _curves(panels[0], of, "MB", "links")
     _logarithmic(panels[0], "links", "resident memory, MB")
+    panels[0].set_ylim(bottom=0.1)  # less than that is the allocator's whim
     panels[0].set_title("memory; a bounded cache holds its bound")
     _curves(panels[1], of, "ns", "links")
     _logarithmic(panels[1], "links", "ns per await, users at random", both=False)
