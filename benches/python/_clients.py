@@ -198,6 +198,10 @@ def _serve(line: Connection, loop: str, port: int) -> None:
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner, suppress(EOFError):
         clients = Opened(port)
         line.send(runner.run(clients.open()))
+        # What all those packages have brought along is not looked through again and again: that
+        # would take milliseconds of one call in some hundreds, whichever client's it is.
+        gc.collect()
+        gc.freeze()
         try:
             while True:
                 function, name, arguments = line.recv()
