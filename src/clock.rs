@@ -100,6 +100,16 @@ fn system_now() -> Tick {
     Tick(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
 }
 
+/// The date, in nanoseconds since 1970: for spans, which other machines' spans stand beside.
+/// Nothing is decided by it.
+#[must_use]
+pub fn unix_nanos() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
+}
+
 /// How much CPU time this process has used, over all its threads.
 #[must_use]
 pub fn process_cpu() -> Duration {

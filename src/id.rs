@@ -129,6 +129,22 @@ impl Uid {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// What stands for the uid in logs and traces.
+    #[must_use]
+    pub fn hashed(&self) -> String {
+        hashed(&self.0)
+    }
+}
+
+/// What stands for a uid in logs and traces: the first 12 hexadecimal digits of its SHA-256. The
+/// same uid has the same everywhere, and `sha256sum` makes it, too.
+#[must_use]
+pub fn hashed(uid: &str) -> String {
+    const BYTES: usize = 6;
+    let digest = ring::digest::digest(&ring::digest::SHA256, uid.as_bytes());
+    let first = digest.as_ref().iter().take(BYTES);
+    first.map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl fmt::Display for Uid {
@@ -276,6 +292,12 @@ mod tests {
         for bad in ["", "a{b", "a}b", "a\0b", "a\u{85}b", &"x".repeat(129)] {
             assert!(Uid::new(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_uid_is_hashed_as_sha256sum_does_it() {
+        let uid = Uid::new("user123").unwrap();
+        assert_eq!(uid.hashed(), "e606e38b0d8c");
     }
 
     #[test]

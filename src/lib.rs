@@ -8,6 +8,7 @@
 //! * [`cache`]: what this process remembers about links.
 //! * [`rpc`]: link operations across namespaces, over gRPC.
 //! * [`driver`]: the use cases; they order the steps and own the tasks.
+//! * [`trace`]: spans, and where they wait for whoever collects them.
 //! * `bindings`: the only room that knows Python (feature `python`).
 
 pub mod cache;
@@ -21,6 +22,7 @@ pub(crate) mod proto;
 pub mod route;
 pub mod rpc;
 pub mod telemetry;
+pub mod trace;
 
 #[cfg(feature = "python")]
 mod bindings;

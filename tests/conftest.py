@@ -1,21 +1,40 @@
 """Real servers for the tests. What a test breaks it makes itself, with `server_factory`."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from typing import Any, Protocol
 
 import pytest
 
 from helpers import server_paths
+from helpers.canaries import MARK
 from helpers.servers import Server
+from podlink import _logs
 
 _BINARIES = {"valkey": server_paths.valkey_server, "redis7": server_paths.redis_server}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fails a test whose output or log holds a secret of the tests."""
+    report = yield
+    leaking = [name for name, text in report.sections if MARK in text]
+    if report.passed and leaking:
+        report.outcome = "failed"
+        report.longrepr = f"a secret of a test was printed: {', '.join(leaking)}"
+    return report
 
 
 class ServerFactory(Protocol):
     """Starts one more server: `server_factory("redis7", tls=True)`; options as in `Server`."""
 
     def __call__(self, kind: str = "valkey", /, **options: Any) -> Server: ...
+
+
+@pytest.fixture(autouse=True)
+def _repeats_of_this_test() -> None:
+    """What earlier tests have logged often is no repeat in this one."""
+    _logs.start_anew()
 
 
 @pytest.fixture(scope="session")

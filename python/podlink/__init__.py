@@ -15,6 +15,7 @@ drains or dies.
     0
 """
 
+from ._logs import hash_uid
 from ._podlink import __version__
 from .callback import StatefulObjCallback
 from .client import ClientDriver
@@ -106,4 +107,5 @@ __all__ = [
     "Window",
     "__version__",
     "connect",
+    "hash_uid",
 ]

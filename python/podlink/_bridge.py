@@ -12,10 +12,11 @@ import asyncio
 import atexit
 import functools
 import inspect
-import logging
+import math
 import os
 import queue
 import select
+import sys
 import threading
 import weakref
 from collections import deque
@@ -23,13 +24,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final
 
-from . import _podlink
+from . import _logs, _podlink
 from .callback import StatefulObjCallback
 from .errors import InvalidParameterError, PodlinkError, from_core
 
-_log = logging.getLogger("podlink.callbacks")
-# A library does not decide where its records go, nor that they go to stderr.
-logging.getLogger("podlink").addHandler(logging.NullHandler())
+_log = _logs.Log("podlink.callbacks")
 
 HookCall = tuple[Callable[..., Any], tuple[Any, ...], _podlink.Reply]
 """A Python function that the core calls, its arguments, and where its answer goes."""
@@ -152,8 +151,26 @@ def call(start: Start, *arguments: object) -> asyncio.Future[Any]:
     """
     loop = asyncio.get_running_loop()
     waiter = loop.create_future()
-    start(bridge_of(loop).queue, waiter, *arguments)
+    if _observer is None:
+        start(bridge_of(loop).queue, waiter, *arguments)
+    else:
+        _observer(start, bridge_of(loop).queue, waiter, arguments)
     return waiter
+
+
+Observer = Callable[[Start, _podlink.CompletionQueue, Any, tuple[object, ...]], None]
+"""Starts an operation in the place of ``start(queue, waiter, *arguments)``."""
+
+_observer: Observer | None = None
+_flush: Callable[[], None] | None = None
+
+
+def observe(observer: Observer | None, flush: Callable[[], None] | None) -> None:
+    """Lets every operation be started by ``observer``, and ``flush`` take what the core tells of
+    them, whenever it does.
+    """
+    global _observer, _flush
+    _observer, _flush = observer, flush
 
 
 class Submitted:
@@ -171,6 +188,9 @@ class Submitted:
         self._callback = callback
         self._deliver = deliver
         self._convert = convert
+
+    def add_done_callback(self, told: Callable[[Future[Any]], object]) -> None:
+        self.future.add_done_callback(told)
 
     def done(self) -> bool:
         return self.future.cancelled()
@@ -225,7 +245,10 @@ class Submitter:
         submitted = Submitted(callback, deliver, convert)
         # Never by way of the loop: the future must be settled even if the loop ends first, or is
         # blocked by somebody who waits for this very future.
-        start(callback_thread().queue, submitted, *arguments)
+        if _observer is None:
+            start(callback_thread().queue, submitted, *arguments)
+        else:
+            _observer(start, callback_thread().queue, submitted, arguments)
         return submitted.future
 
     def poll(self) -> int:
@@ -247,7 +270,7 @@ class Submitter:
         try:
             callback()
         except BaseException as error:
-            _log.exception("a callback raised")
+            _log.error("a callback raised", error)
             self.failures += 1
             if not isinstance(error, Exception):
                 raise
@@ -295,7 +318,8 @@ class CallbackThread:
         poller = select.poll()
         poller.register(self.queue.fileno(), select.POLLIN)
         while not self._stopping:
-            poller.poll()
+            wait = _logs.seconds_to_tell()
+            poller.poll(None if wait is None else math.ceil(wait * 1000))
             self._deliver()
 
     def _deliver(self) -> None:
@@ -304,10 +328,16 @@ class CallbackThread:
             try:
                 _settle(waiter, value, error)
             except BaseException:  # noqa: BLE001 - not even sys.exit() may end everybody's thread
-                _log.debug("what ended a callback ends here", exc_info=True)
+                _log.debug("what ended a callback ends here")
         for call in calls:
             self._hook_calls().put(call)
-        _forward_logs()
+        try:
+            _logs.forward()
+            if _flush is not None:
+                _flush()
+        except Exception:  # noqa: BLE001 - a program's handler or exporter must not end this thread
+            told = threading.ExceptHookArgs((*sys.exc_info(), self._thread))
+            threading.excepthook(told)
 
     def _hook_calls(self) -> queue.SimpleQueue[HookCall]:
         if self._hooks is None:
@@ -330,14 +360,6 @@ def _run_hooks(calls: queue.SimpleQueue[HookCall]) -> None:
         hook(reply, *arguments)  # catches what the program's own function raises
 
 
-def _forward_logs() -> None:
-    records, dropped = _podlink.take_logs()
-    for level, logger, message in records:
-        logging.getLogger(logger).log(level, "%s", message)
-    if dropped:
-        _log.warning("%d log records were dropped: nobody took them in time", dropped)
-
-
 _thread: CallbackThread | None = None
 _thread_lock = threading.Lock()
 
@@ -347,6 +369,7 @@ def callback_thread() -> CallbackThread:
     global _thread
     with _thread_lock:
         if _thread is None:
+            _logs.go_by_environment()
             _thread = CallbackThread()
         return _thread
 
@@ -355,7 +378,8 @@ def callback_thread() -> CallbackThread:
 def _stop_thread() -> None:
     if _thread is not None:
         _thread.stop()
-        _forward_logs()
+        _logs.forward()
+        _logs.tell_repeats(all_of_them=True)
 
 
 def _after_fork_in_child() -> None:
@@ -363,6 +387,7 @@ def _after_fork_in_child() -> None:
     # held by a thread that does not exist here.
     global _bridges, _bridges_lock, _last, _thread, _thread_lock
     _podlink.after_fork_in_child()
+    _logs.start_anew()
     _bridges_lock, _thread_lock = threading.Lock(), threading.Lock()
     _inherited.append((_bridges, _thread))
     _bridges, _thread, _last = weakref.WeakKeyDictionary(), None, _Last()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-import logging
 import threading
 import weakref
 from collections import deque
@@ -19,9 +18,10 @@ from typing import Any
 
 from . import _podlink
 from ._bridge import bridge_of, callback_thread
+from ._logs import Log
 from .config import check_callable
 
-_log = logging.getLogger("podlink.hooks")
+_log = Log("podlink.hooks")
 
 Arguments = tuple[Any, ...]
 
@@ -159,7 +159,7 @@ class Listener(Hook):
         """Counts and logs an exception of the function."""
         self.failures += 1
         self._all_failures.count += 1
-        _log.error("the hook %r raised", self._function, exc_info=error)
+        _log.error("a hook raised", error, hook=self._function)
 
     def close(self) -> None:
         """Tells the function nothing any more, not even what waits already."""

@@ -23,14 +23,19 @@ __all__ = [
     "__version__",
     "after_fork_in_child",
     "check_timeout",
+    "collect_spans",
     "error_codes",
+    "hash_uid",
     "hook_called",
     "hook_ended",
     "metrics_collect",
     "metrics_table",
     "metrics_text",
+    "set_log_filter",
     "start_coroutine",
+    "start_traced",
     "take_logs",
+    "take_spans",
 ]
 
 __version__: str
@@ -44,17 +49,28 @@ _Family = tuple[str, str, str, tuple[str, ...], list[tuple[tuple[str, ...], _Val
 # Window, its seconds, what happened in it.
 _Window = tuple[str, float, tuple[int, int, int, int, int, int, int, int]]
 _ErrorParts = tuple[str, str, bool, dict[str, str]]
+_Field = tuple[str, bool | int | float | str]
+_Record = tuple[int, str, str, str, list[_Field]]
+_TraceContext = tuple[int, int, int, str]
+_Span = tuple[int, int, str, str, int, int, list[_Field]]
 
 def after_fork_in_child() -> None: ...
 def check_timeout(timeout: Any) -> None: ...
+def collect_spans(on: bool) -> None: ...
 def error_codes() -> list[tuple[str, bool]]: ...
 def hook_called(hook: str) -> None: ...
 def hook_ended(hook: str, seconds: float, well: bool) -> None: ...
 def metrics_collect(stores: Sequence[StoreCore]) -> list[_Family]: ...
 def metrics_table() -> list[tuple[str, str, str, list[tuple[str, list[str] | None]]]]: ...
 def metrics_text(stores: Sequence[StoreCore]) -> str: ...
+def hash_uid(uid: Any) -> str: ...
+def set_log_filter(text: Any) -> int | None: ...
 def start_coroutine(event_loop: Any, context: Any, answering: Any) -> Any: ...
-def take_logs() -> tuple[list[tuple[int, str, str]], int]: ...
+def start_traced(
+    start: Callable[..., None], arguments: tuple[Any, ...], traceparent: str, tracestate: str
+) -> None: ...
+def take_logs() -> tuple[list[_Record], int]: ...
+def take_spans() -> tuple[list[tuple[_TraceContext | None, list[_Span]]], int]: ...
 
 @final
 class CompletionQueue:
@@ -132,6 +148,8 @@ class StoreCore:
 
 @final
 class ClientCore:
+    @property
+    def namespace(self) -> str: ...
     def __new__(
         cls,
         store: StoreCore,

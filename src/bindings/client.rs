@@ -78,6 +78,12 @@ impl ClientCore {
         })
     }
 
+    /// The driver's own namespace.
+    #[getter]
+    fn namespace(&self, py: Python<'_>) -> PyResult<&str> {
+        Ok(self.driver.get(py)?.namespace().as_str())
+    }
+
     /// The cached answer of compute, or None. Arguments that are not even text have no cached
     /// answer; the full form says what is wrong with them.
     fn compute_cached(

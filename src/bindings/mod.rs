@@ -19,6 +19,7 @@ mod server;
 mod service;
 mod store;
 mod telemetry;
+mod trace;
 
 use pyo3::prelude::*;
 
@@ -42,7 +43,7 @@ mod _podlink {
     #[pymodule_export]
     use super::info::{InfoCore, Registration};
     #[pymodule_export]
-    use super::log::take_logs;
+    use super::log::{set_log_filter, take_logs};
     #[pymodule_export]
     use super::queue::CompletionQueue;
     #[pymodule_export]
@@ -55,6 +56,8 @@ mod _podlink {
     use super::store::StoreCore;
     #[pymodule_export]
     use super::telemetry::{hook_called, hook_ended, metrics_collect, metrics_table, metrics_text};
+    #[pymodule_export]
+    use super::trace::{collect_spans, hash_uid, start_traced, take_spans};
     use super::*;
 
     #[pymodule_init]

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
+use tracing::Instrument;
 
 use super::error::{parts, raise};
 use super::hook::Call;
@@ -335,6 +336,8 @@ impl CompletionQueue {
             waiter: number,
             outcome: None,
         };
+        // Its span ends before the waiter hears of it.
+        let work = work.in_current_span();
         runtime.spawn(async move {
             let outcome = work.await;
             pending.settle(outcome);

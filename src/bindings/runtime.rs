@@ -24,6 +24,7 @@ pub(super) fn after_fork_in_child() {
     GENERATION.fetch_add(1, Ordering::SeqCst);
     super::log::after_fork_in_child();
     super::telemetry::after_fork_in_child();
+    crate::trace::after_fork_in_child();
 }
 
 /// How many forks lie between the first process and this one.

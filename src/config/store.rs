@@ -204,7 +204,7 @@ impl ServerAddress {
                 _ => {
                     return Err(invalid(
                         "url",
-                        &format!("unknown option {}", shown(name)),
+                        &format!("unknown option {}", unless_secret(name)),
                         &format!("given with options from {OPTIONS}"),
                     ));
                 }
@@ -244,7 +244,16 @@ fn database(text: &str) -> Result<i64> {
         .parse()
         .ok()
         .filter(|db| (0..=i64::from(i32::MAX)).contains(db));
-    number.ok_or_else(|| invalid("db", &shown(text), "a database number from 0"))
+    number.ok_or_else(|| invalid("db", &unless_secret(text), "a database number from 0"))
+}
+
+/// A part of a URL as it is shown, unless it may be the end of a password: one with a `/` or `?`
+/// that was not encoded ends up behind the host.
+fn unless_secret(text: &str) -> String {
+    if text.contains('@') {
+        return "a part with '@' in it (write / ? # of a password as %2F %3F %23)".to_owned();
+    }
+    shown(text)
 }
 
 fn decoded(part: &str) -> Option<String> {

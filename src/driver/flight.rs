@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
+use tracing::Instrument;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -63,11 +64,13 @@ where
             key: key.clone(),
         };
         let work = work();
-        let task = tokio::spawn(async move {
+        let task = async move {
             // Dropped when the work ends, in whatever way: later callers ask anew.
             let _landing = landing;
             work.await
-        });
+        };
+        // Whoever comes first is whose trace says what was done.
+        let task = tokio::spawn(task.in_current_span());
         let answer = task
             .map(|ended| ended.unwrap_or_else(|_| Err(broken())))
             .boxed()

@@ -15,6 +15,7 @@ use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName
 use crate::route::link::{Certificate, Persist, Placed, Removal, StoredLink};
 use crate::route::state::{PodState, WorkloadState};
 use crate::telemetry::{Metrics, Sheet, Source, StoreStats, names, windows};
+use crate::trace;
 
 /// Counts and times every call of the store within. The first call starts a task that keeps the
 /// windows of the metrics going; it ends with them.
@@ -67,6 +68,7 @@ impl Observed {
         name: &'static str,
         call: impl Future<Output = Result<T>>,
     ) -> Result<T> {
+        let call = trace::observed(trace::store(name), call);
         if cfg!(feature = "unmetered") {
             return call.await;
         }

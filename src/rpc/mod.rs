@@ -9,6 +9,7 @@ mod convert;
 pub mod server;
 mod status;
 mod tls;
+mod traced;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

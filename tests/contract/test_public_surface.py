@@ -59,6 +59,7 @@ EXPORTED = [
     "Window",
     "__version__",
     "connect",
+    "hash_uid",
 ]
 
 # `self` left out; `async` where the call has to be awaited.
@@ -216,6 +217,7 @@ SIGNATURES = {
     "connect": "(url: str = 'memory://', *, namespace: str = 'default'"
     ", config: ClientConfig | None = None, route_info: RouteInfoConfig | None = None"
     ", **options: StoreOption) -> Connection",
+    "hash_uid": "(uid: str) -> str",
 }
 
 WITH_METHODS = [

@@ -1,4 +1,4 @@
-"""What README.md shows works as shown.
+"""What README.md and the pages beside it show works as shown.
 
 A block of Python is run if the comment `<!-- test -->` stands before it; it must end well and
 print nothing on stderr. A text block right behind it that is marked in the same way, is what it
@@ -13,7 +13,9 @@ import pytest
 
 from helpers.programs import run_program
 
-README = Path(__file__).parents[2] / "README.md"
+PROJECT = Path(__file__).parents[2]
+README = PROJECT / "README.md"
+PAGES = (README, PROJECT / "docs" / "tracing-and-logs.md")
 
 _MARKED = re.compile(
     r"^<!-- test -->[ \t]*\n+```python\n(?P<code>.*?)^```[ \t]*$"
@@ -39,9 +41,14 @@ def examples(text: str) -> list[Example]:
 
 
 EXAMPLES = examples(README.read_text("utf-8"))
+ALL = [
+    pytest.param(example, id=f"{page.stem}-line-{example.line}")
+    for page in PAGES
+    for example in examples(page.read_text("utf-8"))
+]
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: f"line-{example.line}")
+@pytest.mark.parametrize("example", ALL)
 def test_an_example_runs(example: Example) -> None:
     printed = run_program(example.code)
     if example.printed is not None:
@@ -53,9 +60,12 @@ def test_there_is_a_quickstart() -> None:
     assert any("compute_linked_pod" in example.code for example in EXAMPLES)
 
 
-def test_no_mark_is_overlooked() -> None:
-    printed = sum(example.printed is not None for example in EXAMPLES)
-    assert README.read_text("utf-8").count("<!-- test -->") == len(EXAMPLES) + printed
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_mark_is_overlooked(page: Path) -> None:
+    text = page.read_text("utf-8")
+    found = examples(text)
+    printed = sum(example.printed is not None for example in found)
+    assert text.count("<!-- test -->") == len(found) + printed > 0
 
 
 def test_the_reader_of_examples_reads() -> None:

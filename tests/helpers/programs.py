@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 _TESTS = Path(__file__).parents[1]
@@ -17,11 +18,19 @@ _TESTS = Path(__file__).parents[1]
 _ENDS_WITHIN = 90.0
 
 
-def run_program(source: str, *arguments: str, within: float = _ENDS_WITHIN) -> str:
-    """Run the program, which may import from `helpers`, and return what it printed."""
+def run_program(
+    source: str,
+    *arguments: str,
+    within: float = _ENDS_WITHIN,
+    env: Mapping[str, str] | None = None,
+) -> str:
+    """Run the program, which may import from `helpers`, and return what it printed.
+
+    env: variables that it has beside those of this process.
+    """
     ended = subprocess.run(
         [sys.executable, *_FLAGS, "-c", textwrap.dedent(source), *arguments],
-        env=environment(),
+        env=environment() | dict(env or {}),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -11,6 +11,7 @@ import pytest
 import trustme
 
 import podlink
+from helpers.canaries import MARK
 from helpers.wait import eventually_async
 
 RULES = [("game", "SetLinkedPodIfAbsent", "prod"), ("game", "GetLinkedPod", "prod")]
@@ -186,7 +187,7 @@ async def test_a_certificate_is_rotated_under_load(stage: Stage) -> None:
 
 # --- Tokens ------------------------------------------------------------------------------------
 
-OLD, NEW = "old-token-0123456789", "new-token-0123456789"
+OLD, NEW = f"{MARK}old-token-0123456789", f"{MARK}new-token-0123456789"
 
 
 async def test_tokens_and_their_rotation(authority: Authority, tmp_path: Path) -> None:

@@ -19,3 +19,4 @@ mod lua;
 mod model;
 mod server;
 mod stage;
+mod trace;

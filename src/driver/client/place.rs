@@ -16,6 +16,7 @@ use crate::route::pick::Strategy;
 use crate::route::state::Standing;
 use crate::rpc::LinkOperations;
 use crate::telemetry::count;
+use crate::trace;
 
 /// How often a user may be found with a new owner before the answer is taken as it is. Every
 /// round means that somebody else moved the user meanwhile.
@@ -28,15 +29,18 @@ pub(super) async fn place(
     ticket: Ticket,
     deadline: Tick,
 ) -> Result<PodIndex> {
-    Placing {
+    let placing = Placing {
         shared: &shared,
         target: &target,
         ticket,
         deadline,
+    };
+    let span = placing.span();
+    let placed = trace::observed(span.clone(), placing.run()).await;
+    if let Ok(pod) = placed {
+        span.record("podlink.pod", pod.get());
     }
-    .run()
-    .await
-    .map_err(|error| {
+    placed.map_err(|error| {
         error
             .during("compute_linked_pod")
             .with("service", &target.link.service)
@@ -51,6 +55,16 @@ struct Placing<'a> {
 }
 
 impl Placing<'_> {
+    fn span(&self) -> tracing::Span {
+        let span = trace::place(&self.target.link);
+        if !span.is_disabled() {
+            let now = self.shared.clock.now();
+            let known = self.shared.cache.get(self.target.key, now).is_some();
+            span.record("podlink.cache", if known { "stale" } else { "miss" });
+        }
+        span
+    }
+
     async fn run(&self) -> Result<PodIndex> {
         if let Some(peer) = &self.target.peer {
             return self.ask(peer).await;
@@ -210,7 +224,8 @@ impl Placing<'_> {
         let placed = placed?;
         if placed.is_some_and(|placed| placed.made) {
             count(&self.shared.stats.links_healed);
-            tracing::debug!(service = %self.target.link.service, from = %from.pod, to = %to, "moved a user");
+            let (service, uid) = (&self.target.link.service, &self.target.link.uid);
+            tracing::debug!(%service, %uid, from = from.pod.get(), to = to.get(), "moved a user");
         }
         Ok(placed.map(|placed| Found {
             link: placed.link,
@@ -262,7 +277,7 @@ impl Placing<'_> {
             }
             Ok(None) => return None,
             Ok(Some(pod)) => {
-                tracing::warn!(%service, %pod, "the strategy named a pod that takes no new users");
+                tracing::warn!(%service, pod = pod.get(), "the strategy named a pod that takes no new users");
             }
             Err(error) => tracing::warn!(%service, %error, "the strategy failed"),
         }

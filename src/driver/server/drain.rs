@@ -217,7 +217,7 @@ impl Shared {
         }
         if let Err(error) = self.publish(deadline.min(self.soon())).await {
             let (service, pod) = (&self.info.service, self.info.pod);
-            tracing::warn!(%service, %pod, state = routing.as_str(), %error, "the last state was not published");
+            tracing::warn!(%service, pod = pod.get(), state = routing.as_str(), %error, "the last state was not published");
         }
     }
 

@@ -100,7 +100,7 @@ impl Shared {
         if until != 0 && self.clock.now().as_nanos() >= until {
             let error = self.lost("it was not renewed in time");
             let (service, pod) = (&self.info.service, self.info.pod);
-            tracing::error!(%service, %pod, %error, "users of this pod must be claimed again");
+            tracing::error!(%service, pod = pod.get(), %error, "users of this pod must be claimed again");
         }
     }
 
@@ -161,7 +161,7 @@ impl Shared {
 
     async fn come_back(&self, error: &Error, deadline: Tick) -> Result<()> {
         let (service, pod) = (&self.info.service, self.info.pod);
-        tracing::error!(%service, %pod, %error, "the lease was lost");
+        tracing::error!(%service, pod = pod.get(), %error, "the lease was lost");
         let begun = self.begin(deadline).await;
         if begun
             .as_ref()
@@ -171,7 +171,7 @@ impl Shared {
         }
         begun?;
         self.publish_now(deadline).await?;
-        tracing::warn!(%service, %pod, "came back as a new incarnation");
+        tracing::warn!(%service, pod = pod.get(), "came back as a new incarnation");
         Ok(())
     }
 
@@ -180,9 +180,9 @@ impl Shared {
         let left = until.since(self.clock.now());
         let (pod, service, left_ms) = (self.info.pod, &self.info.service, left.as_millis());
         if left < self.config.renew * 2 {
-            tracing::error!(%service, %pod, left_ms, %error, "a renewal failed and the lease is close to its end");
+            tracing::error!(%service, pod = pod.get(), left_ms, %error, "a renewal failed and the lease is close to its end");
         } else {
-            tracing::warn!(%service, %pod, left_ms, %error, "a renewal failed");
+            tracing::warn!(%service, pod = pod.get(), left_ms, %error, "a renewal failed");
         }
     }
 }

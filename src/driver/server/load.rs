@@ -25,7 +25,7 @@ impl Shared {
             Err(error) => {
                 count(&self.stats.load_failures);
                 let (service, pod) = (&self.info.service, self.info.pod);
-                tracing::warn!(%service, %pod, %error, "the load function failed; the last value stays");
+                tracing::warn!(%service, pod = pod.get(), %error, "the load function failed; the last value stays");
             }
         }
     }

@@ -192,7 +192,7 @@ impl Shared {
         let ended = self.executor.pod_end(service, pod, incarnation, deadline);
         let ended = ended.await;
         if let Err(error) = &ended {
-            tracing::error!(%service, %pod, %error, "the pod was not withdrawn; its lease ends by itself");
+            tracing::error!(%service, pod = pod.get(), %error, "the pod was not withdrawn; its lease ends by itself");
         }
         ended.is_ok()
     }

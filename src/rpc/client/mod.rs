@@ -18,16 +18,19 @@ use tonic::{Request, Response, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
+use tracing::Instrument;
 
 use self::budget::Budget;
 use self::credentials::Credentials;
 use self::endpoint::Endpoint;
 use super::server::READINESS;
 use super::status;
+use super::traced::{self, method_of};
 use crate::clock::{Clock, Tick};
 use crate::config::{Balance, PeerClientConfig};
 use crate::error::{Error, ErrorKind, Result, WriteOutcome};
 use crate::proto::v1::route_service_client::RouteServiceClient;
+use crate::trace;
 
 pub use endpoint::Condition;
 
@@ -247,14 +250,18 @@ impl Shared {
     {
         self.budget.pay();
         let deadline = self.earlier(deadline);
-        let (mut last, mut tried) = (None, None);
+        let (mut last, mut tried, mut attempts) = (None, None, 0);
         let mut pause = Duration::from_millis(10);
         loop {
             let at = match self.usable(tried, deadline).await {
                 Ok(at) => at,
                 Err(error) => return Err(self.nobody(error, last, manner)),
             };
-            let attempt = self.attempt(at, manner, deadline, &message, &send).await;
+            attempts += 1;
+            let span = trace::attempt(method_of::<Q>(), &self.endpoints[at].url, attempts);
+            let attempt = self.attempt(at, manner, deadline, &message, &send);
+            let attempt = attempt.instrument(span.clone()).await;
+            trace::ended(&span, attempt.as_ref().map_err(|failure| &failure.error));
             let failure = match attempt {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
@@ -300,6 +307,7 @@ impl Shared {
         let limit = if spare { left / 2 } else { left };
         let mut request = self.credentials.on(message.clone());
         request.set_timeout(left);
+        traced::carry(&mut request);
         let _busy = Busy::new(&endpoint.under_way);
         let sending = send(endpoint.channel.clone(), request);
         let failure = match tokio::time::timeout(limit, sending).await {

@@ -16,7 +16,8 @@ use crate::id::Namespace;
 use crate::proto::v1;
 use crate::proto::v1::route_service_server::RouteService;
 use crate::rpc::convert::{self, Targets};
-use crate::rpc::{LinkOperations, Source, status};
+use crate::rpc::{LinkOperations, Source, status, traced};
+use crate::trace;
 
 /// Every method, as the authorization table names it.
 pub const METHODS: [&str; 14] = [
@@ -35,6 +36,9 @@ pub const METHODS: [&str; 14] = [
     "GetServiceNameByTag",
     "WatchRoutingState",
 ];
+
+/// The method that nobody calls for its own sake.
+const POLLED: &str = "GetServiceState";
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
 
@@ -70,8 +74,14 @@ impl Service {
         T: Send + 'static,
     {
         let deadline = self.deadline(request.metadata());
+        let caller = traced::carried(request.metadata());
         let (asked, place) = self.let_in(method, request, read)?;
-        let work = work(Arc::clone(&self.operations), asked, deadline);
+        // Clients read the pods every second, and nobody's operation waits for it.
+        let span = match &caller {
+            None if method == POLLED => tracing::Span::none(),
+            caller => trace::request(method, asked.namespace(), caller.as_ref()),
+        };
+        let work = trace::observed(span, work(Arc::clone(&self.operations), asked, deadline));
         let task = tokio::spawn(async move {
             let done = work.await;
             drop(place);

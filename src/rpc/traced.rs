@@ -1,0 +1,90 @@
+//! The trace context on the wire: the headers `traceparent` and `tracestate`.
+
+use tonic::Request;
+use tonic::metadata::{MetadataMap, MetadataValue};
+
+use crate::trace::{self, TRACEPARENT, TRACESTATE, TraceContext};
+
+/// Tells the peer which span the request belongs to, if it belongs to one.
+pub(super) fn carry<T>(request: &mut Request<T>) {
+    let Some(context) = trace::current() else {
+        return;
+    };
+    let headers = [
+        (TRACEPARENT, context.header()),
+        (TRACESTATE, context.state().to_owned()),
+    ];
+    for (name, text) in headers {
+        if let Ok(value) = MetadataValue::try_from(text)
+            && !value.is_empty()
+        {
+            request.metadata_mut().insert(name, value);
+        }
+    }
+}
+
+/// The span that a request says it belongs to. What is not exactly a trace context says nothing:
+/// a caller may write anything here.
+pub(super) fn carried(metadata: &MetadataMap) -> Option<TraceContext> {
+    trace::is_collecting().then(|| read(metadata)).flatten()
+}
+
+fn read(metadata: &MetadataMap) -> Option<TraceContext> {
+    let text = |name| {
+        let mut values = metadata.get_all(name).iter();
+        let value = values.next()?.to_str().ok()?;
+        // Of two it is unknown which one counts.
+        values.next().is_none().then_some(value)
+    };
+    TraceContext::parse(text(TRACEPARENT)?, text(TRACESTATE).unwrap_or_default())
+}
+
+/// The method that a request is for: its type is `METHODRequest`.
+pub(super) fn method_of<Q>() -> &'static str {
+    let name = std::any::type_name::<Q>();
+    let name = name.rsplit("::").next().unwrap_or(name);
+    name.strip_suffix("Request").unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    fn headers(all: &[(&'static str, &str)]) -> MetadataMap {
+        let mut metadata = MetadataMap::new();
+        for (name, text) in all {
+            metadata.append(*name, text.parse().unwrap());
+        }
+        metadata
+    }
+
+    #[test]
+    fn of_two_headers_none_counts() {
+        let found = read(&headers(&[(TRACEPARENT, GOOD), (TRACESTATE, "a=1")]));
+        assert_eq!(
+            found.map(|context| context.state().to_owned()),
+            Some("a=1".to_owned())
+        );
+        let other = GOOD.replacen("4b", "4c", 1);
+        assert_eq!(
+            read(&headers(&[(TRACEPARENT, GOOD), (TRACEPARENT, &other)])),
+            None
+        );
+        assert_eq!(read(&headers(&[(TRACESTATE, "a=1")])), None);
+    }
+
+    #[test]
+    fn a_method_is_named_by_its_request() {
+        use crate::proto::v1;
+        assert_eq!(
+            method_of::<v1::ComputeLinkedPodRequest>(),
+            "ComputeLinkedPod"
+        );
+        assert_eq!(
+            method_of::<tonic_health::pb::HealthCheckRequest>(),
+            "HealthCheck"
+        );
+    }
+}

@@ -1,0 +1,123 @@
+//! Spans: what one operation did, step by step, for whoever collects traces.
+//!
+//! Every span of podlink is made here, with `tracing`, so that the other rooms need a line each.
+//! [`Spans`] collects them, until their operation is over, for a queue that never blocks; the
+//! bindings hand them on. While nobody collects, a span costs one atomic load and nothing else.
+//! What belongs to no operation, such as reading the pods every second, makes no span.
+
+mod context;
+mod spans;
+
+use std::fmt::Display;
+
+use tracing::field::Empty;
+use tracing::{Instrument, Span, info_span};
+
+use crate::error::{Error, Result};
+use crate::id::{LinkId, Namespace};
+
+pub use context::{TRACEPARENT, TRACESTATE, TraceContext};
+pub use spans::{
+    FinishedSpan, Spans, Trace, Value, after_fork_in_child, collect, current, is_collecting, ring,
+    take,
+};
+
+/// The target of every span.
+const TARGET: &str = "podlink::trace";
+/// Not a span of podlink's own: the program's, whose context the spans below it continue.
+const OPERATION: &str = "operation";
+/// The first span of a request from somewhere else.
+const REQUEST: &str = "request";
+/// The field that says how a span's work ended: "ok", or the code of its error.
+const OUTCOME: &str = "podlink.outcome";
+
+/// The program's own span, as the parent of what an operation does while this one is entered.
+#[must_use]
+pub fn operation(context: &TraceContext) -> Span {
+    let (parent, state) = (context.header(), context.state());
+    info_span!(target: TARGET, OPERATION, traceparent = parent, tracestate = state)
+}
+
+/// A request from another process, which may have told of its own span.
+#[must_use]
+pub fn request(
+    method: &'static str,
+    namespace: &Namespace,
+    context: Option<&TraceContext>,
+) -> Span {
+    info_span!(
+        target: TARGET,
+        REQUEST,
+        otel.name = method,
+        otel.kind = "server",
+        rpc.system = "grpc",
+        rpc.method = method,
+        podlink.namespace = namespace.as_str(),
+        podlink.outcome = Empty,
+        traceparent = context.map(TraceContext::header),
+        tracestate = context.map(TraceContext::state),
+    )
+}
+
+/// Finding or making a user's link: the part of compute that the cache does not answer.
+#[must_use]
+pub fn place(link: &LinkId) -> Span {
+    info_span!(
+        target: TARGET,
+        "place",
+        podlink.namespace = link.service.namespace.as_str(),
+        podlink.service = link.service.service.as_str(),
+        podlink.uid_hash = link.uid.hashed(),
+        podlink.cache = Empty,
+        podlink.pod = Empty,
+        podlink.outcome = Empty,
+    )
+}
+
+/// A call of the store.
+#[must_use]
+pub fn store(script: &'static str) -> Span {
+    info_span!(
+        target: TARGET,
+        "store",
+        otel.name = script,
+        otel.kind = "client",
+        db.operation.name = script,
+        podlink.outcome = Empty,
+    )
+}
+
+/// One attempt of a call to another namespace.
+#[must_use]
+pub fn attempt(method: &'static str, endpoint: &impl Display, number: u32) -> Span {
+    info_span!(
+        target: TARGET,
+        "attempt",
+        otel.name = method,
+        otel.kind = "client",
+        rpc.system = "grpc",
+        rpc.method = method,
+        podlink.endpoint = %endpoint,
+        podlink.attempt = number,
+        podlink.outcome = Empty,
+    )
+}
+
+/// Does `work` in `span`, which then says how that ended.
+///
+/// # Errors
+/// Those of `work`.
+pub async fn observed<T>(span: Span, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let done = work.instrument(span.clone()).await;
+    ended(&span, done.as_ref());
+    done
+}
+
+/// Lets a span say how its work ended.
+pub fn ended<T>(span: &Span, done: std::result::Result<T, &Error>) {
+    let outcome = match done {
+        Ok(_) => "ok",
+        Err(error) => error.kind().code(),
+    };
+    span.record(OUTCOME, outcome);
+}
