@@ -168,13 +168,12 @@ def _misses(misses: Measured) -> Iterator[Row]:
                 what = f"cache-missing compute, calls/s, {tasks} tasks, {loop} ÷ {peer}"
                 yield Row(what, *limits[loop], value)
 
-    yield from against(
-        "redis-py", _REDIS_PY, lambda loop: at_least(4 if loop == "asyncio" else 6, 8)
-    )
-    yield from against(
-        "valkey-glide", ["valkey-glide"], lambda loop: at_least(2 if loop == "asyncio" else 3, 4)
-    )
-    yield from against("pure Rust", _RUST, lambda _: at_least(0.4, 0.7), on_a_loop=False)
+    beside_redis_py = {"asyncio": at_least(4, 8), "uvloop": at_least(6, 8)}
+    beside_glide = {"asyncio": at_least(2, 4), "uvloop": at_least(3, 4)}
+    beside_rust = dict.fromkeys(LOOPS, at_least(0.4, 0.7))
+    yield from against("redis-py", _REDIS_PY, beside_redis_py)
+    yield from against("valkey-glide", ["valkey-glide"], beside_glide)
+    yield from against("pure Rust", _RUST, beside_rust, on_a_loop=False)
 
 
 def _waiting(misses: Measured, latency: Measured, batch: Measured) -> Iterator[Row]:
