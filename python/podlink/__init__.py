@@ -17,6 +17,7 @@ drains or dies.
 
 from ._logs import hash_uid
 from ._podlink import __version__
+from .admin import AdminServer
 from .callback import StatefulObjCallback
 from .client import ClientDriver
 from .config import (
@@ -61,6 +62,7 @@ from .state import DrainReport, RoutingState, StatefulServiceState
 from .store import Store
 
 __all__ = [
+    "AdminServer",
     "ClientConfig",
     "ClientDriver",
     "ClosedError",

@@ -18,6 +18,7 @@ import queue
 import select
 import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -267,13 +268,18 @@ class Submitter:
             self.failures += 1
 
     def _run(self, callback: Callable[[], None]) -> None:
+        _podlink.hook_called("callback")
+        began, well = time.monotonic(), False
         try:
             callback()
+            well = True
         except BaseException as error:
             _log.error("a callback raised", error)
             self.failures += 1
             if not isinstance(error, Exception):
                 raise
+        finally:
+            _podlink.hook_ended("callback", time.monotonic() - began, well)
 
 
 def bound(

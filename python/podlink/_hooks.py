@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 import inspect
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -134,8 +135,12 @@ class Listener(Hook):
         function: Callable[..., Any],
         prepare: Callable[..., Arguments | None] = lambda *arguments: arguments,
         failures: Failures | None = None,
+        *,
+        counted_as: str,
     ) -> None:
         super().__init__(what, function)
+        self._counted_as = counted_as
+        self._began = 0.0
         self._prepare = prepare
         self._all_failures = failures or Failures()
         self._waiting: deque[Arguments] = deque()
@@ -148,6 +153,7 @@ class Listener(Hook):
         prepared = None if self._deaf else self._prepare(*arguments)
         if prepared is None:
             return
+        _podlink.hook_called(self._counted_as)
         if self._loop is None:
             self._crew.run(lambda: self._on_thread(prepared))
             return
@@ -161,6 +167,9 @@ class Listener(Hook):
         self._all_failures.count += 1
         _log.error("a hook raised", error, hook=self._function)
 
+    def _ended(self, began: float, *, well: bool) -> None:
+        _podlink.hook_ended(self._counted_as, time.monotonic() - began, well)
+
     def close(self) -> None:
         """Tells the function nothing any more, not even what waits already."""
         self._deaf = True
@@ -170,12 +179,16 @@ class Listener(Hook):
         """Tells what waits; hands over to a task when the function is async."""
         while self._waiting:
             arguments = self._waiting.popleft()
+            began = self._began = time.monotonic()
             try:
                 told = self._context.copy().run(self._function, *arguments)
             except Exception as error:
                 self.failed(error)
+                self._ended(began, well=False)
                 continue
-            if inspect.isawaitable(told):
+            if not inspect.isawaitable(told):
+                self._ended(began, well=True)
+            else:
                 loop = asyncio.get_running_loop()
                 context = self._context.copy()
                 self._worker = loop.create_task(_coroutine(told), context=context)
@@ -190,6 +203,7 @@ class Listener(Hook):
         error = asyncio.CancelledError("cancelled") if task.cancelled() else task.exception()
         if error is not None:
             self.failed(error)
+        self._ended(self._began, well=error is None)
         if self._worker is task:
             self._worker = None
             self._work()
@@ -197,10 +211,13 @@ class Listener(Hook):
     def _on_thread(self, arguments: Arguments) -> None:
         if self._deaf:
             return
+        began, well = time.monotonic(), True
         try:
             _run_to_end(self._context.copy(), self._function, arguments)
         except BaseException as error:  # not even sys.exit() may end the thread
             self.failed(error)
+            well = False
+        self._ended(began, well=well)
 
 
 class Crew:

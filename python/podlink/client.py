@@ -442,7 +442,9 @@ class ClientDriver:
         def wanted(service: str, pod: int, users_cached: int) -> tuple[Any, ...] | None:
             return (pod, users_cached) if service_name in (None, service) else None
 
-        listener = Listener("callback", callback, wanted, self._hook_failures)
+        listener = Listener(
+            "callback", callback, wanted, self._hook_failures, counted_as="pod_lost"
+        )
         return Registration(self._core.on_pod_lost(listener.home, listener), listener)
 
     def stats(self) -> dict[str, int]:

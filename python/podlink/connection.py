@@ -7,6 +7,7 @@ from typing import Self
 
 from .client import ClientDriver
 from .config import ClientConfig, RouteInfoConfig, ServerConfig
+from .errors import InvalidParameterTypeError
 from .info import RouteInfoDriver
 from .metrics import Snapshot
 from .server import ServerDriver, ServerInfo
@@ -79,6 +80,18 @@ class Connection:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+def store_of(source: object) -> Store:
+    """The store of whatever has one: a store, or a connection."""
+    store = source.store if isinstance(source, Connection) else source
+    if isinstance(store, Store):
+        return store
+    given, allowed = type(source).__name__, "a Store or a Connection"
+    raise InvalidParameterTypeError(
+        f"source must be {allowed}, got {given}",
+        details={"parameter": "source", "given": given, "allowed": allowed},
+    )
 
 
 def connect(

@@ -109,7 +109,7 @@ class RouteGrpcClient:
         The callback may be sync or async; it runs where it was registered (see
         ``RouteInfoDriver.register_routing_state_changed_event``). Usable as a decorator.
         """
-        listener = Listener("callback", callback)
+        listener = Listener("callback", callback, counted_as="condition")
         self._core.on_status_changed(listener.home, listener)
         return callback
 

@@ -253,7 +253,9 @@ class RouteInfoDriver:
         def states(where: str, service: str, pod: int, previous: Any, now: Any) -> tuple[Any, ...]:
             return where, service, pod, _state(previous), _state(now)
 
-        listener = Listener("callback", callback, states, self._hook_failures)
+        listener = Listener(
+            "callback", callback, states, self._hook_failures, counted_as="routing_state"
+        )
         core = self._core.register(listener.home, namespace, service_name, listener)
         return Registration(core, listener)
 

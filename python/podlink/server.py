@@ -279,7 +279,7 @@ class ServerDriver:
         again, with ``try_set_linked_pod``, and its state loaded again. The callback may be sync or
         async and runs where it was registered. Usable as a decorator.
         """
-        hook = Listener("callback", callback, failures=self._hook_failures)
+        hook = Listener("callback", callback, failures=self._hook_failures, counted_as="lease_lost")
         self._core.on_lease_lost(hook.home, hook)
         return callback
 

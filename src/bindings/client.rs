@@ -58,7 +58,8 @@ impl ClientCore {
                 let allowed = "of other namespaces than the driver's own";
                 return Err(raise(py, &invalid("peers", &shown(name), allowed)));
             }
-            Ok((namespace, client.operations(py)?))
+            let peer = store.peer(py, &namespace, client.operations(py)?)?;
+            Ok((namespace, peer))
         });
         let peers: PyResult<HashMap<_, _>> = peers.collect();
         let peers = peers?;

@@ -171,7 +171,7 @@ impl GrpcServerCore {
 }
 
 /// `host:port`; a name must be one that this machine can look up.
-fn address(given: &Bound<'_, PyAny>) -> PyResult<SocketAddr> {
+pub(super) fn address(given: &Bound<'_, PyAny>) -> PyResult<SocketAddr> {
     let text = argument::text("listen", given)?;
     let allowed = "host:port of this machine, like 127.0.0.1:50051 or [::]:50051";
     let refused = || raise(given.py(), &invalid("listen", &shown(text), allowed));

@@ -11,6 +11,8 @@ use tokio::sync::oneshot;
 
 use super::argument;
 use super::queue::{Arrivals, CompletionQueue};
+use super::telemetry::hooks;
+use crate::clock::{Clock, Tick};
 use crate::driver::client::{LostPodHook, PodChooser};
 use crate::driver::server::PodHooks;
 use crate::driver::states::Audience;
@@ -51,15 +53,19 @@ impl Hook {
         recipient: impl FnOnce(oneshot::Sender<Replied<T>>) -> Recipient,
     ) -> Result<T, Error> {
         let (reply, replied) = oneshot::channel();
-        self.call(arguments, recipient(reply));
-        match replied.await {
+        let recipient = recipient(reply);
+        let counted = Counted::new(recipient.hook());
+        self.call(arguments, recipient);
+        let answer = match replied.await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(why)) => Err(Error::new(ErrorKind::Internal, why)),
             Err(_) => Err(Error::new(
                 ErrorKind::Closed,
                 "the loop or thread of the hook has ended",
             )),
-        }
+        };
+        counted.ended(answer.is_ok());
+        answer
     }
 
     fn call(&self, arguments: Arguments, reply: Recipient) {
@@ -69,6 +75,35 @@ impl Hook {
             arguments,
             reply,
         });
+    }
+}
+
+/// A call whose answer is waited for. One that is waited for no longer has failed.
+struct Counted {
+    hook: &'static str,
+    began: Tick,
+    well: bool,
+}
+
+impl Counted {
+    fn new(hook: &'static str) -> Self {
+        hooks().called(hook);
+        Self {
+            hook,
+            began: Clock::System.now(),
+            well: false,
+        }
+    }
+
+    fn ended(mut self, well: bool) {
+        self.well = well;
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let took = Clock::System.now().since(self.began);
+        hooks().ended(self.hook, took, self.well);
     }
 }
 
@@ -91,6 +126,19 @@ enum Recipient {
     Pod(oneshot::Sender<Replied<Option<PodIndex>>>),
     Number(oneshot::Sender<Replied<i64>>),
     Done(oneshot::Sender<Replied<()>>),
+}
+
+impl Recipient {
+    /// How the hook is called in the metrics.
+    fn hook(&self) -> &'static str {
+        match self {
+            Self::Pod(_) => "strategy",
+            Self::Number(_) => "load",
+            Self::Done(_) => "drain",
+            // Told, not asked: the Python layer counts those, which knows whether they want to hear.
+            Self::Nobody => "lease_lost",
+        }
+    }
 }
 
 /// A call of a Python function, waiting for a Python thread.

@@ -4,6 +4,7 @@
 //! No thread of the runtime ever takes the GIL: results, hook calls and log records wait in queues
 //! that Python threads empty (docs/decisions/0002).
 
+mod admin;
 mod argument;
 mod client;
 mod config;
@@ -26,6 +27,8 @@ use pyo3::prelude::*;
 /// The compiled half of podlink. `python/podlink/_podlink.pyi` describes it.
 #[pymodule]
 mod _podlink {
+    #[pymodule_export]
+    use super::admin::AdminCore;
     #[pymodule_export]
     use super::argument::check_timeout;
     #[pymodule_export]

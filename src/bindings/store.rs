@@ -14,6 +14,8 @@ use super::telemetry::windows_to_python;
 use crate::clock::Clock;
 use crate::config::{Address, StoreConfig};
 use crate::executor::{self, Executor, Observed};
+use crate::id::Namespace;
+use crate::rpc::{LinkOperations, ObservedPeer};
 use crate::telemetry::Metrics;
 
 /// How long a ping may take when the caller names no time.
@@ -82,6 +84,17 @@ impl StoreCore {
 impl StoreCore {
     pub(super) fn executor(&self, py: Python<'_>) -> PyResult<Arc<dyn Executor>> {
         Ok(Arc::clone(self.executor.get(py)?))
+    }
+
+    /// A way to another namespace, as the drivers on this store take it: its calls are counted.
+    pub(super) fn peer(
+        &self,
+        py: Python<'_>,
+        namespace: &Namespace,
+        peer: Arc<dyn LinkOperations>,
+    ) -> PyResult<Arc<dyn LinkOperations>> {
+        let metrics = self.metrics.get(py)?;
+        Ok(ObservedPeer::new(namespace, peer, Clock::System, metrics))
     }
 
     /// What the drivers on this store report to.

@@ -1,9 +1,10 @@
 //! The metrics, on their way to Python: as OpenMetrics text, or series by series.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
@@ -11,7 +12,7 @@ use super::error::raise;
 use super::queue::Arrivals;
 use super::store::StoreCore;
 use crate::error::{Error, ErrorKind};
-use crate::telemetry::names::{self, Kind, Metric, Values};
+use crate::telemetry::names::{self, Kind, Merge, Metric, Values};
 use crate::telemetry::sheet::{LabelValues, Value};
 use crate::telemetry::windows::Window;
 use crate::telemetry::{BridgeStats, HookStats, Metrics, Sheet, Source, openmetrics};
@@ -27,17 +28,19 @@ fn sheet(py: Python<'_>, stores: &[PyRef<'_, StoreCore>]) -> PyResult<Sheet> {
             metrics.push(Arc::clone(each));
         }
     }
-    let (bridge, hooks) = (bridge(), hooks());
-    look_at_queues(bridge);
     // The drivers' locks are short, but nobody else need wait for all of them.
-    Ok(py.detach(move || {
-        let mut sheet = Sheet::default();
-        sheet.level(&names::BUILD, &[env!("CARGO_PKG_VERSION")], 1.0);
-        bridge.report(&mut sheet);
-        hooks.report(&mut sheet);
-        metrics.iter().for_each(|each| sheet.absorb(each.sheet()));
-        sheet
-    }))
+    Ok(py.detach(move || together(&metrics)))
+}
+
+/// The sheets of these stores added up, and what is counted for the whole process, once.
+pub(super) fn together(stores: &[Arc<Metrics>]) -> Sheet {
+    let mut sheet = Sheet::default();
+    sheet.level(&names::BUILD, &[env!("CARGO_PKG_VERSION")], 1.0);
+    look_at_queues(bridge());
+    bridge().report(&mut sheet);
+    hooks().report(&mut sheet);
+    stores.iter().for_each(|each| sheet.absorb(each.sheet()));
+    sheet
 }
 
 /// Everything as OpenMetrics text.
@@ -107,15 +110,18 @@ fn kind(kind: Kind) -> &'static str {
     }
 }
 
-/// A row of the table: name, kind, what it means, its labels with what they may say.
+/// A row of the table: name, kind, what it means, its labels with what they may say, how several
+/// processes' gauges are merged, the upper bounds of a histogram.
 type TableRow = (
     &'static str,
     &'static str,
     &'static str,
     Vec<(&'static str, Option<Vec<&'static str>>)>,
+    &'static str,
+    &'static [f64],
 );
 
-/// Every metric that there is: (name, kind, help, [(label, allowed values or None)]).
+/// Every metric that there is.
 #[pyfunction]
 pub(super) fn metrics_table() -> Vec<TableRow> {
     let allowed = |values: Values| match values {
@@ -125,8 +131,15 @@ pub(super) fn metrics_table() -> Vec<TableRow> {
     let row = |metric: &&'static Metric| {
         let labels = metric.labels.iter();
         let labels = labels.map(|label| (label.name, allowed(label.values)));
-        let kind = kind(metric.kind);
-        (metric.name, kind, metric.help, labels.collect())
+        let (merge, bounds): (_, &[f64]) = match metric.kind {
+            Kind::Counter => ("", &[]),
+            Kind::Gauge(Merge::Sum) => ("sum", &[]),
+            Kind::Gauge(Merge::Most) => ("most", &[]),
+            Kind::Gauge(Merge::Least) => ("least", &[]),
+            Kind::Histogram(bounds) => ("", bounds),
+        };
+        let (kind, labels) = (kind(metric.kind), labels.collect());
+        (metric.name, kind, metric.help, labels, merge, bounds)
     };
     names::ALL.iter().map(row).collect()
 }
@@ -159,24 +172,22 @@ pub(super) fn bridge() -> &'static BridgeStats {
     &BRIDGE
 }
 
-/// Every queue that somebody empties. Only locked with the GIL held, and a fork happens with the
-/// GIL held by the forking thread, so no child inherits it locked.
-static QUEUES: Mutex<Vec<Weak<Arrivals>>> = Mutex::new(Vec::new());
-
-fn queues() -> MutexGuard<'static, Vec<Weak<Arrivals>>> {
-    QUEUES.lock().unwrap_or_else(PoisonError::into_inner)
-}
+/// Every queue that somebody empties. Without a lock: a forked child might inherit it locked.
+static QUEUES: LazyLock<ArcSwap<Vec<Weak<Arrivals>>>> = LazyLock::new(ArcSwap::default);
 
 /// Counts a new queue in.
 pub(super) fn note_queue(queue: &Arc<Arrivals>) {
-    let mut queues = queues();
-    queues.retain(|known| known.strong_count() > 0);
-    queues.push(Arc::downgrade(queue));
+    QUEUES.rcu(|queues| {
+        let alive = queues.iter().filter(|known| known.strong_count() > 0);
+        let mut queues: Vec<_> = alive.cloned().collect();
+        queues.push(Arc::downgrade(queue));
+        queues
+    });
 }
 
-/// How full all queues are at this moment. With the GIL held.
+/// How full all queues are at this moment.
 fn look_at_queues(bridge: &BridgeStats) {
-    let queues = queues();
+    let queues = QUEUES.load();
     let loads = queues.iter().filter_map(Weak::upgrade);
     let sum = loads.fold((0, 0), |(waiting, operations), queue| {
         let load = queue.load();
@@ -188,8 +199,7 @@ fn look_at_queues(bridge: &BridgeStats) {
 
 /// A forked child begins to count anew, and its parent's queues are none of its own.
 pub(super) fn after_fork_in_child() {
-    // Forgotten, not dropped: nothing of the parent's is (docs/decisions/0003).
-    std::mem::forget(std::mem::take(&mut *queues()));
+    QUEUES.store(Arc::default());
     bridge().reset();
     hooks().reset();
 }

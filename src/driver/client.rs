@@ -1,6 +1,7 @@
 //! The client driver: find or make the link user → pod.
 
 mod cached;
+mod operations;
 mod place;
 mod report;
 mod shared;
@@ -205,16 +206,9 @@ impl ClientDriver {
             .deadline(timeout.unwrap_or(self.shared.config.timeout))
     }
 
-    /// Finds or makes the user's link and returns a pod that may serve the user.
-    ///
-    /// # Errors
-    /// `NoRoutablePod` if no pod can take the user; what the store failed with; `Timeout`.
-    pub async fn compute_linked_pod(&self, link: LinkId, deadline: Tick) -> Result<PodIndex> {
+    async fn compute(&self, link: LinkId, deadline: Tick) -> Result<PodIndex> {
         let target = self.shared.target(link)?;
-        let (id, uid) = (&target.link.service, target.link.uid.as_str());
-        if let Some(pod) = self.compute_cached(id.namespace.as_str(), uid, id.service.as_str()) {
-            return Ok(pod);
-        }
+        self.shared.note_stale(&target);
         count(&self.shared.stats.cache_misses);
         loop {
             let ticket = self.shared.cache.ticket(target.key);
@@ -241,15 +235,10 @@ impl ClientDriver {
         }
     }
 
-    /// The link, from the cache if it is there, else from the store; the cache keeps it.
-    ///
-    /// # Errors
-    /// What the store failed with; `Timeout`.
-    pub async fn get_linked_pod(&self, link: LinkId, deadline: Tick) -> Result<Option<PodIndex>> {
+    /// The link from the store; the cache keeps it.
+    async fn look_up(&self, link: LinkId, deadline: Tick) -> Result<Option<PodIndex>> {
         let target = self.shared.target(link)?;
-        if let Some(pod) = self.shared.believed(&target) {
-            return Ok(Some(pod));
-        }
+        self.shared.note_stale(&target);
         if let Some(peer) = &target.peer {
             let from = Source::CacheOrStore;
             return self.shared.fetch_at(peer, &target, from, deadline).await;
@@ -261,19 +250,10 @@ impl ClientDriver {
             .map(|link| link.pod))
     }
 
-    /// The link from the cache, else from the store if it is persistent; the cache keeps it.
-    ///
-    /// # Errors
-    /// What the store failed with; `Timeout`.
-    pub async fn get_linked_pod_in_cache_or_if_persist(
-        &self,
-        link: LinkId,
-        deadline: Tick,
-    ) -> Result<Option<PodIndex>> {
+    /// The link from the store if it is persistent; the cache keeps it.
+    async fn look_up_persistent(&self, link: LinkId, deadline: Tick) -> Result<Option<PodIndex>> {
         let target = self.shared.target(link)?;
-        if let Some(pod) = self.shared.believed(&target) {
-            return Ok(Some(pod));
-        }
+        self.shared.note_stale(&target);
         if let Some(peer) = &target.peer {
             let from = Source::CacheOrPersistent;
             return self.shared.fetch_at(peer, &target, from, deadline).await;
@@ -285,15 +265,8 @@ impl ClientDriver {
             .map(|link| link.pod))
     }
 
-    /// The link from the store; the cache is neither asked nor told.
-    ///
-    /// # Errors
-    /// What the store failed with; `Timeout`.
-    pub async fn get_linked_pod_not_cache(
-        &self,
-        link: LinkId,
-        deadline: Tick,
-    ) -> Result<Option<PodIndex>> {
+    /// The link from the store; the cache is not told.
+    async fn look_up_stored(&self, link: LinkId, deadline: Tick) -> Result<Option<PodIndex>> {
         self.shared.open()?;
         if let Some(peer) = self.shared.peer(&link.service.namespace)? {
             let found = peer.get(&link, Source::Store, deadline).await?;
@@ -309,7 +282,11 @@ impl ClientDriver {
     /// `Closed`.
     pub fn get_linked_in_cache(&self, link: LinkId) -> Result<Option<PodIndex>> {
         let target = self.shared.target(link)?;
-        Ok(self.shared.believed(&target))
+        let believed = self.shared.believed(&target);
+        if believed.is_some() {
+            count(&self.shared.stats.lookup_hits);
+        }
+        Ok(believed)
     }
 
     /// Makes the cache forget the user; answers under way are not stored. Returns what it
@@ -319,6 +296,7 @@ impl ClientDriver {
     /// `Closed`.
     pub fn cache_expired(&self, link: LinkId) -> Result<Option<PodIndex>> {
         let target = self.shared.target(link)?;
+        count(&self.shared.stats.cache_invalidations);
         let dropped = self
             .shared
             .cache
@@ -339,15 +317,12 @@ impl ClientDriver {
             return Ok(None);
         };
         let entry = target.entry(pod, valid_until, now);
+        count(&self.shared.stats.cache_invalidations);
         let previous = self.shared.cache.replace(target.key, entry, now);
         Ok(previous.map(|entry| entry.pod))
     }
 
-    /// The services to which the user has persistent links, with the pods.
-    ///
-    /// # Errors
-    /// What the store failed with; `Timeout`.
-    pub async fn get_link_service(
+    async fn look_up_services(
         &self,
         namespace: &Namespace,
         uid: &Uid,
@@ -363,12 +338,7 @@ impl ClientDriver {
             .await
     }
 
-    /// The pods of many users: pod → users in the order given, each once. Users without a link
-    /// are left out. The cache is neither asked nor told.
-    ///
-    /// # Errors
-    /// What the store failed with; `Timeout`.
-    pub async fn batch_get_linked_pod(
+    async fn look_up_many(
         &self,
         service: &ServiceId,
         uids: Vec<Uid>,
@@ -398,11 +368,7 @@ impl ClientDriver {
         Ok(users)
     }
 
-    /// Links the user to `pod` unless there is a link; returns the owner, whoever that is.
-    ///
-    /// # Errors
-    /// What the store failed with; `Timeout`.
-    pub async fn set_linked_pod_if_absent(
+    async fn link_if_absent(
         &self,
         link: LinkId,
         pod: PodIndex,

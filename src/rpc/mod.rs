@@ -4,12 +4,16 @@
 //! own (`driver/peer.rs`), [`client::PeerClient`] for one that it reaches over gRPC, and
 //! [`server::Server`] serves any of them.
 
+pub mod admin;
 pub mod client;
 mod convert;
+mod observed;
 pub mod server;
 mod status;
 mod tls;
 mod traced;
+
+pub use observed::ObservedPeer;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -128,6 +132,11 @@ pub trait LinkOperations: Send + Sync + std::fmt::Debug + 'static {
 
     /// Whether whoever answers can reach what it needs.
     async fn ready(&self, deadline: Tick) -> Result<()>;
+
+    /// How each endpoint is that leads there; empty where there is no way to go.
+    fn conditions(&self) -> Vec<(String, client::Condition)> {
+        Vec::new()
+    }
 }
 
 /// Reads these bytes as each kind of request and answer. For `fuzz/` only.

@@ -12,6 +12,7 @@ use super::services::{ServiceNames, Services};
 use super::sheet::Sheet;
 use super::windows::Reading;
 use crate::error::{Result, WriteOutcome};
+use crate::id::{PodIndex, ServiceId};
 
 macro_rules! counters {
     ($(#[$doc:meta])* $type:ident {
@@ -80,6 +81,26 @@ counters!(
         services: Services = Services::default(),
     }
 );
+
+counters!(
+    /// What a link cache counts.
+    CacheStats {
+        /// Entries that made room for others.
+        evictions,
+        /// Entries that were asked for and were over.
+        ended,
+    }
+);
+
+impl Source for CacheStats {
+    fn report(&self, sheet: &mut Sheet) {
+        let plain = [
+            (&names::CACHE_EVICTIONS, &self.evictions),
+            (&names::CACHE_STALE, &self.ended),
+        ];
+        put(sheet, &plain);
+    }
+}
 
 counters!(
     /// What a state cache counts.
@@ -192,6 +213,26 @@ fn put_done(sheet: &mut Sheet, metric: &'static Metric, ok: u64, failed: u64) {
     sheet.count(metric, &["failed"], failed);
 }
 
+impl ClientStats {
+    /// A compute made a link.
+    pub fn link_made(&self, service: &ServiceId) {
+        count(&self.links_made);
+        count(&self.services.tally(service).made);
+    }
+
+    /// A compute moved a user away from this pod.
+    pub fn link_healed(&self, service: &ServiceId, from: PodIndex) {
+        count(&self.links_healed);
+        self.services.tally(service).healed(from);
+    }
+
+    /// A compute found no pod.
+    pub fn link_refused(&self, service: &ServiceId) {
+        count(&self.no_routable_pod);
+        count(&self.services.tally(service).refused);
+    }
+}
+
 impl Source for ClientStats {
     fn report(&self, sheet: &mut Sheet) {
         let reading = self.reading();
@@ -205,8 +246,13 @@ impl Source for ClientStats {
             (&names::DEGRADED_CHOICES, &self.degraded_choices),
         ];
         put(sheet, &plain);
-        let cached = &["compute_linked_pod", "cached"];
-        sheet.count(&names::OPERATIONS_TOTAL, cached, of(&self.cache_hits));
+        let cached = [
+            ("compute_linked_pod", &self.cache_hits),
+            ("get_linked_in_cache", &self.lookup_hits),
+        ];
+        for (name, counter) in cached {
+            sheet.count(&names::OPERATIONS_TOTAL, &[name, "cached"], of(counter));
+        }
         self.operations.report(sheet, &[]);
         self.services.report(sheet);
     }

@@ -83,9 +83,10 @@ pub const SERVICES_MAX: usize = 64;
 /// So many pods of one service have series of their own.
 pub const PODS_MAX: usize = 128;
 
-/// The link operations.
-pub const OPERATIONS: [&str; 11] = [
+/// The link operations. Look-ups that the cache answers are all counted as `get_linked_in_cache`.
+pub const OPERATIONS: [&str; 12] = [
     "compute_linked_pod",
+    "get_linked_in_cache",
     "get_linked_pod",
     "get_linked_pod_in_cache_or_if_persist",
     "get_linked_pod_not_cache",
@@ -352,7 +353,7 @@ metrics! {
     HOOK_FAILURES = Counter, "podlink_hook_failures" [HOOK]
         "Calls of the program's own functions that raised, answered nonsense or not in time.";
     HOOK_DURATION = Histogram(LATENCIES), "podlink_hook_duration_seconds" [HOOK]
-        "How long the program's own functions took, the wait for their loop or thread included.";
+        "How long the program's own functions took; of those that podlink waits for, with the wait for their loop or thread.";
     BRIDGE_WAITING = Gauge(Most), "podlink_bridge_waiting" []
         "Results and hook calls that wait for a Python loop or thread, of the whole process.";
     BRIDGE_OPERATIONS = Gauge(Most), "podlink_bridge_operations" []

@@ -1,8 +1,8 @@
 //! The registry of all drivers on one store.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
@@ -15,6 +15,7 @@ use super::services::ServiceNames;
 use super::sheet::{LabelValues, Sheet, Value};
 use super::windows::{Reading, Window, Windows};
 use crate::clock::Clock;
+use crate::error::Error;
 
 /// Somebody who counts: part of a driver, and alive for as long as that.
 ///
@@ -37,6 +38,16 @@ pub trait Source: Send + Sync + fmt::Debug + 'static {
 pub trait Gauges: Send + Sync + fmt::Debug + 'static {
     /// Says how things are; nothing if it was closed.
     fn report(&self, sheet: &mut Sheet);
+
+    /// Why no users can be served, if that is so.
+    fn trouble(&self) -> Option<Error> {
+        None
+    }
+
+    /// The services whose pods are being read, each as one JSON object.
+    fn pods(&self) -> Vec<serde_json::Value> {
+        Vec::new()
+    }
 }
 
 /// The metrics of all drivers on one store. Drivers join; what those have counted that are gone
@@ -52,7 +63,7 @@ pub struct Metrics {
 #[derive(Debug)]
 struct Members {
     sources: Vec<Arc<dyn Source>>,
-    gauges: Vec<std::sync::Weak<dyn Gauges>>,
+    gauges: Vec<Weak<dyn Gauges>>,
     /// What those have counted that are gone.
     past: Sheet,
     past_reading: Reading,
@@ -93,7 +104,7 @@ impl Metrics {
     }
 
     /// Reports from now on how `gauges` is, as long as it is there.
-    pub fn watch(&self, gauges: std::sync::Weak<dyn Gauges>) {
+    pub fn watch(&self, gauges: Weak<dyn Gauges>) {
         let mut members = self.members();
         members.gauges.retain(|known| known.strong_count() > 0);
         members.gauges.push(gauges);
@@ -115,7 +126,7 @@ impl Metrics {
             (sheet, members.gauges.clone())
         };
         // Outside the lock: the last owner of a driver may go meanwhile, and its end is then here.
-        for gauges in gauges.iter().filter_map(std::sync::Weak::upgrade) {
+        for gauges in gauges.iter().filter_map(Weak::upgrade) {
             gauges.report(&mut sheet);
         }
         sheet
@@ -126,6 +137,33 @@ impl Metrics {
     pub fn windows(&self) -> Vec<Window> {
         let members = self.members();
         members.windows.look(members.reading(), self.clock.now())
+    }
+
+    /// Why no users can be served, if that is so.
+    #[must_use]
+    pub fn trouble(&self) -> Option<Error> {
+        self.gauges().iter().find_map(|gauges| gauges.trouble())
+    }
+
+    /// The services whose pods are being read, each once: as whoever has read them last sees them.
+    #[must_use]
+    pub fn pods(&self) -> Vec<serde_json::Value> {
+        let mut services = BTreeMap::new();
+        for service in self.gauges().iter().flat_map(|gauges| gauges.pods()) {
+            let text = |name: &str| service[name].as_str().unwrap_or_default().to_owned();
+            let age = service["age_seconds"].as_f64().unwrap_or(f64::MAX);
+            let key = (text("namespace"), text("service"));
+            let older = |(known, _): &(f64, _)| *known > age;
+            if services.get(&key).is_none_or(older) {
+                services.insert(key, (age, service));
+            }
+        }
+        services.into_values().map(|(_, service)| service).collect()
+    }
+
+    fn gauges(&self) -> Vec<Arc<dyn Gauges>> {
+        let members = self.members();
+        members.gauges.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Notes how far everything has come, for the windows. Called every few seconds.

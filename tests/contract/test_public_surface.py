@@ -13,6 +13,7 @@ import pytest
 import podlink
 
 EXPORTED = [
+    "AdminServer",
     "ClientConfig",
     "ClientDriver",
     "ClosedError",
@@ -74,6 +75,10 @@ _STATES = "dict[int, StatefulServiceState]"
 _CALLBACKS = "*, callbacks: Literal['thread', 'poll'] = 'thread'"
 
 SIGNATURES = {
+    "AdminServer": "(source: Store | Connection, listen: str = '127.0.0.1:9464', *, "
+    "insecure: bool = False) -> None",
+    "AdminServer.aclose": "async () -> None",
+    "AdminServer.start": "async () -> str",
     "ClientDriver": "(store: Store, namespace: str = 'default', config: ClientConfig | None = None"
     ", *, route_info: RouteInfoDriver | RouteInfoConfig | None = None"
     ", callbacks: Literal['thread', 'poll'] = 'thread'"
@@ -221,6 +226,7 @@ SIGNATURES = {
 }
 
 WITH_METHODS = [
+    "AdminServer",
     "RouteGrpcClient",
     "RouteGrpcServer",
     "ClientDriver",

@@ -159,7 +159,7 @@ impl Placing<'_> {
         }
         let placed = placed?;
         if placed.made {
-            count(&self.shared.stats.links_made);
+            self.shared.stats.link_made(&self.target.link.service);
         }
         Ok(Found {
             link: placed.link,
@@ -223,8 +223,8 @@ impl Placing<'_> {
         }
         let placed = placed?;
         if placed.is_some_and(|placed| placed.made) {
-            count(&self.shared.stats.links_healed);
             let (service, uid) = (&self.target.link.service, &self.target.link.uid);
+            self.shared.stats.link_healed(service, from.pod);
             tracing::debug!(%service, %uid, from = from.pod.get(), to = to.get(), "moved a user");
         }
         Ok(placed.map(|placed| Found {
@@ -305,7 +305,7 @@ impl Placing<'_> {
     }
 
     fn nobody(&self, view: &View) -> Error {
-        count(&self.shared.stats.no_routable_pod);
+        self.shared.stats.link_refused(&self.target.link.service);
         let now = self.shared.clock.now();
         let pods = view.snapshot.pods();
         let alive = pods

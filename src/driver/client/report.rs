@@ -2,17 +2,28 @@
 
 use std::sync::{Arc, Weak};
 
-use super::{ClientDriver, Shared};
-use crate::telemetry::{Gauges, Metrics, Sheet, Source, names};
+use super::{ClientDriver, Shared, Target};
+use crate::telemetry::{Gauges, Metrics, Sheet, Source, count, names};
 
 impl ClientDriver {
     /// Reports to these metrics from now on, until the driver is dropped. What it has counted
     /// stays.
     pub fn report_to(&self, metrics: &Metrics) {
         metrics.join(Arc::clone(&self.shared.stats) as Arc<dyn Source>);
+        metrics.join(self.shared.cache.stats() as Arc<dyn Source>);
         let shared: Weak<Shared> = Arc::downgrade(&self.shared);
         metrics.watch(shared);
         self.shared.foreign.report_to(metrics);
+    }
+}
+
+impl Shared {
+    /// The cache has just given no answer; it may hold one all the same, whose pod is gone or
+    /// restarted. Those that were over it has dropped, and counted itself.
+    pub(super) fn note_stale(&self, target: &Target) {
+        if self.cache.get(target.key, self.clock.now()).is_some() {
+            count(&self.stats.cache_stale);
+        }
     }
 }
 

@@ -114,7 +114,7 @@ impl Shared {
         self.no_lease(why)
     }
 
-    fn no_lease(&self, why: &str) -> Error {
+    pub(super) fn no_lease(&self, why: &str) -> Error {
         let (pod, service) = (self.info.pod, &self.info.service);
         let text = format!("pod {pod} of {service} lost its lease: {why}");
         Error::new(ErrorKind::LeaseLost, text)

@@ -22,7 +22,8 @@ impl ServerDriver {
     ) -> Result<Option<PodIndex>> {
         let lease = self.shared.may_act(pod, "set_linked_pod")?;
         let executor = &self.shared.executor;
-        let previous = executor.set(link, pod, persist, deadline).await?;
+        let work = executor.set(link, pod, persist, deadline);
+        let previous = self.shared.observe("set_linked_pod", work).await?;
         self.shared.note(link, pod, persist, lease);
         Ok(previous)
     }
@@ -41,7 +42,8 @@ impl ServerDriver {
     ) -> Result<Placed> {
         let lease = self.shared.may_act(pod, "try_set_linked_pod")?;
         let executor = &self.shared.executor;
-        let placed = executor.try_set(link, pod, persist, deadline).await?;
+        let work = executor.try_set(link, pod, persist, deadline);
+        let placed = self.shared.observe("try_set_linked_pod", work).await?;
         if placed.made {
             self.shared.note(link, pod, persist, lease);
         } else {
@@ -57,7 +59,7 @@ impl ServerDriver {
     pub async fn remove_linked_pod(&self, link: &LinkId, deadline: Tick) -> Result<bool> {
         let removal = self.shared.grace();
         let pod = self.shared.info.pod;
-        self.remove_linked_pod_with_id(link, pod, removal, deadline)
+        self.remove("remove_linked_pod", link, pod, removal, deadline)
             .await
     }
 
@@ -72,12 +74,23 @@ impl ServerDriver {
         removal: Removal,
         deadline: Tick,
     ) -> Result<bool> {
+        self.remove("remove_linked_pod_with_id", link, owner, removal, deadline)
+            .await
+    }
+
+    async fn remove(
+        &self,
+        name: &'static str,
+        link: &LinkId,
+        owner: PodIndex,
+        removal: Removal,
+        deadline: Tick,
+    ) -> Result<bool> {
         // Releasing needs no lease: it only gives away.
         self.shared.is_open("remove_linked_pod")?;
         let executor = &self.shared.executor;
-        let removed = executor
-            .remove(link, Some(owner), removal, deadline)
-            .await?;
+        let work = executor.remove(link, Some(owner), removal, deadline);
+        let removed = self.shared.observe(name, work).await?;
         if owner == self.shared.info.pod {
             // Removed, or somebody else's: not this pod's in either case.
             self.shared.owned().remove(link);

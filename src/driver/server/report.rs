@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use super::{Phase, ServerDriver, Shared};
 use crate::clock::Tick;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::executor::Renewed;
 use crate::telemetry::{Gauges, Metrics, Sheet, Source, count, names};
 
@@ -37,6 +37,15 @@ impl Shared {
             self.stats.lateness.time(lateness);
             self.stats.margin.time(before.since(now));
         }
+    }
+
+    /// Does the work of a link operation, which is counted and timed.
+    pub(super) async fn observe<T>(
+        &self,
+        name: &'static str,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        self.stats.operations.observe(name, &self.clock, work).await
     }
 
     /// So many users were given up because the pod stops.
@@ -101,5 +110,14 @@ impl Gauges for Shared {
         sheet.level(&names::LEASE_LEFT, &labels, left.as_secs_f64());
         sheet.level(&names::POD_LOAD, &labels, load as f64);
         sheet.level(&names::OWNED_USERS, &labels, self.owned().len() as f64);
+    }
+
+    fn trouble(&self) -> Option<Error> {
+        let phase = self.lock().phase;
+        if phase == Phase::Draining {
+            return Some(phase.refuses("ready"));
+        }
+        let lost = phase == Phase::Superseded || phase == Phase::Running && !self.holds_lease();
+        lost.then(|| self.no_lease("it is not valid at this moment"))
     }
 }

@@ -2,7 +2,12 @@
 
 use std::sync::{Arc, Weak};
 
+use serde_json::{Value, json};
+
 use super::StateCache;
+use crate::driver::view::View;
+use crate::id::ServiceId;
+use crate::route::snapshot::Pod;
 use crate::route::state::Standing;
 use crate::telemetry::{Gauges, Metrics, Sheet, Source, names};
 
@@ -46,6 +51,37 @@ impl Gauges for StateCache {
             let age = now.since(view.snapshot.asked());
             sheet.level(&names::PODS_AGE, &labels, age.as_secs_f64());
         }
+    }
+
+    fn pods(&self) -> Vec<Value> {
+        let services = self.services.load();
+        let seen = services.iter().filter_map(|(id, watched)| {
+            let view = watched.view.load_full()?;
+            Some(self.pods_of(id, &view))
+        });
+        seen.collect()
+    }
+}
+
+impl StateCache {
+    fn pods_of(&self, id: &ServiceId, view: &View) -> Value {
+        let now = self.clock.now();
+        let pod = |pod: &Pod| {
+            json!({
+                "pod": pod.state.pod_id.get(),
+                "state": STANDINGS[place(pod.standing(now))],
+                "load": pod.state.load_state,
+                "incarnation": pod.state.incarnation.get(),
+                "lease_left_seconds": pod.lease_until.since(now).as_secs_f64(),
+                "metadata": pod.state.metadata,
+            })
+        };
+        json!({
+            "namespace": id.namespace.as_str(),
+            "service": id.service.as_str(),
+            "age_seconds": now.since(view.snapshot.asked()).as_secs_f64(),
+            "pods": view.snapshot.pods().iter().map(pod).collect::<Vec<_>>(),
+        })
     }
 }
 

@@ -36,7 +36,8 @@ pub enum Condition {
 }
 
 impl Condition {
-    const ALL: [Self; 5] = [
+    /// Every condition.
+    pub const ALL: [Self; 5] = [
         Self::Ready,
         Self::Connecting,
         Self::SetAside,

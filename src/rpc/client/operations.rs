@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::{Manner, PeerClient};
+use super::{Condition, Manner, PeerClient};
 use crate::clock::Tick;
 use crate::error::Result;
 use crate::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
@@ -319,5 +319,9 @@ impl LinkOperations for PeerClient {
         let text = "the peer says that it cannot answer";
         let error = crate::error::Error::new(crate::error::ErrorKind::PeerUnavailable, text);
         Err(error)
+    }
+
+    fn conditions(&self) -> Vec<(String, Condition)> {
+        Self::conditions(self)
     }
 }

@@ -1,0 +1,89 @@
+//! `podlink.AdminServer`, the compiled half.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use pyo3::prelude::*;
+
+use super::error::OrRaise;
+use super::grpc_server::address;
+use super::queue::{Answer, CompletionQueue};
+use super::runtime::Owned;
+use super::store::StoreCore;
+use super::telemetry::together;
+use crate::clock::{Clock, Tick};
+use crate::error::{Error, ErrorKind, Result};
+use crate::executor::Executor;
+use crate::rpc::admin::{AdminPages, AdminServer};
+use crate::telemetry::{Metrics, openmetrics};
+
+/// What the endpoint shows of the drivers on one store.
+#[derive(Debug)]
+struct Pages {
+    executor: Arc<dyn Executor>,
+    metrics: Arc<Metrics>,
+}
+
+#[async_trait]
+impl AdminPages for Pages {
+    fn metrics(&self) -> Result<String> {
+        let sheet = together(std::slice::from_ref(&self.metrics));
+        let text = "the metrics could not be written";
+        openmetrics(sheet).map_err(|_| Error::new(ErrorKind::Internal, text))
+    }
+
+    async fn ready(&self, deadline: Tick) -> Result<()> {
+        if let Some(trouble) = self.metrics.trouble() {
+            return Err(trouble);
+        }
+        self.executor.ping(deadline).await
+    }
+
+    fn pods(&self) -> String {
+        serde_json::Value::from(self.metrics.pods()).to_string()
+    }
+}
+
+/// The admin endpoint.
+#[pyclass(frozen, module = "podlink._podlink")]
+pub(super) struct AdminCore {
+    server: Owned<AdminServer>,
+}
+
+#[pymethods]
+impl AdminCore {
+    #[new]
+    fn new(store: &StoreCore, listen: &Bound<'_, PyAny>, insecure: bool) -> PyResult<Self> {
+        let py = listen.py();
+        let pages = Pages {
+            executor: store.executor(py)?,
+            metrics: Arc::clone(store.metrics(py)?),
+        };
+        let listen = address(listen)?;
+        let server = AdminServer::new(Arc::new(pages), listen, insecure, Clock::System);
+        Ok(Self {
+            server: Owned::new(server.or_raise(py)?),
+        })
+    }
+
+    fn start(&self, py: Python<'_>, queue: &CompletionQueue, waiter: Py<PyAny>) -> PyResult<()> {
+        let server = self.server.get(py)?.clone();
+        queue.spawn(py, waiter, async move {
+            let address = server.start().await;
+            address
+                .map(|address| Answer::Text(address.to_string()))
+                .map_err(|error| error.during("start"))
+        })
+    }
+
+    fn stop(&self, py: Python<'_>) -> PyResult<()> {
+        self.server.get(py)?.stop();
+        Ok(())
+    }
+
+    /// Host and port, once the server listens.
+    fn address(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        let address = self.server.get(py)?.address();
+        Ok(address.map(|address| address.to_string()))
+    }
+}

@@ -1,0 +1,124 @@
+//! The link operations as programs ask for them: each is counted and timed.
+
+use std::collections::BTreeMap;
+
+use super::ClientDriver;
+use crate::clock::Tick;
+use crate::error::Result;
+use crate::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid};
+use crate::telemetry::count;
+
+impl ClientDriver {
+    /// Finds or makes the user's link and returns a pod that may serve the user.
+    ///
+    /// # Errors
+    /// `NoRoutablePod` if no pod can take the user; what the store failed with; `Timeout`.
+    pub async fn compute_linked_pod(&self, link: LinkId, deadline: Tick) -> Result<PodIndex> {
+        let (id, uid) = (&link.service, link.uid.as_str());
+        if let Some(pod) = self.compute_cached(id.namespace.as_str(), uid, id.service.as_str()) {
+            return Ok(pod);
+        }
+        let work = self.compute(link, deadline);
+        self.observe("compute_linked_pod", work).await
+    }
+
+    /// The link, from the cache if it is there, else from the store; the cache keeps it.
+    ///
+    /// # Errors
+    /// What the store failed with; `Timeout`.
+    pub async fn get_linked_pod(&self, link: LinkId, deadline: Tick) -> Result<Option<PodIndex>> {
+        if let Some(pod) = self.get_linked_in_cache(link.clone())? {
+            return Ok(Some(pod));
+        }
+        count(&self.shared.stats.lookup_misses);
+        let work = self.look_up(link, deadline);
+        self.observe("get_linked_pod", work).await
+    }
+
+    /// The link from the cache, else from the store if it is persistent; the cache keeps it.
+    ///
+    /// # Errors
+    /// What the store failed with; `Timeout`.
+    pub async fn get_linked_pod_in_cache_or_if_persist(
+        &self,
+        link: LinkId,
+        deadline: Tick,
+    ) -> Result<Option<PodIndex>> {
+        if let Some(pod) = self.get_linked_in_cache(link.clone())? {
+            return Ok(Some(pod));
+        }
+        count(&self.shared.stats.lookup_misses);
+        let work = self.look_up_persistent(link, deadline);
+        self.observe("get_linked_pod_in_cache_or_if_persist", work)
+            .await
+    }
+
+    /// The link from the store; the cache is neither asked nor told.
+    ///
+    /// # Errors
+    /// What the store failed with; `Timeout`.
+    pub async fn get_linked_pod_not_cache(
+        &self,
+        link: LinkId,
+        deadline: Tick,
+    ) -> Result<Option<PodIndex>> {
+        let work = self.look_up_stored(link, deadline);
+        self.observe("get_linked_pod_not_cache", work).await
+    }
+
+    /// The services to which the user has persistent links, with the pods.
+    ///
+    /// # Errors
+    /// What the store failed with; `Timeout`.
+    pub async fn get_link_service(
+        &self,
+        namespace: &Namespace,
+        uid: &Uid,
+        deadline: Tick,
+    ) -> Result<BTreeMap<ServiceName, PodIndex>> {
+        let work = self.look_up_services(namespace, uid, deadline);
+        self.observe("get_link_service", work).await
+    }
+
+    /// The pods of many users: pod → users in the order given, each once. Users without a link
+    /// are left out. The cache is neither asked nor told.
+    ///
+    /// # Errors
+    /// What the store failed with; `Timeout`.
+    pub async fn batch_get_linked_pod(
+        &self,
+        service: &ServiceId,
+        uids: Vec<Uid>,
+        deadline: Tick,
+    ) -> Result<BTreeMap<PodIndex, Vec<Uid>>> {
+        let work = self.look_up_many(service, uids, deadline);
+        self.observe("batch_get_linked_pod", work).await
+    }
+
+    /// Links the user to `pod` unless there is a link; returns the owner, whoever that is.
+    ///
+    /// # Errors
+    /// What the store failed with; `Timeout`.
+    pub async fn set_linked_pod_if_absent(
+        &self,
+        link: LinkId,
+        pod: PodIndex,
+        deadline: Tick,
+    ) -> Result<PodIndex> {
+        let work = self.link_if_absent(link, pod, deadline);
+        self.observe("set_linked_pod_if_absent", work).await
+    }
+
+    async fn observe<T>(
+        &self,
+        name: &'static str,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let shared = &self.shared;
+        shared
+            .stats
+            .operations
+            .observe(name, &shared.clock, work)
+            .await
+    }
+}
