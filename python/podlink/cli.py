@@ -15,12 +15,13 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from . import (
+    AdminServer,
     ClientConfig,
     ClientDriver,
     Connection,
@@ -326,6 +327,16 @@ def _add_serve(commands: Any) -> None:
         default=10.0,
         help="how long requests may go on after SIGTERM, in seconds (default 10)",
     )
+    parser.add_argument(
+        "--admin",
+        metavar="HOST:PORT",
+        help="serve /metrics, /healthz, /readyz and /pods there over HTTP, like 127.0.0.1:9464",
+    )
+    parser.add_argument(
+        "--admin-insecure",
+        action="store_true",
+        help="let other machines read those; there is neither TLS nor a password",
+    )
     add_figures(parser, GrpcServerConfig(), ClientConfig(), RouteInfoConfig())
     parser.set_defaults(run=_serve)
 
@@ -351,10 +362,15 @@ async def _serve(options: argparse.Namespace) -> None:
         tokens_file=options.tokens_file,
         insecure=options.insecure,
     )
-    async with store, client:
+    where, insecure = options.admin, options.admin_insecure
+    admin = AdminServer(store, where, insecure=insecure) if where else None
+    async with store, client, AsyncExitStack() as stack:
         stopped = _stop_signals()
         address = await server.start()
         print(f"serving {options.namespace} on {address}", flush=True)
+        if admin is not None:
+            await stack.enter_async_context(admin)
+            print(f"admin on {admin.address}", flush=True)
         if not options.allow:
             print("podlink: nobody is allowed anything: see --allow", file=sys.stderr)
         await stopped.wait()

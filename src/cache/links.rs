@@ -6,15 +6,16 @@
 //! goes when somebody meets it, or with the next [`LinkCache::sweep`].
 
 use std::hash::{BuildHasherDefault, Hash, Hasher};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use quick_cache::sync::{Cache, DefaultLifecycle};
-use quick_cache::{OptionsBuilder, UnitWeighter};
+use quick_cache::sync::Cache;
+use quick_cache::{Lifecycle, OptionsBuilder, UnitWeighter};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::clock::Tick;
 use crate::id::{Incarnation, PodIndex, ServiceId};
+use crate::telemetry::{CacheStats, count};
 
 /// A remembered link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +88,19 @@ impl Hasher for KeyHasher {
     }
 }
 
-type Entries = Cache<Key, Entry, UnitWeighter, BuildHasherDefault<KeyHasher>>;
+/// Counts the entries that make room for others.
+#[derive(Debug, Clone)]
+struct Departures(Arc<CacheStats>);
+
+impl Lifecycle<Key, Entry> for Departures {
+    type RequestState = ();
+
+    fn on_evict(&self, _request: &mut (), _key: Key, _entry: Entry) {
+        count(&self.0.evictions);
+    }
+}
+
+type Entries = Cache<Key, Entry, UnitWeighter, BuildHasherDefault<KeyHasher>, Departures>;
 
 const STRIPES: usize = 256;
 
@@ -99,6 +112,7 @@ const TABLES_AT_MOST: u64 = 1_024;
 /// The local link cache. Every method may be called from any thread; none waits for I/O.
 pub struct LinkCache {
     entries: Entries,
+    stats: Arc<CacheStats>,
     ttl: Duration,
     /// Invalidations so far, per stripe of keys. The lock is held while an entry goes in or out,
     /// so that an answer cannot slip in between an invalidation and its count. Readers do not
@@ -128,8 +142,10 @@ impl LinkCache {
         // Every table gets the same share; one that is rounded up would break the bound.
         let capacity = capacity - capacity % tables;
         let stripes = (0..STRIPES).map(|_| Mutex::new(0)).collect();
+        let stats = Arc::<CacheStats>::default();
         Self {
-            entries: entries(capacity, tables),
+            entries: entries(capacity, tables, Departures(Arc::clone(&stats))),
+            stats,
             ttl,
             stripes,
             seed,
@@ -155,9 +171,19 @@ impl LinkCache {
         if now < entry.valid_until {
             return Some(entry);
         }
-        self.entries
+        let ended = self
+            .entries
             .remove_if(&key, |entry| now >= entry.valid_until);
+        if ended.is_some() {
+            count(&self.stats.ended);
+        }
         None
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn stats(&self) -> Arc<CacheStats> {
+        Arc::clone(&self.stats)
     }
 
     /// Permission to store the answer to a question that is asked after this call.
@@ -242,7 +268,7 @@ impl LinkCache {
     }
 }
 
-fn entries(capacity: u64, tables: u64) -> Entries {
+fn entries(capacity: u64, tables: u64, departures: Departures) -> Entries {
     let size = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
     // Nothing is reserved: the estimate decides how many tables there are, and how many of the
     // entries that went are remembered as hashes.
@@ -256,7 +282,7 @@ fn entries(capacity: u64, tables: u64) -> Entries {
         options,
         UnitWeighter,
         BuildHasherDefault::default(),
-        DefaultLifecycle::default(),
+        departures,
     )
 }
 

@@ -14,7 +14,8 @@ pub mod sheet;
 pub mod windows;
 
 pub use counters::{
-    BridgeStats, ClientStats, HookStats, PeerStats, ServerStats, StateStats, StoreStats, count,
+    BridgeStats, CacheStats, ClientStats, HookStats, PeerStats, ServerStats, StateStats,
+    StoreStats, count,
 };
 pub use registry::{Gauges, Metrics, Source, openmetrics};
 pub use sheet::Sheet;

@@ -4,12 +4,14 @@ import asyncio
 import http.client
 import json
 import socket
+import subprocess
 import threading
 from contextlib import closing
 
 import pytest
 
 import podlink
+from helpers.commands import PODLINK
 from helpers.pods import FRESH, NAMESPACE, SERVICE, running
 from helpers.scrape import Scrape
 from helpers.wait import eventually
@@ -178,3 +180,22 @@ def test_a_dropped_server_listens_no_more() -> None:
         return False
 
     assert eventually(gone)
+
+
+def test_podlink_serve_has_one_on_request() -> None:
+    options = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
+    with subprocess.Popen(
+        [PODLINK, "serve", "--store", "memory://", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as serving:
+        try:
+            assert serving.stdout is not None
+            assert serving.stdout.readline().startswith("serving default on ")
+            address = serving.stdout.readline().removeprefix("admin on ").strip()
+            assert get(address, "/readyz")[:2] == (200, "ready\n")
+            assert "podlink_stores 1.0" in get(address, "/metrics")[1]
+        finally:
+            serving.terminate()
+    assert serving.returncode == 0

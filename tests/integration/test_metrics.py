@@ -148,6 +148,22 @@ async def test_failures_are_counted_by_their_codes(store: podlink.Store) -> None
     assert (window.operations, window.errors, window.error_ratio) == (1, 1, 1.0)
 
 
+async def test_a_full_cache_and_answers_that_are_no_good(store: podlink.Store) -> None:
+    config = podlink.ClientConfig(cache_capacity=20)
+    client = podlink.ClientDriver(store, NAMESPACE, config, route_info=FRESH)
+    async with running(store, 0):
+        for number in range(50):
+            await client.compute_linked_pod(None, f"u{number}", SERVICE)
+        page = scrape(store)
+        assert page.value("podlink_cache_evictions_total") == 30
+        assert page.value("podlink_cache_entries") == 20
+        assert page.value("podlink_cache_stale_total") == 0
+        # The cache believes in a pod that nobody has seen: a compute does not.
+        client.set_cache(None, "new", SERVICE, 7)
+        assert await client.compute_linked_pod(None, "new", SERVICE) == 0
+        assert scrape(store).value("podlink_cache_stale_total") == 1
+
+
 async def test_no_counter_falls_when_drivers_are_closed_and_dropped(store: podlink.Store) -> None:
     async with running(store, 0):
         before = scrape(store).counts()
@@ -206,6 +222,38 @@ async def test_more_services_than_fit_share_one_name() -> None:
     page = scrape(store)
     assert page.value("podlink_links_refused_total", namespace="other", service="other") == 16
     assert page.total("podlink_links_refused_total") == 80
+
+
+async def test_calls_of_a_peer_are_counted() -> None:
+    there, here = podlink.Store("memory://"), podlink.Store("memory://")
+    rules = [("*", "*", NAMESPACE)]
+    async with (
+        running(there, 0),
+        podlink.RouteGrpcServer(there, NAMESPACE, authorize=rules) as server,
+        podlink.RouteGrpcClient(f"grpc://{server.address}") as peer,
+        podlink.ClientDriver(here, "elsewhere", peers={NAMESPACE: peer}) as client,
+    ):
+        for _ in range(3):
+            assert await client.compute_linked_pod(NAMESPACE, "u", SERVICE) == 0
+        with pytest.raises(podlink.InvalidParameterError):
+            await client.set_linked_pod_if_absent(NAMESPACE, "u", SERVICE, -1)
+        page = scrape(here)
+        assert page.misfits() == []
+        calls = "podlink_peer_calls_total"
+        assert page.value(calls, peer=NAMESPACE, method="compute", code="ok") == 1
+        took = "podlink_peer_call_duration_seconds_count"
+        assert page.value(took, peer=NAMESPACE, method="compute", result="ok") == 1
+        endpoint = {"peer": NAMESPACE, "endpoint": f"grpc://{server.address}"}
+        assert page.value("podlink_peer_endpoints", condition="READY", **endpoint) == 1
+        assert page.value("podlink_peer_endpoints", condition="DOWN", **endpoint) == 0
+        assert page.value("podlink_cache_hits_total") == 2
+        await server.stop()
+        with pytest.raises(podlink.PodlinkError):
+            await client.compute_linked_pod(NAMESPACE, "other", SERVICE, timeout=1)
+        page = scrape(here)
+        failed = page.total(calls, method="compute") - 1
+        assert failed == 1
+        assert page.value("podlink_peer_endpoints", condition="READY", **endpoint) == 0
 
 
 async def test_a_uid_is_never_a_label(store: podlink.Store) -> None:
