@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from _harness import Progress
+from _results import Results, rounds
 
 PROJECT = Path(__file__).parents[2]
 
@@ -46,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=PROJECT / "target" / "metrics_cost")
     parser.add_argument("--wheels", type=Path, nargs=2, metavar=("WITH", "WITHOUT"))
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--rounds", type=int, default=rounds(ROUNDS))
     options = parser.parse_args()
     wheels = options.wheels or [
         build(options.work / "with", []),
@@ -66,6 +67,10 @@ def main() -> None:
                 sys.exit(f"wheel {which + 1} counted {counted:g}: it is not what it should be")
             figures[which].append(took)
             progress.step(("with", "without")[which])
+    results = Results("metrics", "podlink")
+    for name, each in zip(("metrics on", "metrics compiled out"), figures, strict=True):
+        results.add(name, "ns", each)
+    results.write()
     report(*figures)
 
 

@@ -270,3 +270,89 @@ fn encode(encoder: &mut MetricEncoder<'_>, metric: &Metric, value: &Value) -> fm
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::{ClientStats, count, names};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    fn hits(metrics: &Metrics) -> u64 {
+        let sheet = metrics.sheet();
+        let hits = sheet
+            .families()
+            .filter(|(metric, _)| std::ptr::eq(*metric, &names::CACHE_HITS));
+        hits.flat_map(|(_, family)| family.values())
+            .map(|value| match value {
+                Value::Count(count) => *count,
+                _ => 0,
+            })
+            .sum()
+    }
+
+    #[test]
+    fn drivers_that_come_and_go_lose_nothing_and_no_look_sees_less_than_the_one_before() {
+        const DRIVERS: u64 = 200;
+        let metrics = Metrics::new(Clock::System);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            let looking = threads.spawn(|| {
+                let mut last = 0;
+                while !done.load(Ordering::SeqCst) {
+                    let now = hits(&metrics);
+                    assert!(now >= last, "{now} after {last}");
+                    last = now;
+                }
+            });
+            let working: Vec<_> = (0..4)
+                .map(|_| {
+                    threads.spawn(|| {
+                        for _ in 0..DRIVERS {
+                            let stats = Arc::new(ClientStats::default());
+                            metrics.join(Arc::clone(&stats) as Arc<dyn Source>);
+                            metrics.join(Arc::clone(&stats) as Arc<dyn Source>);
+                            (0..10).for_each(|_| count(&stats.cache_hits));
+                        }
+                    })
+                })
+                .collect();
+            working.into_iter().for_each(|each| each.join().unwrap());
+            done.store(true, Ordering::SeqCst);
+            looking.join().unwrap();
+        });
+        assert_eq!(hits(&metrics), 4 * DRIVERS * 10);
+        assert_eq!(metrics.windows()[0].happened.hits, 4 * DRIVERS * 10);
+        assert!(metrics.members().sources.is_empty());
+    }
+
+    #[test]
+    fn a_page_ends_as_it_must_and_says_each_thing_once() {
+        let metrics = Metrics::new(Clock::System);
+        metrics.join(Arc::new(ClientStats::default()));
+        let page = openmetrics(metrics.sheet()).unwrap();
+        assert!(page.ends_with("# EOF\n"));
+        let lines: Vec<&str> = page.lines().collect();
+        let unique: std::collections::HashSet<&&str> = lines.iter().collect();
+        assert_eq!(unique.len(), lines.len());
+    }
+
+    #[test]
+    fn the_table_has_each_name_once_and_every_name_is_podlinks() {
+        for (at, metric) in names::ALL.iter().enumerate() {
+            let twice = names::ALL[..at]
+                .iter()
+                .any(|other| other.name == metric.name);
+            assert!(!twice, "{}", metric.name);
+            assert!(metric.name.starts_with("podlink_"), "{}", metric.name);
+            assert!(!metric.name.ends_with("_total"), "{}", metric.name);
+            assert!(metric.help.ends_with('.'), "{}", metric.name);
+            for label in metric.labels {
+                assert!(
+                    !matches!(label.name, "uid" | "user" | "le"),
+                    "{}",
+                    metric.name
+                );
+            }
+        }
+    }
+}
