@@ -244,8 +244,12 @@ async def test_calls_of_a_peer_are_counted() -> None:
         took = "podlink_peer_call_duration_seconds_count"
         assert page.value(took, peer=NAMESPACE, method="compute", result="ok") == 1
         endpoint = {"peer": NAMESPACE, "endpoint": f"grpc://{server.address}"}
-        assert page.value("podlink_peer_endpoints", condition="READY", **endpoint) == 1
-        assert page.value("podlink_peer_endpoints", condition="DOWN", **endpoint) == 0
+
+        def condition(name: str) -> float:
+            return scrape(here).value("podlink_peer_endpoints", condition=name, **endpoint)
+
+        await eventually_async(lambda: condition("READY") == 1)
+        assert condition("DOWN") == 0
         assert page.value("podlink_cache_hits_total") == 2
         await server.stop()
         with pytest.raises(podlink.PodlinkError):
@@ -253,7 +257,7 @@ async def test_calls_of_a_peer_are_counted() -> None:
         page = scrape(here)
         failed = page.total(calls, method="compute") - 1
         assert failed == 1
-        assert page.value("podlink_peer_endpoints", condition="READY", **endpoint) == 0
+        await eventually_async(lambda: condition("READY") == 0)
 
 
 async def test_a_uid_is_never_a_label(store: podlink.Store) -> None:
