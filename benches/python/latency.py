@@ -27,7 +27,7 @@ from _results import QUICK, Results, rounds
 from _store import forget, names, valkey
 from misses import spent
 
-ROUNDS = 7
+ROUNDS, FEW_ROUNDS = 7, 3
 SECONDS = 0.4 if QUICK else 1.0
 WARMING = SECONDS / 10
 """What is due this early in a round is called but not timed."""
@@ -181,7 +181,9 @@ def at_rate(
                 results.note(f"{client} ({course.loop}) cannot carry {runner.rate:,.0f}/s.")
                 continue
             contenders.append(runner.contender(course, client, what))
-    interleave(f"p99 at {runner.rate:,.0f}/s", contenders, rounds(ROUNDS))
+    interleave(
+        f"p99 at {runner.rate:,.0f}/s", contenders, rounds(ROUNDS if what == STEADY else FEW_ROUNDS)
+    )
     results.add("everybody", RATE, [runner.rate], at=what)
     results.add_all(contenders)
     for each in contenders:

@@ -28,8 +28,8 @@ BOUND = 1_000_000
 SPARE = 4
 """A cache that is to keep all links gets room for a quarter more."""
 ROUNDS = 3
-MOST_ROUNDS = 1_000_000
-"""Beyond this many links one process is enough."""
+SEVERAL = {100_000, 1_000_000}
+"""How many links are measured in several processes; for the rest of the curve one is enough."""
 MOST_FOR_CACHETOOLS = 1_000_000
 PODLINK, BOUNDED = "podlink", "podlink, at most 1,000,000"
 DICT, TTLCACHE = "dict", "cachetools.TTLCache"
@@ -113,7 +113,7 @@ def main() -> None:
         for who in MEASURES
         if not (who == TTLCACHE and links > MOST_FOR_CACHETOOLS)
         if not (who == BOUNDED and links < BOUND)
-        for _ in range(rounds(ROUNDS) if links <= MOST_ROUNDS else 1)
+        for _ in range(rounds(ROUNDS) if links in SEVERAL else 1)
     ]
     progress = Progress("memory", len(runs))
     found: dict[tuple[str, int, str], list[float]] = {}

@@ -28,7 +28,7 @@ PODS = [1, 10, 100, 1_000, 5_000]
 ROUNDS = 3
 CHOICES = 2_000 if QUICK else 10_000
 COMPUTES, TASKS = 5_000 if QUICK else 20_000, 64
-REFRESHES = 5 if QUICK else 15
+REFRESHES = 5 if QUICK else 10
 CHANGES = 0.05
 """How often all pods publish something new, in seconds; a client reads them less often."""
 LEASE = 36_000.0
