@@ -1,5 +1,8 @@
 //! Between podlink's values and the wire's messages. What comes off the wire is checked here, once.
 
+#[cfg(any(test, fuzzing))]
+mod anything;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -12,6 +15,9 @@ use crate::proto::v1;
 use crate::route::link::{Persist, Removal};
 use crate::route::snapshot::Change;
 use crate::route::state::{PodRecord, PodState, Readiness, RoutingState};
+
+#[cfg(fuzzing)]
+pub(super) use anything::read_anything;
 
 /// A request that names the namespace it is about.
 pub(super) trait Targets {
@@ -303,39 +309,9 @@ pub(super) fn changes(told: v1::WatchRoutingStateResponse) -> Result<Vec<Change>
     told.changes.into_iter().map(read).collect()
 }
 
-/// Whatever arrives is read or refused with INVALID_PARAMETER: no panic, no other error.
-#[cfg(any(test, fuzzing))]
-pub(super) fn read_anything(bytes: &[u8]) {
-    use prost::Message;
-    let refused = |result: Result<()>| {
-        if let Err(error) = result {
-            assert_eq!(error.kind(), ErrorKind::InvalidParameter);
-        }
-    };
-    if let Ok(asked) = v1::SetLinkedPodRequest::decode(bytes) {
-        refused(link(asked.user).map(drop));
-        refused(required_pod(asked.pod_index).map(drop));
-        refused(persist(asked.ttl_seconds).map(drop));
-    }
-    if let Ok(asked) = v1::BatchGetLinkedPodRequest::decode(bytes) {
-        refused(service(&asked.namespace, &asked.service_name).map(drop));
-        refused(uids(&asked.uids, 512).map(drop));
-    }
-    if let Ok(asked) = v1::GetServiceNameByTagRequest::decode(bytes) {
-        refused(tag_of(&asked.namespace, &asked.tag).map(drop));
-    }
-    if let Ok(told) = v1::WatchRoutingStateResponse::decode(bytes) {
-        let _ = changes(told);
-    }
-    if let Ok(found) = v1::GetServiceStateResponse::decode(bytes) {
-        let _: Vec<_> = found.pods.into_iter().map(record).collect();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
     use prost::Message;
 
     fn state_of(pod: i64) -> PodState {
@@ -390,22 +366,5 @@ mod tests {
         }
         assert!(persist(Some(u64::MAX)).is_err());
         assert!(persist(Some(0)).is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_make_the_reading_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-            read_anything(&bytes);
-        }
-
-        #[test]
-        fn no_text_makes_the_reading_panic(
-            namespace in "\\PC{0,70}", uid in "\\PC{0,140}", service_name in "\\PC{0,70}",
-            pod_index in any::<Option<u32>>(), ttl_seconds in any::<Option<u64>>(),
-        ) {
-            let user = Some(v1::User { namespace, uid, service_name });
-            let asked = v1::SetLinkedPodRequest { user, pod_index, ttl_seconds };
-            read_anything(&asked.encode_to_vec());
-        }
     }
 }

@@ -1,0 +1,262 @@
+//! Reading whatever bytes arrive, as the fuzzer and the tests do it: nothing panics, and a request
+//! that cannot be meant is refused with INVALID_PARAMETER and nothing else.
+
+use prost::Message;
+
+use super::{
+    changes, given, link, pod, record, removal, required_pod, service, service_name, services,
+    tag_of, uids, user_of, users,
+};
+use crate::error::{ErrorKind, Result};
+use crate::proto::v1;
+use crate::rpc::convert::{believed, persist};
+
+/// How many users a request may ask for, as a server is configured by default.
+const MAX_BATCH: usize = 512;
+
+/// Reads the bytes as each kind of request, as the server does, and as each kind of answer, as the
+/// client does.
+pub(in crate::rpc) fn read_anything(bytes: &[u8]) {
+    read_links(bytes);
+    read_changes(bytes);
+    read_questions(bytes);
+    read_answers(bytes);
+}
+
+/// The message, if the bytes are one.
+fn read<M: Message + Default>(bytes: &[u8], judge: impl FnOnce(M)) {
+    if let Ok(message) = M::decode(bytes) {
+        judge(message);
+    }
+}
+
+fn taken_or_refused<T>(result: Result<T>) {
+    if let Err(error) = result {
+        assert_eq!(error.kind(), ErrorKind::InvalidParameter, "{error}");
+    }
+}
+
+fn read_links(bytes: &[u8]) {
+    read(bytes, |asked: v1::ComputeLinkedPodRequest| {
+        taken_or_refused(link(asked.user));
+    });
+    read(bytes, |asked: v1::GetLinkedPodRequest| {
+        taken_or_refused(link(asked.user));
+    });
+    read(bytes, |asked: v1::GetLinkedPodNotCacheRequest| {
+        taken_or_refused(link(asked.user));
+    });
+    read(bytes, |asked: v1::GetLinkedPodInCacheOrIfPersistRequest| {
+        taken_or_refused(link(asked.user));
+    });
+}
+
+fn read_changes(bytes: &[u8]) {
+    read(bytes, |asked: v1::SetLinkedPodIfAbsentRequest| {
+        taken_or_refused(link(asked.user));
+        taken_or_refused(required_pod(asked.pod_index));
+    });
+    read(bytes, |asked: v1::SetLinkedPodRequest| {
+        taken_or_refused(link(asked.user));
+        taken_or_refused(required_pod(asked.pod_index));
+        taken_or_refused(persist(asked.ttl_seconds));
+    });
+    read(bytes, |asked: v1::TrySetLinkedPodRequest| {
+        taken_or_refused(link(asked.user));
+        taken_or_refused(required_pod(asked.pod_index));
+        taken_or_refused(persist(asked.ttl_seconds));
+    });
+    read(bytes, |asked: v1::RemoveLinkedPodRequest| {
+        taken_or_refused(link(asked.user));
+        taken_or_refused(removal(asked.grace_seconds));
+    });
+    read(bytes, |asked: v1::RemoveLinkedPodWithIdRequest| {
+        taken_or_refused(link(asked.user));
+        taken_or_refused(required_pod(asked.pod_index));
+        taken_or_refused(removal(asked.grace_seconds));
+    });
+}
+
+fn read_questions(bytes: &[u8]) {
+    read(bytes, |asked: v1::BatchGetLinkedPodRequest| {
+        taken_or_refused(service(&asked.namespace, &asked.service_name));
+        taken_or_refused(uids(&asked.uids, MAX_BATCH));
+    });
+    read(bytes, |asked: v1::GetLinkServiceRequest| {
+        taken_or_refused(user_of(&asked.namespace, &asked.uid));
+    });
+    read(bytes, |asked: v1::GetServiceStateRequest| {
+        taken_or_refused(service(&asked.namespace, &asked.service_name));
+    });
+    read(bytes, |asked: v1::GetServiceNameByTagRequest| {
+        taken_or_refused(tag_of(&asked.namespace, &asked.tag));
+    });
+    read(bytes, |asked: v1::WatchRoutingStateRequest| {
+        taken_or_refused(service(&asked.namespace, &asked.service_name));
+    });
+}
+
+/// An answer that cannot be meant is an error of whatever kind.
+fn read_answers(bytes: &[u8]) {
+    read(bytes, |told: v1::ComputeLinkedPodResponse| {
+        let _unreadable = given(told.link);
+    });
+    read(bytes, |told: v1::GetLinkedPodResponse| {
+        let _unreadable = told.link.map(believed);
+    });
+    read(bytes, |told: v1::BatchGetLinkedPodResponse| {
+        let _unreadable = users(told.pods);
+    });
+    read(bytes, |told: v1::GetLinkServiceResponse| {
+        let _unreadable = services(told.services);
+    });
+    read(bytes, |told: v1::SetLinkedPodResponse| {
+        let _unreadable = told.previous_pod_index.map(pod);
+    });
+    read(bytes, |told: v1::TrySetLinkedPodResponse| {
+        let _unreadable = pod(told.owner_pod_index);
+    });
+    read(bytes, |told: v1::GetServiceStateResponse| {
+        told.pods.into_iter().for_each(|each| drop(record(each)));
+    });
+    read(bytes, |told: v1::GetServiceNameByTagResponse| {
+        let _unreadable = service_name(told.service_name);
+    });
+    read(bytes, |told: v1::WatchRoutingStateResponse| {
+        let _unreadable = changes(told);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
+
+    /// Messages as they should be, of every shape.
+    fn examples() -> Vec<Vec<u8>> {
+        let user = Some(v1::User {
+            namespace: "prod".to_owned(),
+            uid: "user-123".to_owned(),
+            service_name: "game".to_owned(),
+        });
+        let state = v1::PodState {
+            pod_index: 3,
+            ready: true,
+            load_state: -5,
+            routing_state: v1::RoutingState::DenyNewCall.into(),
+            update_time_ms: 1_700_000_000_000,
+            incarnation: 7,
+            metadata: [("address".to_owned(), "10.0.0.1".to_owned())].into(),
+        };
+        let pods = vec![v1::Pod {
+            state: Some(state.clone()),
+            lease_left_ms: 9_000,
+        }];
+        let changes = vec![v1::PodChange {
+            pod_index: 3,
+            previous: None,
+            now: Some(state),
+        }];
+        let set = v1::SetLinkedPodRequest {
+            user: user.clone(),
+            pod_index: Some(3),
+            ttl_seconds: Some(300),
+        };
+        let removal = v1::RemoveLinkedPodWithIdRequest {
+            user: user.clone(),
+            pod_index: Some(0),
+            grace_seconds: Some(60),
+        };
+        let batch = v1::BatchGetLinkedPodRequest {
+            namespace: "prod".to_owned(),
+            service_name: "game".to_owned(),
+            uids: vec!["a".to_owned(), "b".to_owned()],
+        };
+        let tag = v1::GetServiceNameByTagRequest {
+            namespace: "prod".to_owned(),
+            tag: "rooms".to_owned(),
+        };
+        let link = Some(v1::Link {
+            pod_index: 3,
+            valid_for_ms: Some(240_000),
+        });
+        let users = vec![v1::PodUsers {
+            pod_index: 3,
+            uids: vec!["a".to_owned()],
+        }];
+        let services = [("game".to_owned(), 3)].into();
+        vec![
+            v1::ComputeLinkedPodRequest { user }.encode_to_vec(),
+            set.encode_to_vec(),
+            removal.encode_to_vec(),
+            batch.encode_to_vec(),
+            tag.encode_to_vec(),
+            v1::ComputeLinkedPodResponse { link }.encode_to_vec(),
+            v1::BatchGetLinkedPodResponse { pods: users }.encode_to_vec(),
+            v1::GetLinkServiceResponse { services }.encode_to_vec(),
+            v1::GetServiceStateResponse { pods }.encode_to_vec(),
+            v1::WatchRoutingStateResponse { changes }.encode_to_vec(),
+        ]
+    }
+
+    /// Does to a message what a fuzzer does: bits flipped, bytes replaced, removed, repeated, and
+    /// taken from another message.
+    fn spoil(message: &mut Vec<u8>, others: &[Vec<u8>], chance: &mut SmallRng) {
+        let at = chance.random_range(0..=message.len());
+        let upto = chance.random_range(at..=message.len());
+        match chance.random_range(0..6) {
+            0 => message[at..upto.min(at + 1)].fill(chance.random()),
+            1 => message[at..upto.min(at + 1)]
+                .iter_mut()
+                .for_each(|byte| *byte ^= 1 << chance.random_range(0..8)),
+            2 => drop(message.drain(at..upto)),
+            3 => message.extend_from_within(at..upto),
+            4 => drop(message.splice(at..at, [0xff; 9])),
+            _ => {
+                let other = &others[chance.random_range(0..others.len())];
+                drop(message.splice(at..upto, other.iter().copied()));
+            }
+        }
+    }
+
+    #[test]
+    fn examples_are_whole() {
+        let decoded = examples();
+        assert!(v1::SetLinkedPodRequest::decode(decoded[1].as_slice()).is_ok());
+        assert!(decoded.iter().all(|message| !message.is_empty()));
+    }
+
+    #[test]
+    fn no_spoilt_message_makes_the_reading_panic() {
+        const INPUTS: usize = 20_000;
+        const LONGEST: usize = 4096;
+        let (examples, mut chance) = (examples(), SmallRng::seed_from_u64(1));
+        for number in 0..INPUTS {
+            let mut message = examples[number % examples.len()].clone();
+            for _ in 0..chance.random_range(0..6) {
+                spoil(&mut message, &examples, &mut chance);
+                message.truncate(LONGEST);
+            }
+            read_anything(&message);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reading_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            read_anything(&bytes);
+        }
+
+        #[test]
+        fn no_text_makes_the_reading_panic(
+            namespace in "\\PC{0,70}", uid in "\\PC{0,140}", service_name in "\\PC{0,70}",
+            pod_index in any::<Option<u32>>(), ttl_seconds in any::<Option<u64>>(),
+        ) {
+            let user = Some(v1::User { namespace, uid, service_name });
+            let asked = v1::SetLinkedPodRequest { user, pod_index, ttl_seconds };
+            read_anything(&asked.encode_to_vec());
+        }
+    }
+}
