@@ -44,6 +44,7 @@ HELP = {
     "link_ttl": "how long a link made by compute lasts",
     "max_batch": "how many users one request may ask for",
     "max_connections": "how many connections there may be",
+    "max_event_streams": "how many streams of events there may be; more are refused",
     "max_in_flight": "how many requests may be under way",
     "max_message_bytes": "the largest request",
     "max_streams": "how many requests of one connection may be under way",

@@ -306,13 +306,17 @@ class GrpcServerConfig(_Config):
         max_batch: how many users one request may ask for.
         max_streams: how many requests of one connection may be under way; more wait.
         max_in_flight: how many requests may be under way; more are refused at once with
-            ``OVERLOADED``, and clients try again. A stream of events counts until it ends.
+            ``OVERLOADED``, and clients try again.
+        max_event_streams: how many streams of events there may be; more are refused at once with
+            ``OVERLOADED``, and who wanted one asks every now and then instead. They count here
+            alone, not among the requests.
         max_connections: how many connections there may be; more wait.
         peer_rate: how many requests of one caller are answered a second; callers without a name
             are told apart by their address.
         request_timeout: how long a request may take, whatever its caller allows.
         keepalive: how often a connection is asked for a sign of life.
-        keepalive_timeout: how long that may take; then the connection is ended.
+        keepalive_timeout: how long that may take, and how long a new connection may take to say its
+            first word; then the connection is ended.
         connection_age: after how long a connection is ended in an orderly way, so that callers
             spread over the servers anew.
         connection_grace: how long its requests may go on after that.
@@ -325,6 +329,7 @@ class GrpcServerConfig(_Config):
     max_batch: int = 512
     max_streams: int = 256
     max_in_flight: int = 4096
+    max_event_streams: int = 1024
     max_connections: int = 1024
     peer_rate: int = 50_000
     request_timeout: Duration = 5.0
@@ -342,6 +347,7 @@ class GrpcServerConfig(_Config):
             max_batch=self.max_batch,
             max_streams=self.max_streams,
             max_in_flight=self.max_in_flight,
+            max_event_streams=self.max_event_streams,
             max_connections=self.max_connections,
             peer_rate=self.peer_rate,
             request_timeout=seconds(self.request_timeout),

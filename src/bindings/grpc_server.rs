@@ -29,8 +29,9 @@ pub(super) struct GrpcServerSettings(PeerServerConfig);
 impl GrpcServerSettings {
     #[new]
     #[pyo3(signature = (
-        *, max_message_bytes, max_batch, max_streams, max_in_flight, max_connections, peer_rate,
-        request_timeout, keepalive, keepalive_timeout, connection_age, connection_grace
+        *, max_message_bytes, max_batch, max_streams, max_in_flight, max_event_streams,
+        max_connections, peer_rate, request_timeout, keepalive, keepalive_timeout, connection_age,
+        connection_grace
     ))]
     #[allow(
         clippy::too_many_arguments,
@@ -41,6 +42,7 @@ impl GrpcServerSettings {
         max_batch: &Bound<'_, PyAny>,
         max_streams: &Bound<'_, PyAny>,
         max_in_flight: &Bound<'_, PyAny>,
+        max_event_streams: &Bound<'_, PyAny>,
         max_connections: &Bound<'_, PyAny>,
         peer_rate: &Bound<'_, PyAny>,
         request_timeout: &Bound<'_, PyAny>,
@@ -63,6 +65,7 @@ impl GrpcServerSettings {
             max_batch: argument::size("max_batch", max_batch)?,
             max_streams: small("max_streams", max_streams)?,
             max_in_flight: argument::size("max_in_flight", max_in_flight)?,
+            max_event_streams: argument::size("max_event_streams", max_event_streams)?,
             max_connections: argument::size("max_connections", max_connections)?,
             peer_rate: small("peer_rate", peer_rate)?,
             request_timeout: seconds("request_timeout", request_timeout)?,

@@ -234,6 +234,8 @@ pub struct PeerServerConfig {
     pub max_streams: u32,
     /// How many requests may be under way; what is more is refused at once.
     pub max_in_flight: usize,
+    /// How many streams of events there may be; what is more is refused at once.
+    pub max_event_streams: usize,
     /// How many connections there may be.
     pub max_connections: usize,
     /// How many requests of one caller are answered a second.
@@ -242,7 +244,7 @@ pub struct PeerServerConfig {
     pub request_timeout: Duration,
     /// How often an idle connection is asked for a sign of life.
     pub keepalive: Duration,
-    /// How long the sign of life may take.
+    /// How long the sign of life may take, and the first word of a new connection.
     pub keepalive_timeout: Duration,
     /// After how long a connection is ended in an orderly way, so that callers spread anew.
     pub connection_age: Duration,
@@ -263,6 +265,7 @@ impl PeerServerConfig {
         count_within("max_batch", self.max_batch, 1, 100_000)?;
         count_within("max_streams", self.max_streams as usize, 1, 1_000_000)?;
         count_within("max_in_flight", self.max_in_flight, 1, 1_000_000)?;
+        count_within("max_event_streams", self.max_event_streams, 1, 1_000_000)?;
         count_within("max_connections", self.max_connections, 1, 1_000_000)?;
         count_within("peer_rate", self.peer_rate as usize, 1, 100_000_000)?;
         within("request_timeout", self.request_timeout, 0.001, 3600.0)?;

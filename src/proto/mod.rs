@@ -1,5 +1,9 @@
-//! Generated from proto/podlink/v1/route.proto and committed; `tests/rust/generated.rs` makes it and
-//! proves it fresh. Never edited.
+//! Generated from proto/podlink/v1/route.proto and committed; `tests/rust/wire` makes it and proves
+//! it fresh. Never edited, but for how messages become bytes.
+
+mod codec;
+
+pub(crate) use codec::Codec;
 
 /// Version 1 of the wire.
 #[allow(

@@ -381,17 +381,6 @@ pub mod route_service_client {
     pub struct RouteServiceClient<T> {
         inner: tonic::client::Grpc<T>,
     }
-    impl RouteServiceClient<tonic::transport::Channel> {
-        /// Attempt to create a new client by connecting to a given endpoint.
-        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
-        where
-            D: TryInto<tonic::transport::Endpoint>,
-            D::Error: Into<StdError>,
-        {
-            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
-            Ok(Self::new(conn))
-        }
-    }
     impl<T> RouteServiceClient<T>
     where
         T: tonic::client::GrpcService<tonic::body::Body>,
@@ -474,7 +463,7 @@ pub mod route_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::proto::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/podlink.v1.RouteService/ComputeLinkedPod",
             );
@@ -499,7 +488,7 @@ pub mod route_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::proto::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/podlink.v1.RouteService/GetLinkedPod",
             );
@@ -524,7 +513,7 @@ pub mod route_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::proto::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/podlink.v1.RouteService/GetLinkedPodNotCache",
             );
@@ -553,7 +542,7 @@ pub mod route_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::proto::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/podlink.v1.RouteService/GetLinkedPodInCacheOrIfPersist",
             );
@@ -583,7 +572,7 @@ pub mod route_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::proto::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/podlink.v1.RouteService/BatchGetLinkedPod",
             );
@@ -608,7 +597,7 @@ pub mod route_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::proto::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/podlink.v1.RouteService/GetLinkService",
             );
@@ -634,7 +623,7 @@ pub mod route_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::proto::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/podlink.v1.RouteService/SetLinkedPodIfAbsent",
             );
@@ -661,7 +650,7 @@ pub mod route_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::proto::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/podlink.v1.RouteService/SetLinkedPod",
             );
@@ -687,7 +676,7 @@ pub mod route_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::proto::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/podlink.v1.RouteService/TrySetLinkedPod",
             );
@@ -712,7 +701,7 @@ pub mod route_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::proto::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/podlink.v1.RouteService/RemoveLinkedPod",
             );
@@ -737,7 +726,7 @@ pub mod route_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::proto::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/podlink.v1.RouteService/RemoveLinkedPodWithId",
             );
@@ -764,7 +753,7 @@ pub mod route_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::proto::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/podlink.v1.RouteService/GetServiceState",
             );
@@ -789,7 +778,7 @@ pub mod route_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::proto::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/podlink.v1.RouteService/GetServiceNameByTag",
             );
@@ -817,7 +806,7 @@ pub mod route_service_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::proto::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/podlink.v1.RouteService/WatchRoutingState",
             );
@@ -1075,7 +1064,7 @@ pub mod route_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ComputeLinkedPodSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::proto::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1120,7 +1109,7 @@ pub mod route_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetLinkedPodSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::proto::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1169,7 +1158,7 @@ pub mod route_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetLinkedPodNotCacheSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::proto::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1223,7 +1212,7 @@ pub mod route_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetLinkedPodInCacheOrIfPersistSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::proto::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1269,7 +1258,7 @@ pub mod route_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = BatchGetLinkedPodSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::proto::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1314,7 +1303,7 @@ pub mod route_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetLinkServiceSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::proto::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1363,7 +1352,7 @@ pub mod route_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SetLinkedPodIfAbsentSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::proto::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1408,7 +1397,7 @@ pub mod route_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SetLinkedPodSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::proto::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1454,7 +1443,7 @@ pub mod route_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = TrySetLinkedPodSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::proto::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1500,7 +1489,7 @@ pub mod route_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RemoveLinkedPodSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::proto::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1549,7 +1538,7 @@ pub mod route_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RemoveLinkedPodWithIdSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::proto::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1595,7 +1584,7 @@ pub mod route_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetServiceStateSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::proto::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1644,7 +1633,7 @@ pub mod route_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetServiceNameByTagSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::proto::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1692,7 +1681,7 @@ pub mod route_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = WatchRoutingStateSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::proto::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,

@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod client;
 mod convert;
+mod http2;
 mod observed;
 pub mod server;
 mod status;

@@ -146,18 +146,29 @@ fn transport_broke(status: &Status) -> bool {
 /// Whether the call surely never reached the peer's service.
 pub(super) fn never_sent(status: &Status) -> bool {
     chain(status).into_iter().any(|error| {
-        let hyper = error.downcast_ref::<hyper::Error>();
         let http2 = error.downcast_ref::<h2::Error>();
         error.is::<DialError>()
-            || hyper.is_some_and(hyper::Error::is_canceled)
+            || error.is::<Unsent>()
             || http2.is_some_and(|error| {
                 error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM)
             })
     })
 }
 
-/// No connection could be made: nothing was sent.
+/// A connection that takes no calls any more: nothing was sent.
 #[derive(Debug)]
+pub(super) struct Unsent(pub(super) h2::Error);
+
+impl std::fmt::Display for Unsent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the connection was ended: {}", self.0)
+    }
+}
+
+impl std::error::Error for Unsent {}
+
+/// No connection could be made: nothing was sent.
+#[derive(Debug, Clone)]
 pub(super) struct DialError {
     pub(super) endpoint: String,
     pub(super) why: String,

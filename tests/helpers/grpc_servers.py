@@ -45,6 +45,11 @@ class Serve:
         """The endpoint, for clients."""
         return f"grpc://{self.address}"
 
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
     def kill(self) -> None:
         """Kill -9."""
         self._process.kill()
@@ -117,14 +122,25 @@ class BlackHole:
             each.close()
 
 
-class Slow:
-    """A server of grpcio's that answers set-if-absent after a while, and counts the calls."""
+class Peer:
+    """A server of grpcio's that answers set-if-absent, counts the calls, and can hold them."""
 
-    def __init__(self, wire: Any, pause: float) -> None:
-        self._wire, self._pause = wire, pause
+    def __init__(self, wire: Any) -> None:
+        self._wire = wire
+        self._free = asyncio.Event()
+        self._free.set()
         self.calls = 0
+        self.calls_held = 0
         self.deadlines: list[float] = []
         self.url = ""
+
+    def hold(self) -> None:
+        """Answer nothing until `let_go`."""
+        self._free.clear()
+
+    def let_go(self) -> None:
+        """Answer what is held, and all that comes."""
+        self._free.set()
 
     async def __aenter__(self) -> Self:
         import grpc
@@ -135,7 +151,9 @@ class Slow:
             async def SetLinkedPodIfAbsent(servicer, request: Any, context: Any) -> Any:  # noqa: N802, N805
                 self.calls += 1
                 self.deadlines.append(context.time_remaining())
-                await asyncio.sleep(self._pause)
+                self.calls_held += 1
+                await self._free.wait()
+                self.calls_held -= 1
                 link = messages.Link(pod_index=request.pod_index)
                 return messages.SetLinkedPodIfAbsentResponse(link=link)
 
@@ -147,4 +165,5 @@ class Slow:
         return self
 
     async def __aexit__(self, *_ended: object) -> None:
+        self.let_go()
         await self._server.stop(0)

@@ -12,6 +12,7 @@ import trustme
 
 import podlink
 from helpers.canaries import MARK
+from helpers.relay import Relay
 from helpers.wait import eventually_async
 
 RULES = [("game", "SetLinkedPodIfAbsent", "prod"), ("game", "GetLinkedPod", "prod")]
@@ -50,8 +51,8 @@ class Stage:
         self.store = podlink.Store()
         self.address = ""
 
-    async def serve(self, **options: Any) -> None:
-        cert, key = self.authority.issue("server", "localhost", "127.0.0.1")
+    async def serve(self, issued: tuple[Path, Path] | None = None, **options: Any) -> None:
+        cert, key = issued or self.authority.issue("server", "localhost", "127.0.0.1")
         server = podlink.RouteGrpcServer(
             self.store, "prod", authorize=RULES, cert_file=cert, key_file=key, **options
         )
@@ -138,10 +139,31 @@ async def test_a_server_of_another_name(stage: Stage) -> None:
     assert await client.get_linked_pod(None, "u1", "svc") is None
 
 
-async def test_an_expired_certificate(stage: Stage) -> None:
-    past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
-    issued = stage.authority.issue("client", "game", not_after=past)
+NOW = datetime.datetime.now(datetime.UTC)
+DAY = datetime.timedelta(days=1)
+VALIDITIES = {
+    "expired": {"not_before": NOW - 2 * DAY, "not_after": NOW - DAY},
+    "not valid yet": {"not_before": NOW + DAY, "not_after": NOW + 2 * DAY},
+}
+
+
+@pytest.mark.parametrize("validity", VALIDITIES)
+async def test_a_certificate_of_a_client_at_the_wrong_time(stage: Stage, validity: str) -> None:
+    issued = stage.authority.issue("client", "game", **VALIDITIES[validity])
     await unreachable(await stage.client(**files(issued)))
+
+
+@pytest.mark.parametrize("validity", VALIDITIES)
+async def test_a_certificate_of_a_server_at_the_wrong_time(
+    authority: Authority, validity: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        stage = Stage(authority, stack)
+        issued = authority.issue("server", "localhost", "127.0.0.1", **VALIDITIES[validity])
+        await stage.serve(issued, client_ca_file=authority.ca_file)
+        client = await stage.client(**files(authority.issue("client", "game")))
+        text = await unreachable(client)
+        assert validity in text
 
 
 async def test_plain_text_to_a_server_with_tls(stage: Stage) -> None:
@@ -183,6 +205,41 @@ async def test_a_certificate_is_rotated_under_load(stage: Stage) -> None:
     await eventually_async(lambda: calls > seen + 100)
     done = True
     await asyncio.gather(*workers)
+
+
+async def test_certificates_are_rotated_again_and_again_without_an_error(
+    authority: Authority,
+) -> None:
+    """Of both ends, while connections grow old and are made anew with whatever is there then."""
+    async with AsyncExitStack() as stack:
+        stage = Stage(authority, stack)
+        limits = podlink.GrpcServerConfig(connection_age=1.0)
+        await stage.serve(client_ca_file=authority.ca_file, config=limits)
+        address = stage.address
+        relay = await stack.enter_async_context(Relay(address))
+        stage.address = relay.address
+        patient = podlink.GrpcClientConfig(timeout=30)
+        client = await stage.client(config=patient, **files(authority.issue("client", "game")))
+        calls, done = 0, False
+
+        async def load() -> None:
+            nonlocal calls
+            while not done:
+                await client.get_linked_pod(None, f"u{calls}", "svc")
+                calls += 1
+
+        workers = [asyncio.create_task(load()) for _ in range(8)]
+        for _ in range(3):
+            authority.issue("server", "localhost", "127.0.0.1")
+            authority.issue("client", "game")
+            connections, answers = relay.connections + 1, calls + 100
+
+            def renewed(connections: int = connections, answers: int = answers) -> bool:
+                return relay.connections >= connections and calls >= answers
+
+            await eventually_async(renewed, within=30)
+        done = True
+        await asyncio.gather(*workers)
 
 
 # --- Tokens ------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ mod line_refusal;
 mod line_tls;
 mod lua;
 mod model;
+mod names;
 mod server;
 mod stage;
 mod trace;

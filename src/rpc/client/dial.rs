@@ -2,53 +2,73 @@
 //! that both may change.
 
 use std::io;
-use std::pin::Pin;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::Uri;
-use hyper_util::rt::TokioIo;
+use async_trait::async_trait;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tower_service::Service;
 
 use crate::config::{PeerUrl, TlsFiles};
+use crate::rpc::http2::Stream;
 use crate::rpc::status::DialError;
 use crate::rpc::tls;
 
-/// Bytes in both directions, encrypted or not.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+/// Looks up the names of hosts.
+#[async_trait]
+pub trait Names: Send + Sync + std::fmt::Debug + 'static {
+    /// Where the host is now, in the order in which the addresses are tried.
+    ///
+    /// # Errors
+    /// Nobody knows the name, or nobody could be asked.
+    async fn addresses(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>>;
+}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+/// What the system knows: its files, then DNS.
+#[derive(Debug)]
+pub(super) struct SystemNames;
+
+#[async_trait]
+impl Names for SystemNames {
+    async fn addresses(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        Ok(tokio::net::lookup_host((host, port)).await?.collect())
+    }
+}
 
 /// Makes the connections of one endpoint.
 #[derive(Debug, Clone)]
 pub(super) struct Dialer {
     pub(super) url: PeerUrl,
+    pub(super) names: Arc<dyn Names>,
     pub(super) tls: TlsFiles,
     pub(super) server_name: Option<String>,
     pub(super) timeout: Duration,
 }
 
 impl Dialer {
-    async fn dial(self) -> Result<TokioIo<Box<dyn Stream>>, DialError> {
-        let failed = |why: String| DialError {
-            endpoint: self.url.to_string(),
-            why,
-        };
+    /// A new connection, TLS included.
+    pub(super) async fn dial(&self) -> Result<Box<dyn Stream>, DialError> {
         let connecting = tokio::time::timeout(self.timeout, self.connect());
         match connecting.await {
-            Ok(Ok(stream)) => Ok(TokioIo::new(stream)),
-            Ok(Err(error)) => Err(failed(error.to_string())),
-            Err(_) => Err(failed(format!("nobody answered within {:?}", self.timeout))),
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => Err(self.failed(error.to_string())),
+            Err(_) => Err(self.failed(format!("nobody answered within {:?}", self.timeout))),
+        }
+    }
+
+    /// Why there is no connection.
+    pub(super) fn failed(&self, why: String) -> DialError {
+        DialError {
+            endpoint: self.url.to_string(),
+            why,
         }
     }
 
     async fn connect(&self) -> io::Result<Box<dyn Stream>> {
-        let stream = TcpStream::connect((self.url.host.as_str(), self.url.port)).await?;
+        let addresses = self.names.addresses(&self.url.host, self.url.port).await?;
+        let stream = TcpStream::connect(addresses.as_slice()).await?;
         stream.set_nodelay(true)?;
         if !self.url.tls {
             return Ok(Box::new(stream));
@@ -62,19 +82,5 @@ impl Dialer {
             .connect(name, stream)
             .await?;
         Ok(Box::new(stream))
-    }
-}
-
-impl Service<Uri> for Dialer {
-    type Response = TokioIo<Box<dyn Stream>>;
-    type Error = DialError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), DialError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _uri: Uri) -> Self::Future {
-        Box::pin(self.clone().dial())
     }
 }

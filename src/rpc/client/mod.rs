@@ -4,6 +4,7 @@ mod budget;
 mod credentials;
 mod dial;
 mod endpoint;
+mod line;
 mod operations;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,7 +14,7 @@ use std::time::Duration;
 use rand::Rng;
 use tokio::sync::{OnceCell, watch};
 use tokio::task::AbortHandle;
-use tonic::transport::Channel;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Request, Response, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -22,7 +23,9 @@ use tracing::Instrument;
 
 use self::budget::Budget;
 use self::credentials::Credentials;
+use self::dial::SystemNames;
 use self::endpoint::Endpoint;
+use self::line::Line;
 use super::server::READINESS;
 use super::status;
 use super::traced::{self, method_of};
@@ -32,6 +35,7 @@ use crate::error::{Error, ErrorKind, Result, WriteOutcome};
 use crate::proto::v1::route_service_client::RouteServiceClient;
 use crate::trace;
 
+pub use dial::Names;
 pub use endpoint::Condition;
 
 /// Wants to know how the endpoints are.
@@ -92,9 +96,21 @@ impl PeerClient {
     /// # Errors
     /// `InvalidParameter` for an endpoint that cannot be one.
     pub fn new(config: PeerClientConfig, clock: Clock) -> Result<Self> {
+        Self::with_names(config, clock, Arc::new(SystemNames))
+    }
+
+    /// The same, with hosts looked up by `names`.
+    ///
+    /// # Errors
+    /// As `new`.
+    pub fn with_names(
+        config: PeerClientConfig,
+        clock: Clock,
+        names: Arc<dyn Names>,
+    ) -> Result<Self> {
         let endpoints = config.endpoints.iter().cloned();
-        let endpoints: Result<Vec<Endpoint>> =
-            endpoints.map(|url| Endpoint::new(url, &config)).collect();
+        let endpoint = |url| Endpoint::new(url, &config, Arc::clone(&names));
+        let endpoints: Result<Vec<Endpoint>> = endpoints.map(endpoint).collect();
         let shared = Shared {
             endpoints: endpoints?,
             credentials: Credentials::new(config.token_file.clone()),
@@ -123,10 +139,9 @@ impl PeerClient {
     /// How each endpoint is.
     #[must_use]
     pub fn conditions(&self) -> Vec<(String, Condition)> {
-        let now = self.shared.clock.now();
         let endpoints = self.shared.endpoints.iter();
         endpoints
-            .map(|endpoint| (endpoint.url.to_string(), endpoint.condition(now)))
+            .map(|endpoint| (endpoint.url.to_string(), endpoint.condition()))
             .collect()
     }
 
@@ -143,8 +158,8 @@ impl PeerClient {
         self.shared.start().await?;
         let service = READINESS.to_owned();
         let message = HealthCheckRequest { service };
-        let ask = |channel: Channel, request: Request<HealthCheckRequest>| async move {
-            HealthClient::new(channel).check(request).await
+        let ask = |line: Line, request: Request<HealthCheckRequest>| async move {
+            HealthClient::new(line).check(request).await
         };
         let said = self
             .shared
@@ -167,7 +182,7 @@ impl PeerClient {
         manner: Manner,
         deadline: Tick,
         message: Q,
-        send: impl Fn(RouteServiceClient<Channel>, Request<Q>) -> W,
+        send: impl Fn(RouteServiceClient<Line>, Request<Q>) -> W,
     ) -> Result<A>
     where
         Q: Clone,
@@ -177,8 +192,8 @@ impl PeerClient {
         const ANSWER_MAX: usize = 64 << 20;
         let shared = &self.shared;
         shared.start().await?;
-        let send = |channel, request| {
-            let stub = RouteServiceClient::new(channel);
+        let send = |line, request| {
+            let stub = RouteServiceClient::new(line);
             send(stub.max_decoding_message_size(ANSWER_MAX), request)
         };
         shared.call(manner, deadline, message, send).await
@@ -206,6 +221,8 @@ impl Shared {
             for at in 0..self.endpoints.len() {
                 let watching = endpoint::watch(Arc::downgrade(self), at);
                 tasks.push(tokio::spawn(watching).abort_handle());
+                let probing = endpoint::probe(Arc::downgrade(self), at);
+                tasks.push(tokio::spawn(probing).abort_handle());
             }
             if self.credentials.follows() {
                 let following = credentials::follow(Arc::downgrade(self));
@@ -220,14 +237,23 @@ impl Shared {
     fn end(&self) {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         tasks.drain(..).for_each(|task| task.abort());
+        self.endpoints.iter().for_each(|each| each.line.leave());
     }
 
-    /// Takes note of an endpoint's condition, and tells whoever waits for one.
-    fn note(&self, at: usize, condition: Condition) {
+    /// Takes note of what an endpoint says of itself, and tells whoever waits for one.
+    fn note(&self, at: usize, said: Condition) {
         let endpoint = &self.endpoints[at];
-        if !endpoint.set(condition) {
-            return;
+        let before = endpoint.condition();
+        endpoint.set(said);
+        if endpoint.condition() != before {
+            self.tell(at);
         }
+    }
+
+    /// Tells that an endpoint is in another condition than before.
+    fn tell(&self, at: usize) {
+        let endpoint = &self.endpoints[at];
+        let condition = endpoint.condition();
         let shown = endpoint.url.to_string();
         tracing::debug!(endpoint = %shown, condition = condition.as_str(), "a peer has changed");
         self.changes.send_modify(|count| *count += 1);
@@ -242,7 +268,7 @@ impl Shared {
         manner: Manner,
         deadline: Tick,
         message: Q,
-        send: impl Fn(Channel, Request<Q>) -> W,
+        send: impl Fn(Line, Request<Q>) -> W,
     ) -> Result<A>
     where
         Q: Clone,
@@ -267,8 +293,7 @@ impl Shared {
                 Err(failure) => failure,
             };
             // A connection that cannot be made costs the peer nothing.
-            let free =
-                failure.unsent && self.endpoints[at].condition(self.clock.now()) == Condition::Down;
+            let free = failure.unsent && self.endpoints[at].condition() == Condition::Down;
             if !failure.again || !(free || self.budget.take()) {
                 return Err(failure.error);
             }
@@ -294,7 +319,7 @@ impl Shared {
         manner: Manner,
         deadline: Tick,
         message: &Q,
-        send: &impl Fn(Channel, Request<Q>) -> W,
+        send: &impl Fn(Line, Request<Q>) -> W,
     ) -> std::result::Result<A, Failure>
     where
         Q: Clone,
@@ -306,13 +331,13 @@ impl Shared {
         let spare = manner != Manner::Once && self.endpoints.len() > 1;
         let limit = if spare { left / 2 } else { left };
         let mut request = self.credentials.on(message.clone());
-        request.set_timeout(left);
+        request.metadata_mut().insert("grpc-timeout", told(left));
         traced::carry(&mut request);
         let _busy = Busy::new(&endpoint.under_way);
-        let sending = send(endpoint.channel.clone(), request);
+        let sending = send(endpoint.line.clone(), request);
         let failure = match tokio::time::timeout(limit, sending).await {
             Ok(Ok(answer)) => {
-                endpoint.answered();
+                self.answered(at);
                 return Ok(answer.into_inner());
             }
             Ok(Err(status)) => judge(&status, manner),
@@ -323,33 +348,45 @@ impl Shared {
             ErrorKind::PeerUnavailable | ErrorKind::Timeout
         );
         if !silent {
-            endpoint.answered();
+            self.answered(at);
         } else if failure.unsent {
             self.note(at, Condition::Down);
-        } else if endpoint.failed(self.clock.now()) {
-            self.changes.send_modify(|count| *count += 1);
+        } else if endpoint.failed() {
+            self.tell(at);
         }
         Err(failure)
     }
 
+    fn answered(&self, at: usize) {
+        if self.endpoints[at].answered() {
+            self.tell(at);
+        }
+    }
+
     /// An endpoint to send to, in the best condition there is; waits while all are down.
     async fn usable(&self, tried: Option<usize>, deadline: Tick) -> Result<usize> {
+        self.open()?;
+        if let Some(at) = self.pick(tried) {
+            return Ok(at);
+        }
         let mut changes = self.changes.subscribe();
         loop {
             self.open()?;
-            let now = self.clock.now();
-            if let Some(at) = self.pick(tried, now) {
+            if let Some(at) = self.pick(tried) {
                 return Ok(at);
             }
-            let left = deadline.since(now);
+            let left = deadline.since(self.clock.now());
             if left.is_zero() || tokio::time::timeout(left, changes.changed()).await.is_err() {
                 return Err(Error::new(ErrorKind::PeerUnavailable, "no endpoint"));
             }
         }
     }
 
-    fn pick(&self, tried: Option<usize>, now: Tick) -> Option<usize> {
-        let condition = |at: usize| self.endpoints[at].condition(now);
+    fn pick(&self, tried: Option<usize>) -> Option<usize> {
+        if let [only] = self.endpoints.as_slice() {
+            return (only.condition() != Condition::Down).then_some(0);
+        }
+        let condition = |at: usize| self.endpoints[at].condition();
         let all = 0..self.endpoints.len();
         let best = |others: Vec<usize>| -> Option<Vec<usize>> {
             let best = others.iter().map(|at| condition(*at)).min()?;
@@ -380,7 +417,11 @@ impl Shared {
             return error;
         }
         let urls: Vec<String> = self.endpoints.iter().map(|e| e.url.to_string()).collect();
-        let why = last.as_ref().map(|last| format!(": {last}"));
+        // Where the watchers tried first, no call has tried itself.
+        let found = || self.endpoints.iter().find_map(Endpoint::trouble);
+        let why = last.as_ref().map(ToString::to_string);
+        let why = why.or_else(|| found().map(|why| why.to_string()));
+        let why = why.map(|why| format!(": {why}"));
         let text = format!(
             "no endpoint of {} can be reached{}",
             urls.join(", "),
@@ -439,6 +480,17 @@ fn late(manner: Manner, again: bool) -> Failure {
         again,
         unsent: false,
     }
+}
+
+/// What is left, for the server. It is rounded up, to the same few values for most calls, so that
+/// HTTP/2 need not spell it out each time.
+fn told(left: Duration) -> MetadataValue<Ascii> {
+    let milliseconds = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
+    let step = if milliseconds < 1_000 { 1 } else { 10 };
+    let rounded = (milliseconds / step + 1) * step;
+    // Eight digits is what the header holds.
+    let text = format!("{}m", rounded.min(99_999_999));
+    text.parse().unwrap_or(MetadataValue::from_static("1S"))
 }
 
 /// A call under way.

@@ -2,8 +2,10 @@
 
 mod accept;
 mod access;
+mod connection;
 mod files;
 mod service;
+mod services;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,25 +13,24 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::service::interceptor::InterceptedService;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
-use self::accept::{Connection, Door, accept};
+use self::accept::{Door, accept};
 use self::access::Gate;
+use self::connection::Manners;
 use self::files::Files;
 use self::service::Service;
+use self::services::Services;
 use super::{LinkOperations, tls};
 use crate::clock::{Clock, Tick};
 use crate::config::PeerServerConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Namespace;
-use crate::proto::DESCRIPTORS;
 use crate::proto::v1::route_service_server::{RouteServiceServer, SERVICE_NAME};
 
 pub use service::METHODS;
@@ -53,10 +54,10 @@ struct Shared {
     clock: Clock,
     /// Places for requests under way: taken by each until its work has ended.
     places: Arc<Semaphore>,
+    /// Places for streams of events.
+    streams: Arc<Semaphore>,
     /// Ends listening, streams and the health of everything.
     stop: CancellationToken,
-    /// Ends every connection.
-    cut: CancellationToken,
     /// What runs. Never held across an await.
     running: Mutex<Running>,
 }
@@ -65,8 +66,8 @@ struct Shared {
 struct Running {
     address: Option<SocketAddr>,
     health: Option<HealthReporter>,
-    /// The acceptor, the HTTP/2 server, the health check and the reader of changed files; ended by
-    /// `stop`, and when the server is dropped.
+    /// The acceptor, which owns the connections, the health check and the reader of changed files;
+    /// ended by `stop`, and when the server is dropped.
     tasks: Vec<AbortHandle>,
 }
 
@@ -83,10 +84,10 @@ impl Server {
             operations,
             namespace,
             places: Arc::new(Semaphore::new(config.max_in_flight)),
+            streams: Arc::new(Semaphore::new(config.max_event_streams)),
             config,
             clock,
             stop: CancellationToken::new(),
-            cut: CancellationToken::new(),
             running: Mutex::default(),
         };
         Self {
@@ -182,22 +183,27 @@ impl Shared {
         files: Files,
         first: files::Loaded,
     ) {
-        const WAITING: usize = 64;
         let tls = first.tls.map(|tls| Arc::new(ArcSwap::from_pointee(tls)));
         let gate = Arc::new(Gate::new(&self.config, first.tokens, self.clock.clone()));
+        let (health, health_service) = health().await;
+        let config = &self.config;
         let door = Door {
             listener,
             tls: tls.clone(),
-            places: Arc::new(Semaphore::new(self.config.max_connections)),
+            places: Arc::new(Semaphore::new(config.max_connections)),
+            services: self.services(Arc::clone(&gate), health_service),
+            manners: Manners {
+                max_streams: config.max_streams,
+                keepalive: config.keepalive,
+                keepalive_timeout: config.keepalive_timeout,
+                age: config.connection_age,
+                grace: config.connection_grace,
+                request_timeout: config.request_timeout,
+            },
             stop: self.stop.clone(),
-            cut: self.cut.clone(),
         };
-        let (accepted, arrivals) = mpsc::channel(WAITING);
-        let (health, health_service) = health().await;
-        let serving = self.serve(arrivals, Arc::clone(&gate), health_service);
         let tasks = [
-            tokio::spawn(accept(door, accepted)),
-            tokio::spawn(serving),
+            tokio::spawn(accept(door)),
             tokio::spawn(files.follow(tls, gate, first.signature)),
             tokio::spawn(report(
                 health.clone(),
@@ -211,14 +217,7 @@ impl Shared {
         running.tasks = tasks.iter().map(|task| task.abort_handle()).collect();
     }
 
-    /// The HTTP/2 server.
-    fn serve(
-        &self,
-        arrivals: mpsc::Receiver<std::io::Result<Connection>>,
-        gate: Arc<Gate>,
-        health: HealthServer<HealthService>,
-    ) -> impl Future<Output = ()> + Send + use<> {
-        const HEADERS_MAX: u32 = 16 * 1024;
+    fn services(&self, gate: Arc<Gate>, health: HealthServer<HealthService>) -> Services {
         let config = &self.config;
         let service = Service {
             operations: Arc::clone(&self.operations),
@@ -226,46 +225,14 @@ impl Shared {
             gate: Arc::clone(&gate),
             clock: self.clock.clone(),
             places: Arc::clone(&self.places),
+            streams: Arc::clone(&self.streams),
             request_timeout: config.request_timeout,
             max_batch: config.max_batch,
             stop: self.stop.clone(),
         };
         let route =
             RouteServiceServer::new(service).max_decoding_message_size(config.max_message_bytes);
-        let mut server = tonic::transport::Server::builder()
-            .max_concurrent_streams(config.max_streams)
-            .http2_max_header_list_size(HEADERS_MAX)
-            .http2_keepalive_interval(Some(config.keepalive))
-            .http2_keepalive_timeout(Some(config.keepalive_timeout))
-            .max_connection_age(config.connection_age)
-            .max_connection_age_grace(config.connection_grace);
-        // Both versions, because most tools still ask for the older one.
-        let current = config
-            .reflection
-            .then(|| schema().build_v1().ok())
-            .flatten();
-        let older = config
-            .reflection
-            .then(|| schema().build_v1alpha().ok())
-            .flatten();
-        // The schema is for callers, too: whoever may call nothing need not know it.
-        let known = move |request: tonic::Request<()>| {
-            gate.identify(request.metadata(), request.extensions())?;
-            Ok(request)
-        };
-        let router = server
-            .add_service(health)
-            .add_service(route)
-            .add_optional_service(current.map(|it| InterceptedService::new(it, known.clone())))
-            .add_optional_service(older.map(|it| InterceptedService::new(it, known)));
-        let stop = self.stop.clone().cancelled_owned();
-        async move {
-            let arrivals = ReceiverStream::new(arrivals);
-            let ended = router.serve_with_incoming_shutdown(arrivals, stop).await;
-            if let Err(error) = ended {
-                tracing::error!(%error, "the gRPC server ended");
-            }
-        }
+        Services::new(route, health, config.reflection, gate)
     }
 
     /// Waits until no request is under way.
@@ -281,7 +248,6 @@ impl Shared {
     }
 
     fn end(&self) {
-        self.cut.cancel();
         let tasks = std::mem::take(&mut self.running().tasks);
         tasks.iter().for_each(AbortHandle::abort);
     }
@@ -326,11 +292,4 @@ async fn report(health: HealthReporter, operations: Arc<dyn LinkOperations>, clo
         }
         tokio::time::sleep(EVERY).await;
     }
-}
-
-/// What tells callers the schema.
-fn schema() -> tonic_reflection::server::Builder<'static> {
-    tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }

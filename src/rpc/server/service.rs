@@ -1,4 +1,5 @@
-//! The methods: who calls is checked, the request read, and the operation run in a task of its own.
+//! The methods: who calls is checked, the request read, and the operation run. Nobody ends it before
+//! its deadline but its work (connection.rs).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,6 +52,8 @@ pub(super) struct Service {
     pub(super) clock: Clock,
     /// Places for requests; what finds none is refused at once.
     pub(super) places: Arc<Semaphore>,
+    /// Places for streams of events.
+    pub(super) streams: Arc<Semaphore>,
     pub(super) request_timeout: Duration,
     pub(super) max_batch: usize,
     /// Ends the streams.
@@ -58,8 +61,7 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// Answers a request. The operation runs in a task of its own, which ends with its work and
-    /// that by its deadline: a caller who cancels never leaves half a change.
+    /// Answers a request.
     async fn answer<Q, K, W, T, A>(
         &self,
         method: &'static str,
@@ -70,27 +72,19 @@ impl Service {
     ) -> Answer<A>
     where
         K: Targets,
-        W: Future<Output = Result<T>> + Send + 'static,
-        T: Send + 'static,
+        W: Future<Output = Result<T>> + Send,
     {
         let deadline = self.deadline(request.metadata());
         let caller = traced::carried(request.metadata());
-        let (asked, place) = self.let_in(method, request, read)?;
+        let (asked, place) = self.let_in(method, request, &self.places, read)?;
         // Clients read the pods every second, and nobody's operation waits for it.
         let span = match &caller {
             None if method == POLLED => tracing::Span::none(),
             caller => trace::request(method, asked.namespace(), caller.as_ref()),
         };
-        let work = trace::observed(span, work(Arc::clone(&self.operations), asked, deadline));
-        let task = tokio::spawn(async move {
-            let done = work.await;
-            drop(place);
-            done
-        });
-        let done = task.await.unwrap_or_else(|_| {
-            let text = "the operation ended without an answer";
-            Err(Error::new(ErrorKind::Internal, text).with_outcome(WriteOutcome::Unknown))
-        });
+        let work = work(Arc::clone(&self.operations), asked, deadline);
+        let done = trace::observed(span, work).await;
+        drop(place);
         let done = done.map_err(|error| status::from_error(&error))?;
         Ok(Response::new(write(done)))
     }
@@ -100,6 +94,7 @@ impl Service {
         &self,
         method: &'static str,
         request: Request<Q>,
+        places: &Arc<Semaphore>,
         read: impl FnOnce(Q) -> Result<K>,
     ) -> std::result::Result<(K, OwnedSemaphorePermit), Status> {
         let caller = self
@@ -111,7 +106,7 @@ impl Service {
             let namespace = asked.namespace();
             self.gate.authorize(&caller, method, namespace)?;
             self.serves(namespace)?;
-            Ok((asked, self.place()?))
+            Ok((asked, self.place(places)?))
         };
         // Whatever is refused here has changed nothing.
         checked()
@@ -130,12 +125,12 @@ impl Service {
         Err(Error::new(ErrorKind::NamespaceUnreachable, text).with("namespace", namespace))
     }
 
-    fn place(&self) -> Result<OwnedSemaphorePermit> {
+    fn place(&self, places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {
         if self.stop.is_cancelled() {
             let text = "the server is stopping";
             return Err(Error::new(ErrorKind::PeerUnavailable, text));
         }
-        let place = Arc::clone(&self.places).try_acquire_owned();
+        let place = Arc::clone(places).try_acquire_owned();
         place.map_err(|_| Error::new(ErrorKind::Overloaded, "too many requests are under way"))
     }
 
@@ -427,7 +422,7 @@ impl RouteService for Service {
         let read = |asked: v1::WatchRoutingStateRequest| {
             convert::service(&asked.namespace, &asked.service_name)
         };
-        let (service, place) = self.let_in("WatchRoutingState", request, read)?;
+        let (service, place) = self.let_in("WatchRoutingState", request, &self.streams, read)?;
         let changes = self.operations.watch(&service, deadline).await;
         let changes = changes.map_err(|error| status::from_error(&error))?;
         let stands = futures_util::stream::iter([Vec::new()]);

@@ -35,6 +35,8 @@ fn generate(into: &Path) {
     tonic_prost_build::configure()
         .out_dir(into)
         .btree_map(".")
+        .codec_path("crate::proto::Codec")
+        .build_transport(false)
         .compile_fds(descriptors)
         .unwrap();
 }

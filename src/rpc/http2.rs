@@ -1,0 +1,71 @@
+//! What both ends of an HTTP/2 connection need.
+
+mod gather;
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use h2::{Ping, PingPong, RecvStream};
+use http_body::Frame;
+use prost::bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub(super) use gather::{Busy, Gathered, Turns};
+
+/// Bytes in both directions, encrypted or not.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// Returns once the other end gave no sign of life `within` that time, having been asked `every` so
+/// often. It never does where the connection has ended: that says so itself.
+pub(super) async fn silence(pings: Option<PingPong>, every: Duration, within: Duration) {
+    let Some(mut pings) = pings else {
+        return std::future::pending().await;
+    };
+    loop {
+        tokio::time::sleep(every).await;
+        match tokio::time::timeout(within, pings.ping(Ping::opaque())).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return std::future::pending().await,
+            Err(_) => return,
+        }
+    }
+}
+
+/// A request or an answer on its way in.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    body: RecvStream,
+    ended: bool,
+}
+
+impl Incoming {
+    pub(super) fn new(body: RecvStream) -> Self {
+        let ended = body.is_end_stream();
+        Self { body, ended }
+    }
+}
+
+impl http_body::Body for Incoming {
+    type Data = Bytes;
+    type Error = h2::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        if let Some(data) = ready!(self.body.poll_data(cx)) {
+            let data = data?;
+            self.body.flow_control().release_capacity(data.len())?;
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        let trailers = ready!(self.body.poll_trailers(cx))?;
+        self.ended = true;
+        Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+}

@@ -1,0 +1,75 @@
+//! What a server offers, by the path of the request.
+
+use std::sync::Arc;
+
+use http::{Request, Response};
+use tonic::body::Body;
+use tonic::service::Routes;
+use tonic::service::interceptor::InterceptedService;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::HealthService;
+use tower_service::Service as _;
+
+use super::access::Gate;
+use super::service::Service;
+use crate::proto::DESCRIPTORS;
+use crate::proto::v1::route_service_server::{RouteServiceServer, SERVICE_NAME};
+use crate::rpc::http2::Incoming;
+
+/// Every service. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Services(Arc<All>);
+
+#[derive(Debug)]
+struct All {
+    route: RouteServiceServer<Service>,
+    /// Health and, if wanted, the schema.
+    others: Routes,
+}
+
+impl Services {
+    pub(super) fn new(
+        route: RouteServiceServer<Service>,
+        health: HealthServer<HealthService>,
+        reflection: bool,
+        gate: Arc<Gate>,
+    ) -> Self {
+        // The schema is for callers, too: whoever may call nothing need not know it.
+        let known = move |request: tonic::Request<()>| {
+            gate.identify(request.metadata(), request.extensions())?;
+            Ok(request)
+        };
+        let mut others = Routes::builder();
+        others.add_service(health);
+        // Both versions, because most tools still ask for the older one.
+        if let (true, Ok(current), Ok(older)) =
+            (reflection, schema().build_v1(), schema().build_v1alpha())
+        {
+            others.add_service(InterceptedService::new(current, known.clone()));
+            others.add_service(InterceptedService::new(older, known));
+        }
+        let others = others.routes().prepare();
+        Self(Arc::new(All { route, others }))
+    }
+
+    /// The answer to a request; an error is one, too.
+    pub(super) async fn call(&self, request: Request<Incoming>) -> Response<Body> {
+        let path = request.uri().path().as_bytes();
+        let ours = path
+            .get(1..)
+            .and_then(|path| path.strip_prefix(SERVICE_NAME.as_bytes()));
+        let answer = if ours.is_some_and(|method| method.starts_with(b"/")) {
+            self.0.route.clone().call(request).await
+        } else {
+            self.0.others.clone().call(request.map(Body::new)).await
+        };
+        answer.unwrap_or_else(|never| match never {})
+    }
+}
+
+/// What tells callers the schema.
+fn schema() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}

@@ -1,0 +1,175 @@
+//! A peer's name whose address changes: every new connection looks it up again.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use podlink::clock::{Clock, Tick};
+use podlink::config::{
+    Allowed, Balance, ClientConfig, OnRestart, PeerClientConfig, PeerServerConfig, PeerUrl,
+    RouteInfoConfig, TlsFiles,
+};
+use podlink::driver::info::InfoDriver;
+use podlink::driver::peer::LocalOperations;
+use podlink::executor::MemoryExecutor;
+use podlink::id::Namespace;
+use podlink::route::pick::Strategy;
+use podlink::rpc::client::{Names, PeerClient};
+use podlink::rpc::server::Server;
+use podlink::rpc::{LinkOperations, Source};
+
+use crate::server::{PATIENCE, eventually};
+use crate::stage::{link, pod};
+
+/// What a name server knows, and how often it was asked.
+#[derive(Debug, Default)]
+struct Zone {
+    addresses: Mutex<Vec<SocketAddr>>,
+    asked: Mutex<Vec<String>>,
+}
+
+impl Zone {
+    fn says(&self, addresses: &[SocketAddr]) {
+        *self.addresses.lock().unwrap() = addresses.to_vec();
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.lock().unwrap().len()
+    }
+}
+
+#[async_trait]
+impl Names for Zone {
+    async fn addresses(&self, host: &str, _port: u16) -> io::Result<Vec<SocketAddr>> {
+        self.asked.lock().unwrap().push(host.to_owned());
+        Ok(self.addresses.lock().unwrap().clone())
+    }
+}
+
+/// A server on a store of its own in which the user is linked to this pod.
+async fn serving(index: i64, connection_age: Duration) -> (Server, SocketAddr) {
+    let client = ClientConfig {
+        link_ttl: PATIENCE,
+        cache_ttl: Duration::ZERO,
+        cache_capacity: 10,
+        strategy: Strategy::P2c,
+        timeout: PATIENCE,
+        on_restart: OnRestart::SamePod,
+    };
+    let info = RouteInfoConfig {
+        refresh: Duration::from_secs(1),
+        overload_limit: None,
+        idle: PATIENCE,
+        serve_stale: false,
+        tag_ttl: Duration::ZERO,
+    };
+    let store = MemoryExecutor::open(None, Clock::System).unwrap();
+    let prod = Namespace::new("prod").unwrap();
+    let info = InfoDriver::new(store.clone(), Clock::System, prod.clone(), info);
+    let local = LocalOperations::on(store, Clock::System, prod.clone(), client, info);
+    let user = link("prod", "u1", "svc");
+    local
+        .set_if_absent(&user, pod(index), deadline())
+        .await
+        .unwrap();
+    let config = PeerServerConfig {
+        listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
+        tls: None,
+        insecure: false,
+        tokens_file: None,
+        allowed: vec![Allowed {
+            caller: None,
+            method: None,
+            namespace: None,
+        }],
+        max_message_bytes: 65_536,
+        max_batch: 512,
+        max_streams: 256,
+        max_in_flight: 4096,
+        max_event_streams: 16,
+        max_connections: 16,
+        peer_rate: 1_000_000,
+        request_timeout: PATIENCE,
+        keepalive: PATIENCE,
+        keepalive_timeout: PATIENCE,
+        connection_age,
+        connection_grace: PATIENCE,
+        reflection: false,
+    };
+    let server = Server::new(Arc::new(local), prod, config, Clock::System);
+    let address = server.start().await.unwrap();
+    (server, address)
+}
+
+fn client(zone: &Arc<Zone>) -> PeerClient {
+    let config = PeerClientConfig {
+        // The port is the address's here, as with a name that stands for host and port.
+        endpoints: vec![PeerUrl::parse("grpc://podlink.prod.example:50051").unwrap()],
+        timeout: PATIENCE,
+        connect_timeout: Duration::from_secs(1),
+        keepalive: PATIENCE,
+        keepalive_timeout: PATIENCE,
+        balance: Balance::P2c,
+        max_batch: 512,
+        retry_ratio: 0.1,
+        tls: TlsFiles::default(),
+        server_name: None,
+        token_file: None,
+        insecure: false,
+    };
+    let names = Arc::clone(zone) as Arc<dyn Names>;
+    PeerClient::with_names(config, Clock::System, names).unwrap()
+}
+
+fn deadline() -> Tick {
+    Clock::System.deadline(PATIENCE)
+}
+
+/// The pod of the user, as whichever server is asked knows it.
+async fn found(client: &PeerClient) -> i64 {
+    let user = link("prod", "u1", "svc");
+    let found = client.get(&user, Source::Store, deadline()).await;
+    i64::from(found.unwrap().unwrap().pod.get())
+}
+
+#[tokio::test]
+async fn a_name_is_looked_up_again_when_its_server_has_gone() {
+    let (first, first_address) = serving(1, PATIENCE).await;
+    let (_second, second_address) = serving(2, PATIENCE).await;
+    let zone = Arc::new(Zone::default());
+    zone.says(&[first_address]);
+    let client = client(&zone);
+    assert_eq!(found(&client).await, 1);
+    assert_eq!(zone.asked.lock().unwrap()[0], "podlink.prod.example");
+    zone.says(&[second_address]);
+    // The connection is good, so nobody has a reason to ask.
+    assert_eq!((found(&client).await, zone.asked()), (1, 1));
+    first.stop(deadline()).await;
+    assert_eq!(found(&client).await, 2);
+}
+
+#[tokio::test]
+async fn a_name_is_looked_up_again_when_its_connection_has_grown_old() {
+    let (_first, first_address) = serving(1, Duration::from_secs(1)).await;
+    let (_second, second_address) = serving(2, PATIENCE).await;
+    let zone = Arc::new(Zone::default());
+    zone.says(&[first_address]);
+    let client = client(&zone);
+    assert_eq!(found(&client).await, 1);
+    zone.says(&[second_address]);
+    // The first server is there all the time, and no call fails.
+    let moved = async || (found(&client).await == 2).then_some(());
+    eventually("calls go to the new address", moved).await;
+}
+
+#[tokio::test]
+async fn the_addresses_of_a_name_are_tried_in_turn() {
+    let (gone, gone_address) = serving(1, PATIENCE).await;
+    gone.stop(deadline()).await;
+    let (_server, address) = serving(2, PATIENCE).await;
+    let zone = Arc::new(Zone::default());
+    zone.says(&[gone_address, address]);
+    assert_eq!(found(&client(&zone)).await, 2);
+}
