@@ -252,6 +252,7 @@ class ServerCore:
         config: ServerSettings,
         callbacks: CompletionQueue,
         load: tuple[CompletionQueue, Any] | None,
+        peers: list[tuple[str, GrpcClientCore]],
     ) -> ServerCore: ...
     def get_load_state(self) -> int: ...
     def get_routing_state(self) -> str: ...
@@ -322,6 +323,7 @@ class InfoCore:
         namespace: Any,
         config: RouteInfoSettings,
         callbacks: CompletionQueue,
+        peers: list[tuple[str, GrpcClientCore]],
     ) -> InfoCore: ...
     def age(self, namespace: Any, service_name: Any) -> float | None: ...
     def alive_pods(self, namespace: Any, service_name: Any) -> dict[int, _StateFields]: ...
@@ -401,6 +403,7 @@ class GrpcServerSettings:
         max_batch: Any,
         max_streams: Any,
         max_in_flight: Any,
+        max_event_streams: Any,
         max_connections: Any,
         peer_rate: Any,
         request_timeout: Any,
@@ -469,7 +472,24 @@ class GrpcClientCore:
         self,
         queue: CompletionQueue,
         waiter: Any,
-        source: Any,
+        namespace: Any,
+        uid: Any,
+        service_name: Any,
+        timeout: Any,
+    ) -> None: ...
+    def get_linked_pod_in_cache_or_if_persist(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        uid: Any,
+        service_name: Any,
+        timeout: Any,
+    ) -> None: ...
+    def get_linked_pod_not_cache(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
         namespace: Any,
         uid: Any,
         service_name: Any,
@@ -485,6 +505,16 @@ class GrpcClientCore:
     ) -> None: ...
     def on_status_changed(self, queue: CompletionQueue, hook: Any) -> None: ...
     def remove_linked_pod(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        uid: Any,
+        service_name: Any,
+        persist_seconds: Any,
+        timeout: Any,
+    ) -> None: ...
+    def remove_linked_pod_with_id(
         self,
         queue: CompletionQueue,
         waiter: Any,

@@ -20,7 +20,7 @@ from .config import (
     seconds,
     uid_list,
 )
-from .grpc_client import RouteGrpcClient
+from .grpc_client import RouteGrpcClient, peer_table
 from .info import Registration, RouteInfoDriver
 from .service import ServiceLinks
 from .state import StatefulServiceState
@@ -105,7 +105,7 @@ class ClientDriver:
             self.route_info._core,
             callback_thread().queue,
             _chooser(config.strategy),
-            _peers(peers),
+            peer_table(peers),
         )
         self._compute_cached = self._core.compute_cached
 
@@ -491,15 +491,6 @@ _OPERATIONS = frozenset(
         "set_linked_pod_if_absent",
     }
 )
-
-
-def _peers(
-    peers: Mapping[str, RouteGrpcClient] | None,
-) -> list[tuple[str, _podlink.GrpcClientCore]]:
-    for namespace, peer in (peers or {}).items():
-        check_type("peers", namespace, str)
-        check_type("peers", peer, RouteGrpcClient)
-    return [(namespace, peer._core) for namespace, peer in (peers or {}).items()]
 
 
 def _chooser(strategy: Strategy) -> Any:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from . import _podlink
-from ._bridge import call
+from ._bridge import Submitter, bound, call
 from ._hooks import Listener
+from .callback import StatefulObjCallback
 from .config import Duration, GrpcClientConfig, check_type, seconds, uid_list
 from .state import StatefulServiceState
 
@@ -52,6 +54,7 @@ class RouteGrpcClient:
         token_file: a file with the bearer token; read again when it changes.
         insecure: send the token without TLS to other machines, too. Anybody on the way can read
             and use it.
+        callbacks: as for :class:`~podlink.ClientDriver`.
 
     Raises:
         InvalidParameterError: an argument is wrong.
@@ -74,7 +77,9 @@ class RouteGrpcClient:
         server_name: str | None = None,
         token_file: Path | None = None,
         insecure: bool = False,
+        callbacks: Literal["thread", "poll"] = "thread",
     ) -> None:
+        self._submitter = Submitter(callbacks)
         config = GrpcClientConfig() if config is None else config
         check_type("config", config, GrpcClientConfig)
         check_type("insecure", insecure, bool)
@@ -140,7 +145,10 @@ class RouteGrpcClient:
         timeout: Duration | None = None,
     ) -> int | None:
         """Returns the user's pod, from the server's cache or else its store; ``None``: no link."""
-        return await self._get("cache", namespace, uid, service_name, timeout)
+        pod: int | None = await call(
+            self._core.get_linked_pod, namespace, uid, service_name, seconds(timeout)
+        )
+        return pod
 
     async def get_linked_pod_not_cache(
         self,
@@ -151,7 +159,10 @@ class RouteGrpcClient:
         timeout: Duration | None = None,
     ) -> int | None:
         """Returns the user's pod as the server's store has it; ``None``: no link."""
-        return await self._get("store", namespace, uid, service_name, timeout)
+        pod: int | None = await call(
+            self._core.get_linked_pod_not_cache, namespace, uid, service_name, seconds(timeout)
+        )
+        return pod
 
     async def get_linked_pod_in_cache_or_if_persist(
         self,
@@ -164,18 +175,12 @@ class RouteGrpcClient:
         """Returns the user's pod from the server's cache, else from its store if the link is
         persistent.
         """
-        return await self._get("persistent", namespace, uid, service_name, timeout)
-
-    async def _get(
-        self,
-        source: str,
-        namespace: str | None,
-        uid: str,
-        service_name: str,
-        timeout: Duration | None,
-    ) -> int | None:
         pod: int | None = await call(
-            self._core.get_linked_pod, source, namespace, uid, service_name, seconds(timeout)
+            self._core.get_linked_pod_in_cache_or_if_persist,
+            namespace,
+            uid,
+            service_name,
+            seconds(timeout),
         )
         return pod
 
@@ -307,7 +312,15 @@ class RouteGrpcClient:
         Returns:
             Whether there was one.
         """
-        return await self._remove(namespace, uid, service_name, None, persist_seconds, timeout)
+        removed: bool = await call(
+            self._core.remove_linked_pod,
+            namespace,
+            uid,
+            service_name,
+            persist_seconds,
+            seconds(timeout),
+        )
+        return removed
 
     async def remove_linked_pod_with_id(
         self,
@@ -320,19 +333,8 @@ class RouteGrpcClient:
         timeout: Duration | None = None,
     ) -> bool:
         """Removes the user's link if it names this pod; says whether it did."""
-        return await self._remove(namespace, uid, service_name, pod_index, persist_seconds, timeout)
-
-    async def _remove(
-        self,
-        namespace: str | None,
-        uid: str,
-        service_name: str,
-        pod_index: int | None,
-        persist_seconds: int,
-        timeout: Duration | None,
-    ) -> bool:
         removed: bool = await call(
-            self._core.remove_linked_pod,
+            self._core.remove_linked_pod_with_id,
             namespace,
             uid,
             service_name,
@@ -349,7 +351,7 @@ class RouteGrpcClient:
         states: dict[int, Any] = await call(
             self._core.get_all_service_state, namespace, service_name, seconds(timeout)
         )
-        return {pod: StatefulServiceState._from_core(fields) for pod, fields in states.items()}
+        return _states(states)
 
     async def get_service_name_by_tag(
         self, namespace: str | None, tag: str, *, timeout: Duration | None = None
@@ -369,6 +371,30 @@ class RouteGrpcClient:
         healthy: bool = await call(self._core.check_health, seconds(timeout))
         return healthy
 
+    def submit(
+        self,
+        operation: str,
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[Any]:
+        """Starts a coroutine operation without ``await``; see ``ClientDriver.submit``.
+
+        Example:
+            >>> client = RouteGrpcClient("grpc://localhost:50051", namespace="prod")
+            >>> future = client.submit("get_linked_pod", None, "user123", "user-service")
+        """
+        start, arguments = bound(self, _OPERATIONS, operation, args, kwargs)
+        if operation == "batch_get_linked_pod":
+            arguments[1] = uid_list(arguments[1])
+        convert = _states if operation == "get_all_service_state" else None
+        return self._submitter.submit(start, (*arguments, seconds(timeout)), callback, convert)
+
+    def poll_callbacks(self) -> int:
+        """Runs the callbacks that wait; see ``ClientDriver.poll_callbacks``."""
+        return self._submitter.poll()
+
     async def aclose(self) -> None:
         """Ends the connections. Later calls raise ``ClosedError``; a second close does nothing."""
         self._core.close()
@@ -383,3 +409,38 @@ class RouteGrpcClient:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+_OPERATIONS = frozenset(
+    {
+        "batch_get_linked_pod",
+        "check_health",
+        "compute_linked_pod",
+        "get_all_service_state",
+        "get_link_service",
+        "get_linked_pod",
+        "get_linked_pod_in_cache_or_if_persist",
+        "get_linked_pod_not_cache",
+        "get_service_name_by_tag",
+        "remove_linked_pod",
+        "remove_linked_pod_with_id",
+        "set_linked_pod",
+        "set_linked_pod_if_absent",
+        "try_set_linked_pod",
+    }
+)
+
+
+def _states(states: dict[int, Any]) -> dict[int, StatefulServiceState]:
+    return {pod: StatefulServiceState._from_core(fields) for pod, fields in states.items()}
+
+
+def peer_table(
+    peers: Mapping[str, RouteGrpcClient] | None,
+) -> list[tuple[str, _podlink.GrpcClientCore]]:
+    """The ways to other namespaces, as a driver takes them."""
+    check_type("peers", {} if peers is None else peers, Mapping)
+    for namespace, peer in (peers or {}).items():
+        check_type("peers", namespace, str)
+        check_type("peers", peer, RouteGrpcClient)
+    return [(namespace, peer._core) for namespace, peer in (peers or {}).items()]

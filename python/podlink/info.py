@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -12,6 +12,7 @@ from ._bridge import Submitter, bound, call, callback_thread
 from ._hooks import Failures, Listener
 from .callback import StatefulObjCallback
 from .config import Duration, RouteInfoConfig, check_type, seconds
+from .grpc_client import RouteGrpcClient, peer_table
 from .state import StatefulServiceState
 from .store import Store
 
@@ -64,6 +65,9 @@ class RouteInfoDriver:
         namespace: the driver's own namespace.
         config: its figures.
         callbacks: as for :class:`~podlink.ClientDriver`.
+        peers: the ways to other namespaces, by name. What is asked about one of them is asked
+            there: pods, their changes, and tags, which can only be read. Peers are not closed with
+            the driver.
 
     Raises:
         InvalidParameterError: an argument is wrong.
@@ -81,6 +85,7 @@ class RouteInfoDriver:
         config: RouteInfoConfig | None = None,
         *,
         callbacks: Literal["thread", "poll"] = "thread",
+        peers: Mapping[str, RouteGrpcClient] | None = None,
     ) -> None:
         check_type("store", store, Store)
         self._submitter = Submitter(callbacks)
@@ -90,7 +95,7 @@ class RouteInfoDriver:
         self.config = config
         self.namespace = namespace
         self._core = _podlink.InfoCore(
-            store._core, namespace, config._core(), callback_thread().queue
+            store._core, namespace, config._core(), callback_thread().queue, peer_table(peers)
         )
 
     def __repr__(self) -> str:
@@ -141,7 +146,8 @@ class RouteInfoDriver:
     ) -> bool:
         """Returns whether the service as a whole is ready: at least one pod takes new users.
 
-        The lowest-numbered alive pod says so, in the store; what nobody keeps up is not ready.
+        The lowest-numbered alive pod says so, in the store; what nobody keeps up is not ready. In
+        a peer's namespace this driver judges by the pods that the peer tells.
         """
         ready: bool = await call(
             self._core.is_workload_ready, namespace, service_name, seconds(timeout)
@@ -208,6 +214,10 @@ class RouteInfoDriver:
 
         Returns:
             Whether the tag stands for the service now.
+
+        Raises:
+            NamespaceUnreachableError: another namespace, also one with a peer: its tags can only
+                be read.
         """
         done: bool = await call(
             self._core.set_global_service_name_tag, namespace, tag, service_name, seconds(timeout)

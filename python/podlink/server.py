@@ -19,6 +19,7 @@ from ._hooks import Failures, Listener, Question
 from .callback import StatefulObjCallback
 from .config import Duration, ServerConfig, check_callable, check_type, seconds
 from .errors import InvalidParameterError
+from .grpc_client import RouteGrpcClient, peer_table
 from .state import DrainReport, RoutingState
 from .store import Store
 
@@ -149,6 +150,9 @@ class ServerDriver:
             ``config.renew`` from the start on. If it fails, or takes longer than that, the last
             value stays; that is counted and never delays a renewal. Its calls never overlap.
         callbacks: as for :class:`~podlink.ClientDriver`.
+        peers: the ways to other namespaces, by name. Operations on links of one of them go there.
+            Pod indexes are then that namespace's: this pod owns nobody there. Peers are not closed
+            with the driver.
 
     Raises:
         InvalidParameterError: an argument is wrong.
@@ -170,6 +174,7 @@ class ServerDriver:
         load: Callable[[], int | Awaitable[int]] | None = None,
         *,
         callbacks: Literal["thread", "poll"] = "thread",
+        peers: Mapping[str, RouteGrpcClient] | None = None,
     ) -> None:
         check_type("store", store, Store)
         check_type("server_info", server_info, ServerInfo)
@@ -199,6 +204,7 @@ class ServerDriver:
             config._core(),
             callback_thread().queue,
             None if load_hook is None else (load_hook.home, load_hook),
+            peer_table(peers),
         )
 
     def __repr__(self) -> str:
@@ -406,6 +412,10 @@ class ServerDriver:
 
         Returns:
             Whether this pod owned the user.
+
+        Raises:
+            InvalidParameterError: a user of another namespace, where this pod owns nobody: name the
+                owner, with ``remove_linked_pod_with_id``.
         """
         removed: bool = await call(
             self._core.remove_linked_pod, namespace, uid, service_name, seconds(timeout)

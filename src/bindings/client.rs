@@ -1,6 +1,6 @@
 //! `podlink.ClientDriver`, the compiled half.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
@@ -8,8 +8,8 @@ use pyo3::types::PyString;
 
 use super::argument;
 use super::config::ClientSettings;
-use super::error::{OrRaise, raise};
-use super::grpc_client::GrpcClientCore;
+use super::error::OrRaise;
+use super::grpc_client::{GrpcClientCore, peer_table};
 use super::hook::{Hook, PythonChooser, PythonLostPod};
 use super::info::{InfoCore, Registration};
 use super::log;
@@ -20,7 +20,7 @@ use super::store::StoreCore;
 use crate::clock::{Clock, Tick};
 use crate::driver::client::{ClientDriver, PodChooser};
 use crate::driver::states::StateCache;
-use crate::id::{LinkId, Namespace, ServiceId, invalid, shown};
+use crate::id::{LinkId, Namespace, ServiceId};
 
 /// A client driver.
 #[pyclass(frozen, module = "podlink._podlink")]
@@ -52,17 +52,7 @@ impl ClientCore {
             }
             None => None,
         };
-        let peers = peers.iter().map(|(name, client)| {
-            let namespace = Namespace::new(name).or_raise(py)?;
-            if namespace == own {
-                let allowed = "of other namespaces than the driver's own";
-                return Err(raise(py, &invalid("peers", &shown(name), allowed)));
-            }
-            let peer = store.peer(py, &namespace, client.operations(py)?)?;
-            Ok((namespace, peer))
-        });
-        let peers: PyResult<HashMap<_, _>> = peers.collect();
-        let peers = peers?;
+        let peers = peer_table(py, store, &own, &peers)?;
         let driver = ClientDriver::new(
             store.executor(py)?,
             Clock::System,

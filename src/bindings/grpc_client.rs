@@ -1,6 +1,6 @@
 //! `podlink.RouteGrpcClient`, the compiled half.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,15 +12,16 @@ use super::error::{OrRaise, raise};
 use super::hook::{Hook, PythonConditionHook};
 use super::queue::{Answer, CompletionQueue};
 use super::runtime::{self, Owned};
+use super::store::StoreCore;
 use crate::clock::{Clock, Tick};
 use crate::config::{Balance, PeerClientConfig, PeerUrl, TlsFiles};
 use crate::driver::info::States;
 use crate::error::Error;
-use crate::id::{LinkId, Namespace, ServiceId, Tag, invalid};
+use crate::id::{LinkId, Namespace, ServiceId, Tag, invalid, shown};
 use crate::route::link::{Persist, Removal};
 use crate::route::state::PodRecord;
 use crate::rpc::client::PeerClient;
-use crate::rpc::{Believed, LinkOperations, Source};
+use crate::rpc::{LinkOperations, Source};
 
 /// The figures of a `podlink.GrpcClientConfig`; they are checked with the endpoints.
 #[pyclass(frozen, module = "podlink._podlink")]
@@ -139,16 +140,10 @@ impl GrpcClientCore {
         })
     }
 
-    /// The three ways of getting a link; `source` is "cache", "store" or "persistent".
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "they are the operation's, and the waiter"
-    )]
     fn get_linked_pod(
         &self,
         queue: &CompletionQueue,
         waiter: Py<PyAny>,
-        source: &str,
         namespace: &Bound<'_, PyAny>,
         uid: &Bound<'_, PyAny>,
         service_name: &Bound<'_, PyAny>,
@@ -156,20 +151,43 @@ impl GrpcClientCore {
     ) -> PyResult<()> {
         let (client, link) = self.target(namespace, uid, service_name)?;
         let deadline = self.deadline(timeout)?;
-        let (source, operation) = match source {
-            "cache" => (Source::CacheOrStore, "get_linked_pod"),
-            "store" => (Source::Store, "get_linked_pod_not_cache"),
-            _ => (
-                Source::CacheOrPersistent,
-                "get_linked_pod_in_cache_or_if_persist",
-            ),
-        };
         queue.spawn(namespace.py(), waiter, async move {
-            let found = client.get(&link, source, deadline).await;
-            let pod = |found: Believed| found.pod;
-            found
-                .map(|found| Answer::MaybePod(found.map(pod)))
-                .map_err(|error| error.during(operation))
+            let found = get(&client, &link, Source::CacheOrStore, deadline).await;
+            found.map_err(|error| error.during("get_linked_pod"))
+        })
+    }
+
+    fn get_linked_pod_not_cache(
+        &self,
+        queue: &CompletionQueue,
+        waiter: Py<PyAny>,
+        namespace: &Bound<'_, PyAny>,
+        uid: &Bound<'_, PyAny>,
+        service_name: &Bound<'_, PyAny>,
+        timeout: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let (client, link) = self.target(namespace, uid, service_name)?;
+        let deadline = self.deadline(timeout)?;
+        queue.spawn(namespace.py(), waiter, async move {
+            let found = get(&client, &link, Source::Store, deadline).await;
+            found.map_err(|error| error.during("get_linked_pod_not_cache"))
+        })
+    }
+
+    fn get_linked_pod_in_cache_or_if_persist(
+        &self,
+        queue: &CompletionQueue,
+        waiter: Py<PyAny>,
+        namespace: &Bound<'_, PyAny>,
+        uid: &Bound<'_, PyAny>,
+        service_name: &Bound<'_, PyAny>,
+        timeout: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let (client, link) = self.target(namespace, uid, service_name)?;
+        let deadline = self.deadline(timeout)?;
+        queue.spawn(namespace.py(), waiter, async move {
+            let found = get(&client, &link, Source::CacheOrPersistent, deadline).await;
+            found.map_err(|error| error.during("get_linked_pod_in_cache_or_if_persist"))
         })
     }
 
@@ -293,7 +311,6 @@ impl GrpcClientCore {
         })
     }
 
-    /// Removes a link, whoever owns it, or only if `pod_index` does.
     #[allow(
         clippy::too_many_arguments,
         reason = "they are the operation's, and the waiter"
@@ -305,24 +322,42 @@ impl GrpcClientCore {
         namespace: &Bound<'_, PyAny>,
         uid: &Bound<'_, PyAny>,
         service_name: &Bound<'_, PyAny>,
-        pod_index: Option<Bound<'_, PyAny>>,
         persist_seconds: &Bound<'_, PyAny>,
         timeout: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
         let (client, link) = self.target(namespace, uid, service_name)?;
-        let owner = pod_index.as_ref().map(argument::pod_index).transpose()?;
-        let removal = argument::integer("persist_seconds", persist_seconds)?;
-        let removal = Removal::from_seconds(removal).or_raise(namespace.py())?;
-        let deadline = self.deadline(timeout)?;
-        let operation = match owner {
-            Some(_) => "remove_linked_pod_with_id",
-            None => "remove_linked_pod",
-        };
+        let (removal, deadline) = (removal(persist_seconds)?, self.deadline(timeout)?);
         queue.spawn(namespace.py(), waiter, async move {
-            let removed = client.remove(&link, owner, removal, deadline).await;
+            let removed = client.remove(&link, None, removal, deadline).await;
             removed
                 .map(Answer::Flag)
-                .map_err(|error| error.during(operation))
+                .map_err(|error| error.during("remove_linked_pod"))
+        })
+    }
+
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "they are the operation's, and the waiter"
+    )]
+    fn remove_linked_pod_with_id(
+        &self,
+        queue: &CompletionQueue,
+        waiter: Py<PyAny>,
+        namespace: &Bound<'_, PyAny>,
+        uid: &Bound<'_, PyAny>,
+        service_name: &Bound<'_, PyAny>,
+        pod_index: &Bound<'_, PyAny>,
+        persist_seconds: &Bound<'_, PyAny>,
+        timeout: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let (client, link) = self.target(namespace, uid, service_name)?;
+        let owner = argument::pod_index(pod_index)?;
+        let (removal, deadline) = (removal(persist_seconds)?, self.deadline(timeout)?);
+        queue.spawn(namespace.py(), waiter, async move {
+            let removed = client.remove(&link, Some(owner), removal, deadline).await;
+            removed
+                .map(Answer::Flag)
+                .map_err(|error| error.during("remove_linked_pod_with_id"))
         })
     }
 
@@ -410,8 +445,7 @@ impl GrpcClientCore {
 }
 
 impl GrpcClientCore {
-    /// The client, for a driver that it leads to another namespace.
-    pub(super) fn operations(&self, py: Python<'_>) -> PyResult<Arc<dyn LinkOperations>> {
+    fn operations(&self, py: Python<'_>) -> PyResult<Arc<dyn LinkOperations>> {
         Ok(Arc::new(self.client.get(py)?.clone()))
     }
 
@@ -455,6 +489,40 @@ impl GrpcClientCore {
         let given = argument::timeout(timeout)?;
         Ok(self.client.get(timeout.py())?.deadline(given))
     }
+}
+
+/// The ways to other namespaces, for a driver of `own` on this store, which counts the calls.
+pub(super) fn peer_table(
+    py: Python<'_>,
+    store: &StoreCore,
+    own: &Namespace,
+    given: &[(String, PyRef<'_, GrpcClientCore>)],
+) -> PyResult<HashMap<Namespace, Arc<dyn LinkOperations>>> {
+    let peers = given.iter().map(|(name, client)| {
+        let namespace = Namespace::new(name).or_raise(py)?;
+        if namespace == *own {
+            let allowed = "of other namespaces than the driver's own";
+            return Err(raise(py, &invalid("peers", &shown(name), allowed)));
+        }
+        let peer = store.peer(py, &namespace, client.operations(py)?)?;
+        Ok((namespace, peer))
+    });
+    peers.collect()
+}
+
+async fn get(
+    client: &PeerClient,
+    link: &LinkId,
+    from: Source,
+    deadline: Tick,
+) -> Result<Answer, Error> {
+    let found = client.get(link, from, deadline).await?;
+    Ok(Answer::MaybePod(found.map(|found| found.pod)))
+}
+
+fn removal(given: &Bound<'_, PyAny>) -> PyResult<Removal> {
+    let seconds = argument::integer("persist_seconds", given)?;
+    Removal::from_seconds(seconds).or_raise(given.py())
 }
 
 fn persist(given: &Bound<'_, PyAny>) -> PyResult<Persist> {

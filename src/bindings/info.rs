@@ -10,6 +10,7 @@ use pyo3::types::PyDict;
 use super::argument;
 use super::config::RouteInfoSettings;
 use super::error::OrRaise;
+use super::grpc_client::{GrpcClientCore, peer_table};
 use super::hook::{Hook, PythonAudience, state_fields};
 use super::log;
 use super::queue::{Answer, CompletionQueue};
@@ -35,12 +36,15 @@ impl InfoCore {
         namespace: &Bound<'_, PyAny>,
         config: &RouteInfoSettings,
         callbacks: &CompletionQueue,
+        peers: Vec<(String, PyRef<'_, GrpcClientCore>)>,
     ) -> PyResult<Self> {
         let py = namespace.py();
         let own = Namespace::new(argument::text("namespace", namespace)?).or_raise(py)?;
+        let peers = peer_table(py, store, &own, &peers)?;
         log::listen(callbacks.arrivals(py)?);
         let executor = store.executor(py)?;
-        let driver = InfoDriver::new(executor, Clock::System, own, config.config.clone());
+        let figures = config.config.clone();
+        let driver = InfoDriver::with_peers(executor, Clock::System, own, figures, peers);
         driver.report_to(store.metrics(py)?);
         Ok(Self {
             driver: Owned::new(driver),
@@ -234,12 +238,12 @@ impl InfoCore {
         let hook = Hook::new(hook, queue, py)?;
         let named = !service_name.is_none();
         let service = named.then(|| argument::service(service_name)).transpose()?;
+        let states = driver.states_in(&namespace).or_raise(py)?;
         let service = service.map(|service| ServiceId { namespace, service });
         let audience: Arc<dyn Audience> = Arc::new(PythonAudience {
             hook,
             service: service.clone(),
         });
-        let states = driver.states();
         // Before the service is read for the first time, so that no join is missed.
         states.tell(Arc::clone(&audience));
         let runtime = runtime::handle(py)?;

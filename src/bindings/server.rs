@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use super::argument;
 use super::config::ServerSettings;
 use super::error::{OrRaise, raise};
+use super::grpc_client::{GrpcClientCore, peer_table};
 use super::hook::{Hook, PythonPodHooks};
 use super::log;
 use super::queue::{Answer, CompletionQueue};
@@ -41,9 +42,11 @@ impl ServerCore {
         config: &ServerSettings,
         callbacks: &CompletionQueue,
         load: Option<(PyRef<'_, CompletionQueue>, Py<PyAny>)>,
+        peers: Vec<(String, PyRef<'_, GrpcClientCore>)>,
     ) -> PyResult<Self> {
         let py = namespace.py();
         let namespace = Namespace::new(argument::text("namespace", namespace)?).or_raise(py)?;
+        let peers = peer_table(py, store, &namespace, &peers)?;
         let info = ServerInfo {
             service: ServiceId {
                 namespace,
@@ -64,7 +67,7 @@ impl ServerCore {
         });
         let executor = store.executor(py)?;
         let told = Arc::clone(&hooks) as Arc<dyn PodHooks>;
-        let driver = ServerDriver::new(executor, Clock::System, info, config, told);
+        let driver = ServerDriver::with_peers(executor, Clock::System, info, config, told, peers);
         driver.report_to(store.metrics(py)?);
         Ok(Self {
             driver: Owned::new(driver),
@@ -234,11 +237,11 @@ impl ServerCore {
         let pod = argument::pod_index(pod_index)?;
         let persist = persist(persist_seconds)?;
         queue.spawn(py, waiter, async move {
-            let placed = driver
+            let tried = driver
                 .try_set_linked_pod(&link, pod, persist, deadline)
                 .await;
-            placed
-                .map(|placed| Answer::Won(placed.made, placed.link.pod))
+            tried
+                .map(|(won, owner)| Answer::Won(won, owner))
                 .map_err(|error| error.during("try_set_linked_pod"))
         })
     }

@@ -435,8 +435,6 @@ impl ClientDriver {
     /// # Errors
     /// `InvalidParameter`, or `NamespaceUnreachable` for a namespace without a peer.
     pub fn resolve(&self, given: Option<&str>) -> Result<Namespace> {
-        let namespace = super::named(&self.shared.namespace, given)?;
-        self.shared.peer(&namespace)?;
-        Ok(namespace)
+        super::resolve(&self.shared.namespace, given, &self.shared.peers)
     }
 }

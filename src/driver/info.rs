@@ -1,12 +1,13 @@
 //! The route info driver: what there is to route to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rand::Rng;
 
+use super::peer::PeerPods;
 use super::states::{StateCache, Watched};
 use super::view::View;
 use crate::cache::TagCache;
@@ -18,6 +19,7 @@ use crate::id::{Namespace, PodIndex, ServiceId, ServiceName, Tag};
 use crate::route::pick::Strategy;
 use crate::route::snapshot::Pod;
 use crate::route::state::{PodRecord, PodState, Readiness, Standing};
+use crate::rpc::LinkOperations;
 use crate::telemetry::Metrics;
 
 /// What is known of the pods of each service. Cheap to clone; the clones are one driver.
@@ -33,7 +35,17 @@ struct Shared {
     namespace: Namespace,
     states: Arc<StateCache>,
     tags: TagCache,
+    /// The other namespaces, as their peers tell.
+    peers: HashMap<Namespace, Peer>,
     closed: AtomicBool,
+}
+
+/// The way to another namespace, and what is known of it.
+#[derive(Debug)]
+struct Peer {
+    operations: Arc<dyn LinkOperations>,
+    states: Arc<StateCache>,
+    tags: TagCache,
 }
 
 /// Pods' states by index.
@@ -48,6 +60,29 @@ impl InfoDriver {
         namespace: Namespace,
         config: RouteInfoConfig,
     ) -> Self {
+        Self::with_peers(executor, clock, namespace, config, HashMap::new())
+    }
+
+    /// The same, which asks `peers` for what is in other namespaces.
+    #[must_use]
+    pub fn with_peers(
+        executor: Arc<dyn Executor>,
+        clock: Clock,
+        namespace: Namespace,
+        config: RouteInfoConfig,
+        peers: HashMap<Namespace, Arc<dyn LinkOperations>>,
+    ) -> Self {
+        let peers = peers.into_iter().map(|(namespace, operations)| {
+            let pods = HashMap::from([(namespace.clone(), Arc::clone(&operations))]);
+            let pods = Arc::new(PeerPods(pods));
+            let peer = Peer {
+                operations,
+                states: StateCache::reading(pods, clock.clone(), config.clone()),
+                tags: TagCache::new(config.tag_ttl, config.refresh),
+            };
+            (namespace, peer)
+        });
+        let peers = peers.collect();
         let tags = TagCache::new(config.tag_ttl, config.refresh);
         let states = StateCache::new(Arc::clone(&executor), clock.clone(), config);
         let shared = Shared {
@@ -56,6 +91,7 @@ impl InfoDriver {
             namespace,
             states,
             tags,
+            peers,
             closed: AtomicBool::new(false),
         };
         Self {
@@ -69,16 +105,35 @@ impl InfoDriver {
         Arc::clone(&self.shared.states)
     }
 
-    /// What was counted so far, by name.
+    /// The state cache of a namespace.
+    ///
+    /// # Errors
+    /// `NamespaceUnreachable` for a namespace without a peer.
+    pub fn states_in(&self, namespace: &Namespace) -> Result<Arc<StateCache>> {
+        let peer = self.peer(namespace)?;
+        Ok(Arc::clone(
+            peer.map_or(&self.shared.states, |peer| &peer.states),
+        ))
+    }
+
+    /// What was counted so far, by name, for all namespaces together.
     #[must_use]
     pub fn stats(&self) -> BTreeMap<&'static str, u64> {
-        self.shared.states.stats().read().into_iter().collect()
+        let mut all: BTreeMap<_, _> = self.shared.states.stats().read().into_iter().collect();
+        for peer in self.shared.peers.values() {
+            for (name, number) in peer.states.stats().read() {
+                *all.entry(name).or_default() += number;
+            }
+        }
+        all
     }
 
     /// Reports to these metrics from now on, until the driver is dropped. What it has counted
     /// stays.
     pub fn report_to(&self, metrics: &Metrics) {
         self.shared.states.report_to(metrics);
+        let peers = self.shared.peers.values();
+        peers.for_each(|peer| peer.states.report_to(metrics));
     }
 
     /// The deadline of a call with this timeout.
@@ -186,12 +241,15 @@ impl InfoDriver {
     }
 
     /// Whether the service as a whole is ready, as its lowest-numbered pod says. A workload that
-    /// nobody keeps up any more is not.
+    /// nobody keeps up any more is not. In another namespace: whether a pod takes new users.
     ///
     /// # Errors
     /// What the store failed with; `Timeout`.
     pub async fn is_workload_ready(&self, service: &ServiceId, deadline: Tick) -> Result<bool> {
-        self.check(&service.namespace)?;
+        if self.peer(&service.namespace)?.is_some() {
+            let view = self.view(service, deadline).await?;
+            return Ok(!view.candidates(self.shared.clock.now()).is_empty());
+        }
         let workload = self.shared.executor.workload(service, deadline).await?;
         Ok(workload.is_some_and(|workload| workload.state == Readiness::Ready))
     }
@@ -206,21 +264,28 @@ impl InfoDriver {
         tag: &Tag,
         deadline: Tick,
     ) -> Result<Option<ServiceName>> {
-        self.check(namespace)?;
-        let shared = &self.shared;
+        let (shared, peer) = (&self.shared, self.peer(namespace)?);
+        let tags = peer.map_or(&shared.tags, |peer| &peer.tags);
         let asked = shared.clock.now();
-        if let Some(known) = shared.tags.get(tag, asked) {
+        if let Some(known) = tags.get(tag, asked) {
             return Ok(known);
         }
-        let found = shared.executor.tag(namespace, tag, deadline).await?;
-        shared.tags.insert(tag, found.clone(), asked);
+        let found = match peer {
+            Some(peer) => {
+                let found = peer.operations.service_by_tag(namespace, tag, deadline);
+                found.await?
+            }
+            None => shared.executor.tag(namespace, tag, deadline).await?,
+        };
+        tags.insert(tag, found.clone(), asked);
         Ok(found)
     }
 
     /// Makes a tag stand for a service, for everybody. Says whether it does now.
     ///
     /// # Errors
-    /// What the store failed with; `Timeout`.
+    /// What the store failed with; `Timeout`; `NamespaceUnreachable` for another namespace, whose
+    /// tags can only be read.
     pub async fn set_tag(
         &self,
         namespace: &Namespace,
@@ -228,7 +293,11 @@ impl InfoDriver {
         service: &ServiceName,
         deadline: Tick,
     ) -> Result<bool> {
-        self.check(namespace)?;
+        if self.peer(namespace)?.is_some() {
+            let text = format!("the tags of {namespace} can only be read from here");
+            let error = Error::new(ErrorKind::NamespaceUnreachable, text);
+            return Err(error.with("namespace", namespace));
+        }
         let shared = &self.shared;
         let set = shared
             .executor
@@ -254,6 +323,8 @@ impl InfoDriver {
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::SeqCst);
         self.shared.states.close();
+        let peers = self.shared.peers.values();
+        peers.for_each(|peer| peer.states.close());
     }
 
     /// The namespace that a caller means: none and the empty one are the driver's own.
@@ -261,22 +332,22 @@ impl InfoDriver {
     /// # Errors
     /// `InvalidParameter`, or `NamespaceUnreachable` for a namespace without a peer.
     pub fn resolve(&self, given: Option<&str>) -> Result<Namespace> {
-        super::resolve(&self.shared.namespace, given)
+        super::resolve(&self.shared.namespace, given, &self.shared.peers)
     }
 
-    fn check(&self, namespace: &Namespace) -> Result<()> {
+    /// Whom to ask about a namespace; `None`: this driver's own store.
+    fn peer(&self, namespace: &Namespace) -> Result<Option<&Peer>> {
         if self.shared.closed.load(Ordering::SeqCst) {
             return Err(Error::new(
                 ErrorKind::Closed,
                 "the route info driver was closed",
             ));
         }
-        super::reach(&self.shared.namespace, namespace)
+        super::peer_of(&self.shared.namespace, namespace, &self.shared.peers)
     }
 
     fn watched(&self, service: &ServiceId) -> Result<Arc<Watched>> {
-        self.check(&service.namespace)?;
-        Ok(self.shared.states.service(service))
+        Ok(self.states_in(&service.namespace)?.service(service))
     }
 
     async fn view(&self, service: &ServiceId, deadline: Tick) -> Result<Arc<View>> {

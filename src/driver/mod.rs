@@ -9,6 +9,8 @@ pub mod server;
 pub mod states;
 pub mod view;
 
+use std::collections::HashMap;
+
 use crate::clock::{Clock, Tick};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Namespace;
@@ -30,27 +32,33 @@ async fn by<T>(
     })
 }
 
-/// The namespace that a caller means: none and the empty one are the driver's own.
-fn resolve(own: &Namespace, given: Option<&str>) -> Result<Namespace> {
-    let namespace = named(own, given)?;
-    reach(own, &namespace)?;
+/// The namespace that a caller means: none and the empty one are the driver's own, and others need
+/// a peer.
+fn resolve<P>(
+    own: &Namespace,
+    given: Option<&str>,
+    peers: &HashMap<Namespace, P>,
+) -> Result<Namespace> {
+    let namespace = match given {
+        None | Some("") => return Ok(own.clone()),
+        Some(name) => Namespace::new(name)?,
+    };
+    peer_of(own, &namespace, peers)?;
     Ok(namespace)
 }
 
-/// The same, wherever it is.
-fn named(own: &Namespace, given: Option<&str>) -> Result<Namespace> {
-    match given {
-        None | Some("") => Ok(own.clone()),
-        Some(name) => Namespace::new(name),
-    }
-}
-
-/// A foreign namespace needs a peer that leads to it.
-fn reach(own: &Namespace, namespace: &Namespace) -> Result<()> {
+/// Who leads to a namespace: nobody has to where it is the driver's own, and a foreign one needs a
+/// peer.
+fn peer_of<'a, P>(
+    own: &Namespace,
+    namespace: &Namespace,
+    peers: &'a HashMap<Namespace, P>,
+) -> Result<Option<&'a P>> {
     if own == namespace {
-        return Ok(());
+        return Ok(None);
     }
-    Err(unreachable(own, namespace, std::iter::empty()))
+    let nobody = || unreachable(own, namespace, peers.keys());
+    peers.get(namespace).map(Some).ok_or_else(nobody)
 }
 
 /// Nobody leads to this namespace; the error says where somebody leads to.

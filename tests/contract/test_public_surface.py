@@ -72,7 +72,10 @@ _SUBMIT = (
 )
 _SERVICE = "namespace: str | None, service_name: str"
 _STATES = "dict[int, StatefulServiceState]"
-_CALLBACKS = "*, callbacks: Literal['thread', 'poll'] = 'thread'"
+_CALLBACKS = (
+    "*, callbacks: Literal['thread', 'poll'] = 'thread'"
+    ", peers: Mapping[str, RouteGrpcClient] | None = None"
+)
 
 SIGNATURES = {
     "AdminServer": "(source: Store | Connection, listen: str = '127.0.0.1:9464', *, "
@@ -158,7 +161,7 @@ SIGNATURES = {
     ", config: GrpcClientConfig | None = None, ca_file: Path | None = None"
     ", cert_file: Path | None = None, key_file: Path | None = None"
     ", server_name: str | None = None, token_file: Path | None = None"
-    ", insecure: bool = False) -> None",
+    ", insecure: bool = False, callbacks: Literal['thread', 'poll'] = 'thread') -> None",
     "RouteGrpcClient.aclose": "async () -> None",
     "RouteGrpcClient.batch_get_linked_pod": "async (namespace: str | None, uids: Iterable[str], "
     f"service_name: str, {_LIMIT}) -> dict[int, list[str]]",
@@ -174,6 +177,7 @@ SIGNATURES = {
     "RouteGrpcClient.get_service_name_by_tag": "async (namespace: str | None, tag: str"
     f", {_LIMIT}) -> str | None",
     "RouteGrpcClient.on_status_changed": "(callback: StatusCallback) -> StatusCallback",
+    "RouteGrpcClient.poll_callbacks": "() -> int",
     "RouteGrpcClient.remove_linked_pod": f"async ({_USER}, persist_seconds: int = 60, {_LIMIT})"
     " -> bool",
     "RouteGrpcClient.remove_linked_pod_with_id": f"async ({_USER}, pod_index: int, "
@@ -181,6 +185,7 @@ SIGNATURES = {
     "RouteGrpcClient.set_linked_pod": f"async ({_USER}, pod_index: int, "
     f"persist_seconds: int = -1, {_LIMIT}) -> int | None",
     "RouteGrpcClient.set_linked_pod_if_absent": f"async ({_USER}, pod_index: int, {_LIMIT}) -> int",
+    "RouteGrpcClient.submit": _SUBMIT,
     "RouteGrpcClient.try_set_linked_pod": f"async ({_USER}, pod_index: int, "
     f"persist_seconds: int = -1, {_LIMIT}) -> tuple[bool, int]",
     "RouteGrpcServer": "(store: Store, namespace: str = 'default', listen: str = '127.0.0.1:0'"
@@ -263,6 +268,7 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "max_batch": 512,
         "max_streams": 256,
         "max_in_flight": 4096,
+        "max_event_streams": 1024,
         "max_connections": 1024,
         "peer_rate": 50_000,
         "request_timeout": 5.0,

@@ -57,12 +57,8 @@ impl Shared {
 
     /// Whom to ask about this namespace; `None`: the driver's own store.
     pub(super) fn peer(&self, namespace: &Namespace) -> Result<Option<&Arc<dyn LinkOperations>>> {
-        if *namespace == self.namespace {
-            return Ok(None);
-        }
-        let peer = self.peers.get(namespace).map(|peer| &peer.operations);
-        let nobody = || crate::driver::unreachable(&self.namespace, namespace, self.peers.keys());
-        peer.map(Some).ok_or_else(nobody)
+        let peer = crate::driver::peer_of(&self.namespace, namespace, &self.peers)?;
+        Ok(peer.map(|peer| &peer.operations))
     }
 
     pub(super) fn known(&self, id: &ServiceId) -> Arc<Known> {

@@ -1,12 +1,14 @@
 //! The links of a pod: made its own, and released.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Phase, ServerDriver, Shared};
 use crate::clock::Tick;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{LinkId, PodIndex};
-use crate::route::link::{Persist, Placed, Removal};
+use crate::id::{LinkId, Namespace, PodIndex, invalid, shown};
+use crate::route::link::{Persist, Removal};
+use crate::rpc::LinkOperations;
 
 impl ServerDriver {
     /// Links the user to `pod`, whatever was there. Returns the previous owner.
@@ -20,6 +22,10 @@ impl ServerDriver {
         persist: Persist,
         deadline: Tick,
     ) -> Result<Option<PodIndex>> {
+        if let Some(peer) = self.shared.peer(&link.service.namespace)? {
+            self.shared.is_open("set_linked_pod")?;
+            return peer.set(link, pod, persist, deadline).await;
+        }
         let lease = self.shared.may_act(pod, "set_linked_pod")?;
         let executor = &self.shared.executor;
         let work = executor.set(link, pod, persist, deadline);
@@ -29,7 +35,7 @@ impl ServerDriver {
     }
 
     /// Links the user to `pod` unless somebody else has a right to the user. `made` says whether
-    /// `pod` has the link now.
+    /// `pod` has the link now, and who has it.
     ///
     /// # Errors
     /// `LeaseLost` if `pod` is this one and its lease is over; what the store failed with.
@@ -39,7 +45,11 @@ impl ServerDriver {
         pod: PodIndex,
         persist: Persist,
         deadline: Tick,
-    ) -> Result<Placed> {
+    ) -> Result<(bool, PodIndex)> {
+        if let Some(peer) = self.shared.peer(&link.service.namespace)? {
+            self.shared.is_open("try_set_linked_pod")?;
+            return peer.try_set(link, pod, persist, deadline).await;
+        }
         let lease = self.shared.may_act(pod, "try_set_linked_pod")?;
         let executor = &self.shared.executor;
         let work = executor.try_set(link, pod, persist, deadline);
@@ -49,14 +59,23 @@ impl ServerDriver {
         } else {
             self.shared.owned().remove(link);
         }
-        Ok(placed)
+        Ok((placed.made, placed.link.pod))
     }
 
     /// Removes the link if this pod owns it; it stays as a hint for `link_grace`.
     ///
     /// # Errors
-    /// What the store failed with.
+    /// `InvalidParameter` for a link of another namespace, where this pod owns nobody; what the
+    /// store failed with.
     pub async fn remove_linked_pod(&self, link: &LinkId, deadline: Tick) -> Result<bool> {
+        let (own, given) = (&self.shared.info.service.namespace, &link.service.namespace);
+        if own != given {
+            let allowed = format!(
+                "this pod's own, {own}: it owns nobody elsewhere; name the owner with \
+                 remove_linked_pod_with_id"
+            );
+            return Err(invalid("namespace", &shown(given.as_str()), &allowed));
+        }
         let removal = self.shared.grace();
         let pod = self.shared.info.pod;
         self.remove("remove_linked_pod", link, pod, removal, deadline)
@@ -88,6 +107,9 @@ impl ServerDriver {
     ) -> Result<bool> {
         // Releasing needs no lease: it only gives away.
         self.shared.is_open("remove_linked_pod")?;
+        if let Some(peer) = self.shared.peer(&link.service.namespace)? {
+            return peer.remove(link, Some(owner), removal, deadline).await;
+        }
         let executor = &self.shared.executor;
         let work = executor.remove(link, Some(owner), removal, deadline);
         let removed = self.shared.observe(name, work).await?;
@@ -100,6 +122,11 @@ impl ServerDriver {
 }
 
 impl Shared {
+    /// Whom to ask about a namespace; `None`: the pod's own store.
+    pub(super) fn peer(&self, namespace: &Namespace) -> Result<Option<&Arc<dyn LinkOperations>>> {
+        crate::driver::peer_of(&self.info.service.namespace, namespace, &self.peers)
+    }
+
     /// How a link of this pod is released.
     pub(super) fn grace(&self) -> Removal {
         match self.config.link_grace {

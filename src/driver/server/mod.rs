@@ -8,7 +8,7 @@ mod report;
 mod start;
 mod workload;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -24,6 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::executor::Executor;
 use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId};
 use crate::route::state::RoutingState;
+use crate::rpc::LinkOperations;
 use crate::telemetry::ServerStats;
 
 pub use drain::DrainReport;
@@ -92,6 +93,8 @@ struct Shared {
     info: ServerInfo,
     config: ServerConfig,
     hooks: Arc<dyn PodHooks>,
+    /// The ways to other namespaces.
+    peers: HashMap<Namespace, Arc<dyn LinkOperations>>,
     /// What the pod is and says. Never held across an await.
     state: Mutex<State>,
     /// The users that this pod has made its own under its present lease. Never held across an
@@ -196,6 +199,19 @@ impl ServerDriver {
         config: ServerConfig,
         hooks: Arc<dyn PodHooks>,
     ) -> Self {
+        Self::with_peers(executor, clock, info, config, hooks, HashMap::new())
+    }
+
+    /// The same, whose operations on links of other namespaces go to `peers`.
+    #[must_use]
+    pub fn with_peers(
+        executor: Arc<dyn Executor>,
+        clock: Clock,
+        info: ServerInfo,
+        config: ServerConfig,
+        hooks: Arc<dyn PodHooks>,
+        peers: HashMap<Namespace, Arc<dyn LinkOperations>>,
+    ) -> Self {
         let state = State {
             phase: Phase::New,
             incarnation: Incarnation::NONE,
@@ -214,6 +230,7 @@ impl ServerDriver {
             info,
             config,
             hooks,
+            peers,
             state: Mutex::new(state),
             owned: Mutex::default(),
             publishing: tokio::sync::Mutex::new(()),
@@ -327,7 +344,8 @@ impl ServerDriver {
     /// # Errors
     /// `InvalidParameter`, or `NamespaceUnreachable` for a namespace without a peer.
     pub fn resolve(&self, given: Option<&str>) -> Result<Namespace> {
-        super::resolve(&self.shared.info.service.namespace, given)
+        let own = &self.shared.info.service.namespace;
+        super::resolve(own, given, &self.shared.peers)
     }
 }
 
