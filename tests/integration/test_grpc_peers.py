@@ -36,7 +36,9 @@ async def test_a_foreign_namespace_shares_cache_flights_and_errors() -> None:
         asked = [client.compute_linked_pod("prod", "u1", "svc") for _ in range(100)]
         pods_told = set(await asyncio.gather(*asked))
         assert len(pods_told) == 1
-        assert client.stats()["flights_joined"] > 50
+        # Whoever found no answer yet joined the question that was under way.
+        stats = client.stats()
+        assert stats["cache_misses"] - stats["flights_joined"] < 5
         [owner] = pods_told
         assert client.get_linked_in_cache("prod", "u1", "svc") == owner
         assert await client.get_linked_pod("prod", "u1", "svc") == owner
