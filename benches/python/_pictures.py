@@ -12,7 +12,7 @@ PICTURES = {
     "memory": "memory",
     "pods": "pods",
     "drivers": "drivers",
-    "grpc": "grpc",
+    "grpc": "grpc_calls",
 }
 """Picture to subject."""
 

@@ -111,7 +111,7 @@ def rows(of: Subjects) -> Iterator[Row]:
     yield from _waiting(of["misses"], of["latency"], of["batch"])
     yield from _sizes(of["memory"], of["pods"])
     yield from _started(of["startup"])
-    yield from _further(of["grpc"], of["metrics"])
+    yield from _further(of["grpc_calls"], of["metrics"])
 
 
 def _cached(cached: Measured, threads: Measured) -> Iterator[Row]:
@@ -237,7 +237,10 @@ def _further(grpc: Measured, metrics: Measured) -> Iterator[Row]:
         ours = grpc.find("calls/s", "podlink", tasks=tasks)
         value = Value.ratio(ours, grpc.find("calls/s", "grpc.aio", tasks=tasks))
         limits = at_least(5) if tasks == 64 else (None, None)
-        yield Row(f"set-if-absent over gRPC, calls/s, {tasks} tasks ÷ grpc.aio", *limits, value)
+        what = (
+            f"set-if-absent over gRPC, calls/s, {tasks} task{'s' if tasks > 1 else ''} ÷ grpc.aio"
+        )
+        yield Row(what, *limits, value)
     on, off = (metrics.find("ns", f"metrics {way}") for way in ("on", "compiled out"))
     what = "cost of metrics: cached compute, metrics on ÷ compiled out"
     yield Row(what, *at_most(1.05), Value.ratio(on, off))

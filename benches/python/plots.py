@@ -64,9 +64,11 @@ def _curve(axes: Axes, figures: Sequence[Figure], along: str) -> None:
 
 
 def _curves(axes: Axes, of: Measured, unit: str, along: str, **case: str) -> None:
-    """Every contender that was measured in this unit."""
+    """Every contender that was measured in this unit. What was called is not among them."""
     everybody: dict[str, list[Figure]] = {}
     for figure in of.select(unit, **case):
+        if "called_by" in figure.case:
+            continue
         everybody.setdefault(figure.who, []).append(figure)
     for figures in everybody.values():
         _curve(axes, sorted(figures, key=lambda figure: float(figure.case[along])), along)
