@@ -86,7 +86,7 @@ async def use(seen: Seen, store: podlink.Store) -> None:
                 seen.note(await work)
             except podlink.PodlinkError as error:
                 seen.note(error)
-        seen.note(client.stats())
+        seen.note(client.stats(), store.metrics_text())
         await client.aclose()
 
 
