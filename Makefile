@@ -40,14 +40,14 @@ demo: $(HAS_PODLINK) ## Build podlink and watch it route, on this machine and wi
 test: lint test-core test-python ## Everything: lint, Rust tests, Python tests
 
 test-core: $(HAS_TOOLS) ## The Rust tests, without Python
-	@tests/helpers/install_redis.sh
+	@tests/helpers/install_servers.sh
 	@valkey="$$($(PYTHON) tests/helpers/server_paths.py valkey)"; \
 	redis="$$($(PYTHON) tests/helpers/server_paths.py redis)"; \
 	export PODLINK_TEST_VALKEY_SERVER="$$valkey" PODLINK_TEST_REDIS_SERVER="$$redis"; \
 	set -x; cargo test --locked --no-default-features
 
 test-python: $(HAS_TOOLS) $(HAS_PODLINK) ## The Python tests; ARGS="-k name" picks some
-	@tests/helpers/install_redis.sh
+	@tests/helpers/install_servers.sh
 	$(PYTHON) -m pytest $(ARGS)
 
 lint: $(HAS_TOOLS) $(HAS_PODLINK) ## Formatting, clippy, ruff, types, stubs, layers

@@ -93,14 +93,18 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
     return read
 
 
-def add_store(parser: argparse.ArgumentParser, default: str | None) -> None:
-    """Adds ``--store``; without a default either it or ``PODLINK_STORE`` must be given."""
+def add_store(
+    parser: argparse.ArgumentParser, default: str | None, *, required: bool = True
+) -> None:
+    """Adds ``--store``; without a default either it or ``PODLINK_STORE`` must be given, unless
+    the command can do without.
+    """
     variable = os.environ.get("PODLINK_STORE")
     parser.add_argument(
         "--store",
         metavar="URL",
         default=variable or default,
-        required=not (variable or default),
+        required=required and not (variable or default),
         help="the store, like redis://host:6379/0; without it the variable PODLINK_STORE"
         + (f", else {default}" if default else "")
         + ". Everybody on a machine can read its command lines: put passwords into the variable",

@@ -191,6 +191,15 @@ class ClientCore:
         service_name: Any,
         timeout: Any,
     ) -> None: ...
+    def explain(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        namespace: Any,
+        uid: Any,
+        service_name: Any,
+        timeout: Any,
+    ) -> None: ...
     def get_link_service(
         self, queue: CompletionQueue, waiter: Any, namespace: Any, uid: Any, timeout: Any
     ) -> None: ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from . import _podlink
 from ._bridge import Submitter, bound, call, callback_thread
@@ -25,6 +25,9 @@ from .info import Registration, RouteInfoDriver
 from .service import ServiceLinks
 from .state import StatefulServiceState
 from .store import Store
+
+if TYPE_CHECKING:
+    from .explain import Explanation
 
 __all__ = ["ClientDriver"]
 
@@ -376,6 +379,44 @@ class ClientDriver:
         core, found = self._core.service(namespace, service_name)
         return ServiceLinks(self, core, found, service_name)
 
+    async def explain(
+        self,
+        namespace: str | None,
+        uid: str,
+        service_name: str,
+        *,
+        timeout: Duration | None = None,
+    ) -> Explanation:
+        """Tells what ``compute_linked_pod`` would do with the user now, and why.
+
+        The link, its pod's state and lease, what the cache holds, the candidates with their loads,
+        and the verdict, as a :class:`podlink.explain.Explanation`; ``str()`` of it is readable
+        text. **Nothing changes**: nothing is written to the store, no time to live raised, nothing
+        put into the cache, no choice counted, no function of the program's called. So another
+        explanation, or a compute, finds the same. Cancelling leaves nothing behind.
+
+        The answer is as true as its moment: what others do meanwhile, it cannot know. Of another
+        namespace there is only what its peer tells. That the store or the peer cannot be asked is
+        part of the answer, not an error.
+
+        Args:
+            namespace: the user's namespace; ``None`` or ``""`` is the driver's own.
+            uid: the user.
+            service_name: the stateful service.
+            timeout: seconds to wait at the most.
+
+        Raises:
+            InvalidParameterError: a name is wrong.
+            NamespaceUnreachableError: no peer leads to the namespace.
+            ClosedError: the driver, or its store, was closed.
+
+        Example:
+            >>> async def why(client: ClientDriver) -> None:
+            ...     print(await client.explain("default", "user123", "user-service"))
+        """
+        told: str = await call(self._core.explain, namespace, uid, service_name, seconds(timeout))
+        return _explanation(told)
+
     def submit(
         self,
         operation: str,
@@ -410,7 +451,8 @@ class ClientDriver:
         start, arguments = bound(self, _OPERATIONS, operation, args, kwargs)
         if operation == "batch_get_linked_pod":
             arguments[1] = uid_list(arguments[1])
-        return self._submitter.submit(start, (*arguments, seconds(timeout)), callback)
+        convert = _explanation if operation == "explain" else None
+        return self._submitter.submit(start, (*arguments, seconds(timeout)), callback, convert)
 
     def poll_callbacks(self) -> int:
         """Runs the callbacks that wait, on the calling thread; returns how many.
@@ -484,6 +526,7 @@ _OPERATIONS = frozenset(
     {
         "batch_get_linked_pod",
         "compute_linked_pod",
+        "explain",
         "get_link_service",
         "get_linked_pod",
         "get_linked_pod_in_cache_or_if_persist",
@@ -491,6 +534,13 @@ _OPERATIONS = frozenset(
         "set_linked_pod_if_absent",
     }
 )
+
+
+def _explanation(told: str) -> Explanation:
+    # Here, because nobody who only routes should pay for it when importing podlink.
+    from .explain import Explanation
+
+    return Explanation._from_core(told)
 
 
 def _chooser(strategy: Strategy) -> Any:

@@ -10,6 +10,7 @@ from .config import Duration
 if TYPE_CHECKING:
     from . import _podlink
     from .client import ClientDriver
+    from .explain import Explanation
 
 __all__ = ["ServiceLinks"]
 
@@ -129,6 +130,12 @@ class ServiceLinks:
         return await self._client.batch_get_linked_pod(
             self.namespace, uids, self.service_name, timeout=timeout
         )
+
+    async def explain(self, uid: str, *, timeout: Duration | None = None) -> Explanation:
+        """Tells what a compute would do with the user now, and why; nothing is changed:
+        see :meth:`ClientDriver.explain`.
+        """
+        return await self._client.explain(self.namespace, uid, self.service_name, timeout=timeout)
 
     async def set_linked_pod_if_absent(
         self, uid: str, pod_index: int, *, timeout: Duration | None = None

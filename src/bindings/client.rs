@@ -283,6 +283,26 @@ impl ClientCore {
         })
     }
 
+    /// The explanation as JSON; its names are those of `podlink.Explanation`.
+    fn explain(
+        &self,
+        queue: &CompletionQueue,
+        waiter: Py<PyAny>,
+        namespace: &Bound<'_, PyAny>,
+        uid: &Bound<'_, PyAny>,
+        service_name: &Bound<'_, PyAny>,
+        timeout: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let (driver, link) = self.target(namespace, uid, service_name)?;
+        let deadline = self.deadline(timeout)?;
+        queue.spawn(namespace.py(), waiter, async move {
+            let told = driver.explain(link, deadline).await;
+            told.and_then(|told| told.json())
+                .map(Answer::Text)
+                .map_err(|error| error.during("explain"))
+        })
+    }
+
     #[allow(
         clippy::too_many_arguments,
         reason = "they are the operation's, and the waiter"

@@ -186,6 +186,12 @@ impl LinkCache {
         Arc::clone(&self.stats)
     }
 
+    /// The entry, even one that is over and was not dropped yet. This does not count as a use.
+    #[must_use]
+    pub fn peek(&self, key: Key) -> Option<Entry> {
+        self.entries.peek(&key)
+    }
+
     /// Permission to store the answer to a question that is asked after this call.
     #[must_use]
     pub fn ticket(&self, key: Key) -> Ticket {

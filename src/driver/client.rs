@@ -1,6 +1,7 @@
 //! The client driver: find or make the link user → pod.
 
 mod cached;
+mod explain;
 mod operations;
 mod place;
 mod report;
@@ -33,6 +34,7 @@ use crate::telemetry::{ClientStats, count};
 
 pub use cached::ServiceLinks;
 use cached::{Known, Table};
+pub use explain::Explanation;
 use sweep::Sweeper;
 
 /// A function of the program's own that chooses a pod for a new user.

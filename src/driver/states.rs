@@ -194,16 +194,16 @@ impl StateCache {
             .pods(&watched.id, asked.after(LOAD_TIMEOUT))
             .await?;
         watched.report(&pods, &self.stats);
-        let snapshot = Snapshot::new(pods.records, asked, self.policy());
         let previous = watched.view.load_full();
-        let view = View::new(
-            snapshot,
-            previous.as_deref(),
-            pods.watchers,
-            self.clock.now(),
-        );
+        let view = self.view(pods, asked, previous.as_deref());
         watched.view.store(Some(Arc::new(view)));
         Ok(())
+    }
+
+    /// The view that a reading makes; nobody else sees it.
+    pub(super) fn view(&self, pods: Pods, asked: Tick, previous: Option<&View>) -> View {
+        let snapshot = Snapshot::new(pods.records, asked, self.policy());
+        View::new(snapshot, previous, pods.watchers, self.clock.now())
     }
 
     fn policy(&self) -> Policy {
@@ -424,6 +424,21 @@ impl Watched {
         self.used.store(now.as_nanos(), Ordering::Relaxed);
         let view = self.view.load();
         view.is_some().then_some(view)
+    }
+
+    /// The current view like `current`, but this does not count as a use.
+    #[must_use]
+    pub fn unused(&self) -> Option<Arc<View>> {
+        if self.is_retired() {
+            return None;
+        }
+        self.view.load_full()
+    }
+
+    /// How many choices were made so far.
+    #[must_use]
+    pub fn turn(&self) -> u64 {
+        self.turn.load(Ordering::Relaxed)
     }
 
     /// The current view; waits for the first reading if there was none.

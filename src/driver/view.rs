@@ -81,6 +81,19 @@ impl View {
         chance: Chance,
         now: Tick,
     ) -> Option<PodIndex> {
+        let chosen = self.would_choose(strategy, uid, chance, now)?;
+        self.count_sent(chosen, 1);
+        Some(chosen)
+    }
+
+    /// The same choice, and nothing is counted.
+    pub(super) fn would_choose(
+        &self,
+        strategy: Strategy,
+        uid: &str,
+        chance: Chance,
+        now: Tick,
+    ) -> Option<PodIndex> {
         let ready = |pod: PodIndex| self.snapshot.standing(pod, now).takes_new_users();
         let chosen = pick(strategy, &self.seats, uid, |at| self.sent_to(at), chance)?;
         let chosen = if ready(chosen) {
@@ -99,8 +112,16 @@ impl View {
             };
             pick(strategy, &left, uid, sent, chance)?
         };
-        self.count_sent(chosen, 1);
         Some(chosen)
+    }
+
+    /// The pods that `choose` chooses among now, each with the users that were sent there and
+    /// that its load cannot show yet.
+    pub(super) fn seats(&self, now: Tick) -> Vec<(Seat, f64)> {
+        let seats = self.seats.iter().enumerate();
+        let ready =
+            seats.filter(|(_, seat)| self.snapshot.standing(seat.pod, now).takes_new_users());
+        ready.map(|(at, seat)| (*seat, self.sent_to(at))).collect()
     }
 
     /// Counts users as sent to a pod, or takes them back.

@@ -6,9 +6,9 @@ use std::time::Duration;
 use redis::Value;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::executor::{Begun, Pods, Renewed};
+use crate::executor::{Begun, Inspection, Pods, Renewed};
 use crate::id::{Incarnation, PodIndex, ServiceName, shown};
-use crate::route::link::{Certificate, Life, Placed, StoredLink};
+use crate::route::link::{Certificate, Foretold, Life, Placed, StoredLink};
 use crate::route::state::{PodRecord, PodState, WorkloadState};
 
 /// A duration as the store takes it: whole milliseconds, at least one, at most a hundred years.
@@ -236,6 +236,32 @@ impl StoreClock {
         };
         Duration::from_micros(lease.deadline.max(fresh).saturating_sub(self.now))
     }
+
+    /// The certificate that a pod would get now, after an outage was noticed if there was one;
+    /// `None` if no process ever began under its index.
+    pub(super) fn foretell(&self, lease: LeaseFields) -> Option<Foretold> {
+        if lease.incarnation == 0 {
+            return None;
+        }
+        if lease.dead >= lease.incarnation {
+            return Some(Foretold {
+                certificate: Certificate::Dead(Incarnation::new(lease.dead)),
+                written: true,
+            });
+        }
+        let till = self.hold.max(lease.deadline + self.grace);
+        let incarnation = Incarnation::new(lease.incarnation);
+        let certificate = if self.now <= till {
+            let left = Duration::from_micros(till - self.now);
+            Certificate::Alive { incarnation, left }
+        } else {
+            Certificate::Dead(incarnation)
+        };
+        Some(Foretold {
+            certificate,
+            written: false,
+        })
+    }
 }
 
 /// The reply of `pods`: `{now, hold, held, grace, watchers, leases, states}`.
@@ -271,6 +297,27 @@ pub(super) fn pods(reply: Value) -> Result<Pods> {
     }
     pods.records.sort_by_key(|record| record.state.pod_id);
     Ok(pods)
+}
+
+/// The reply of `inspect`, which has the shape of that of `pods`.
+pub(super) fn inspection(reply: Value) -> Result<Inspection> {
+    let pods = pods(reply.clone())?;
+    let [now, hold, held, grace, _watchers, leases, _states] = parts(reply)?;
+    let clock = StoreClock {
+        now: unsigned(&now)?,
+        hold: unsigned(&hold)?,
+        held: unsigned(&held)?,
+        grace: unsigned(&grace)?,
+    };
+    let leases = lease_fields(pairs(leases)?);
+    let certificates = leases.into_iter().filter_map(|(pod, lease)| {
+        let foretold = clock.foretell(lease)?;
+        Some((pod, foretold))
+    });
+    Ok(Inspection {
+        pods,
+        certificates: certificates.collect(),
+    })
 }
 
 fn read_state(field: &str, stored: &str) -> std::result::Result<PodState, String> {

@@ -22,7 +22,7 @@ use crate::clock::{Clock, Tick};
 use crate::config::{Address, LeaseTimes, StoreConfig};
 use crate::error::Result;
 use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
-use crate::route::link::{Certificate, Persist, Placed, Removal, StoredLink};
+use crate::route::link::{Certificate, Foretold, Persist, Placed, Removal, StoredLink};
 use crate::route::state::{PodRecord, PodState, WorkloadState};
 
 pub use changes::Changes;
@@ -144,6 +144,10 @@ pub trait Executor: Send + Sync + std::fmt::Debug + 'static {
 
     /// Every pod of a service with what is left of its lease.
     async fn pods(&self, service: &ServiceId, deadline: Tick) -> Result<Pods>;
+
+    /// What `pods` and `pod_certify` would say of every pod of a service, and nothing changes: no
+    /// certificate is written, and the store's clock stays where it was.
+    async fn inspect(&self, service: &ServiceId, deadline: Tick) -> Result<Inspection>;
 
     /// Subscribes to the events of a service's pods: joins, leaves, deaths and changes of the
     /// routing state, not loads. What happens after this call has returned is told; what happened
@@ -277,6 +281,15 @@ pub struct Pods {
     pub watchers: u64,
     /// The store's clock: milliseconds since 1970.
     pub now_ms: u64,
+}
+
+/// What `inspect` says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Inspection {
+    /// What `pods` would say.
+    pub pods: Pods,
+    /// What `pod_certify` would say of each pod that ever began; it knows no others.
+    pub certificates: BTreeMap<PodIndex, Foretold>,
 }
 
 /// Opens a store. No I/O: the connection is made by the first call.

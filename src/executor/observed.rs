@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{Begun, Changes, Executor, PodIdentity, Pods, Removed, Renewed};
+use super::{Begun, Changes, Executor, Inspection, PodIdentity, Pods, Removed, Renewed};
 use crate::clock::{Clock, Tick};
 use crate::config::LeaseTimes;
 use crate::error::Result;
@@ -261,6 +261,11 @@ impl Executor for Observed {
     async fn pods(&self, service: &ServiceId, deadline: Tick) -> Result<Pods> {
         let call = self.watch.store.pods(service, deadline);
         self.call("pods", call).await
+    }
+
+    async fn inspect(&self, service: &ServiceId, deadline: Tick) -> Result<Inspection> {
+        let call = self.watch.store.inspect(service, deadline);
+        self.call("inspect", call).await
     }
 
     async fn listen(&self, service: &ServiceId, deadline: Tick) -> Result<Changes> {

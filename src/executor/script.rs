@@ -43,6 +43,7 @@ scripts! {
     POD_END = "lease_clock.lua" "pod_end.lua";
     POD_CERTIFY = "lease_clock.lua" "pod_certify.lua";
     PODS = "lease_clock.lua" "pods.lua";
+    INSPECT = "lease_clock.lua" "inspect.lua";
 }
 
 /// One argument of a script; numbers are written without a string in between.

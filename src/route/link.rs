@@ -145,6 +145,15 @@ pub enum Certificate {
     },
 }
 
+/// The certificate that a pod has, or would get if somebody asked for it now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Foretold {
+    /// What the store would say; never `Unknown`.
+    pub certificate: Certificate,
+    /// Whether it has said so already.
+    pub written: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,6 @@
 //! Decisions: pure functions and value types. No I/O, no lock, and `now` is an argument.
 
+pub mod explain;
 pub mod link;
 pub mod load;
 pub mod pick;

@@ -25,6 +25,19 @@ pub enum Strategy {
 }
 
 impl Strategy {
+    /// The name that users see.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::P2c => "p2c",
+            Self::LeastLoad => "least_load",
+            Self::RoundRobin => "round_robin",
+            Self::Weighted => "weighted",
+            Self::Rendezvous => "rendezvous",
+            Self::Custom => "custom",
+        }
+    }
+
     /// The strategy with this name.
     ///
     /// # Errors

@@ -186,6 +186,18 @@ impl Standing {
         Self::Unknown,
     ];
 
+    /// The name that users see.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "READY",
+            Self::Draining => "DRAINING",
+            Self::Shutdown => "SHUTDOWN",
+            Self::Lapsed => "LAPSED",
+            Self::Unknown => "UNKNOWN",
+        }
+    }
+
     /// Its lease is valid.
     #[must_use]
     pub const fn is_alive(self) -> bool {

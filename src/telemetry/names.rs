@@ -100,7 +100,7 @@ pub const OPERATIONS: [&str; 12] = [
 ];
 
 /// The calls of the store, by the name of the script or the read.
-pub const STORE_CALLS: [&str; 19] = [
+pub const STORE_CALLS: [&str; 20] = [
     "get",
     "batch_get",
     "services",
@@ -114,6 +114,7 @@ pub const STORE_CALLS: [&str; 19] = [
     "pod_end",
     "pod_certify",
     "pods",
+    "inspect",
     "listen",
     "set_workload",
     "workload",

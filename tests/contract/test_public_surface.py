@@ -91,6 +91,7 @@ SIGNATURES = {
     f"service_name: str, {_LIMIT}) -> dict[int, list[str]]",
     "ClientDriver.cache_expired": f"({_USER}) -> int | None",
     "ClientDriver.compute_linked_pod": f"async ({_USER}, {_LIMIT}) -> int",
+    "ClientDriver.explain": f"async ({_USER}, {_LIMIT}) -> Explanation",
     "ClientDriver.get_link_service": f"async (namespace: str | None, uid: str, {_LIMIT})"
     " -> dict[str, int]",
     "ClientDriver.get_linked_in_cache": f"({_USER}) -> int | None",
@@ -201,6 +202,7 @@ SIGNATURES = {
     " -> dict[int, list[str]]",
     "ServiceLinks.cache_expired": "(uid: str) -> int | None",
     "ServiceLinks.compute_linked_pod": f"async (uid: str, {_LIMIT}) -> int",
+    "ServiceLinks.explain": f"async (uid: str, {_LIMIT}) -> Explanation",
     "ServiceLinks.get_linked_in_cache": "(uid: str) -> int | None",
     "ServiceLinks.get_linked_pod": f"async (uid: str, {_LIMIT}) -> int | None",
     "ServiceLinks.get_linked_pod_in_cache_or_if_persist": f"async (uid: str, {_LIMIT})"

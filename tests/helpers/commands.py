@@ -111,6 +111,10 @@ class Terminal:
         """The process id of the command."""
         return self._process.pid
 
+    def fileno(self) -> int:
+        """The terminal, to look at its modes or to change its size."""
+        return self._master
+
     def type(self, keys: str) -> None:
         """Press keys."""
         os.write(self._master, keys.encode())

@@ -31,6 +31,7 @@ def publish(
     loads: Mapping[int, int] | None = None,
     routing: Mapping[int, str] | None = None,
     service: str = SERVICE,
+    namespace: str = NAMESPACE,
     lease: float = 60.0,
 ) -> None:
     """Write these pods' states, READY unless `routing` says otherwise."""
@@ -50,6 +51,6 @@ def publish(
         states[str(index)] = json.dumps(state)
         leases |= {f"i:{index}": "1", f"d:{index}": str(deadline)}
     with server.client(socket_timeout=30) as client, client.pipeline() as pipeline:
-        pipeline.hset(lease_key(service), mapping=leases)
-        pipeline.hset(state_key(service), mapping=states)
+        pipeline.hset(lease_key(service, namespace), mapping=leases)
+        pipeline.hset(state_key(service, namespace), mapping=states)
         pipeline.execute()

@@ -112,7 +112,7 @@ impl ServiceLinks {
 
 impl Shared {
     /// The services of this namespace, if it is one that can be reached.
-    fn table(&self, namespace: &str) -> Option<&Table> {
+    pub(super) fn table(&self, namespace: &str) -> Option<&Table> {
         if namespace.is_empty() || namespace == self.namespace.as_str() {
             return Some(&self.known);
         }

@@ -22,6 +22,10 @@ use crate::trace;
 /// round means that somebody else moved the user meanwhile.
 const ROUNDS: usize = 8;
 
+/// Pods that were read this recently are not read anew because of a user's owner: a dead pod's
+/// thousand users should not cause a thousand readings.
+pub(super) const FRESH: Duration = Duration::from_millis(50);
+
 /// Finds or makes the link. The steps are those of DESIGN §4 (ARCHITECTURE.md draws them).
 pub(super) async fn place(
     shared: Arc<Shared>,
@@ -285,10 +289,8 @@ impl Placing<'_> {
         None
     }
 
-    /// Reads the pods anew, unless that was only just done: a dead pod's thousand users should
-    /// not cause a thousand readings.
+    /// Reads the pods anew, unless that was only just done.
     async fn renew(&self, view: &mut Arc<View>) -> Result<()> {
-        const FRESH: Duration = Duration::from_millis(50);
         if self.shared.clock.now().since(view.snapshot.asked()) > FRESH {
             *view = self.fresh().await?;
         }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use crate::config::LeaseTimes;
 use crate::executor::codec::{LeaseFields, StoreClock, micros};
-use crate::executor::{Begun, PodIdentity, Pods, Renewed};
+use crate::executor::{Begun, Inspection, PodIdentity, Pods, Renewed};
 use crate::id::{Incarnation, PodIndex};
 use crate::route::link::Certificate;
 use crate::route::state::{PodRecord, PodState};
@@ -151,24 +151,19 @@ impl Service {
 
     pub(super) fn certify(&mut self, pod: PodIndex, now: u64) -> Certificate {
         let found = self.lease(pod);
-        if found.incarnation == 0 {
+        let clock = self.clock_at(now);
+        let Some(foretold) = clock.foretell(found) else {
             return Certificate::Unknown;
+        };
+        if foretold.written {
+            return foretold.certificate;
         }
-        if found.dead >= found.incarnation {
-            return Certificate::Dead(Incarnation::new(found.dead));
+        self.tick(self.times, now);
+        if let Certificate::Dead(incarnation) = foretold.certificate {
+            self.pods.entry(pod).or_default().fields.dead = incarnation.get();
+            self.news = true;
         }
-        let now = self.tick(self.times, now);
-        let till = self.hold.max(found.deadline + self.times.grace);
-        let incarnation = Incarnation::new(found.incarnation);
-        if now <= till {
-            return Certificate::Alive {
-                incarnation,
-                left: Duration::from_micros(till - now),
-            };
-        }
-        self.pods.entry(pod).or_default().fields.dead = found.incarnation;
-        self.news = true;
-        Certificate::Dead(incarnation)
+        foretold.certificate
     }
 
     pub(super) fn pods(&mut self, now: u64) -> Pods {
@@ -176,12 +171,23 @@ impl Service {
         if self.last > 0 && now - self.last > self.times.gap / 2 {
             self.tick(self.times, now);
         }
-        let clock = StoreClock {
-            now,
-            hold: self.hold,
-            held: self.held,
-            grace: self.times.grace,
-        };
+        self.shown(self.clock_at(now))
+    }
+
+    /// What `pods` and `certify` would say.
+    pub(super) fn inspect(&self, now: u64) -> Inspection {
+        let clock = self.clock_at(now);
+        let certificates = self.pods.iter().filter_map(|(pod, lease)| {
+            let foretold = clock.foretell(lease.fields)?;
+            Some((*pod, foretold))
+        });
+        Inspection {
+            pods: self.shown(clock),
+            certificates: certificates.collect(),
+        }
+    }
+
+    fn shown(&self, clock: StoreClock) -> Pods {
         let shown = self.states.values().filter_map(|state| {
             let lease = self.lease(state.pod_id);
             (lease.incarnation == state.incarnation.get()).then(|| PodRecord {
@@ -191,7 +197,7 @@ impl Service {
         });
         Pods {
             records: shown.collect(),
-            now_ms: now / 1000,
+            now_ms: clock.now / 1000,
             ..Pods::default()
         }
     }
@@ -211,15 +217,31 @@ impl Service {
     /// Moves the store's clock, which never runs backwards. A silence longer than the gap is an
     /// outage: everyone gets a fresh lease and grace.
     fn tick(&mut self, times: Times, now: u64) -> u64 {
+        let clock = self.ticked(times, now);
+        (self.hold, self.held, self.last) = (clock.hold, clock.held, clock.now);
+        clock.now
+    }
+
+    /// What `tick` would make of the clock.
+    fn ticked(&self, times: Times, now: u64) -> StoreClock {
         let now = now.max(self.last);
+        let (mut hold, mut held) = (self.hold, self.held);
         if self.last > 0 && times.gap > 0 && now - self.last > times.gap {
-            if self.last > self.hold {
-                self.held = self.last;
+            if self.last > hold {
+                held = self.last;
             }
-            self.hold = now + times.lease + times.grace;
+            hold = now + times.lease + times.grace;
         }
-        self.last = now;
-        now
+        StoreClock {
+            now,
+            hold,
+            held,
+            grace: times.grace,
+        }
+    }
+
+    fn clock_at(&self, now: u64) -> StoreClock {
+        self.ticked(self.times, now)
     }
 
     fn forget_the_long_dead(&mut self, me: PodIndex, lease_time: u64, now: u64) {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::codec::{micros, millis};
-use super::{Begun, Changes, Executor, PodIdentity, Pods, Removed, Renewed};
+use super::{Begun, Changes, Executor, Inspection, PodIdentity, Pods, Removed, Renewed};
 use crate::clock::{Clock, Tick, calendar_micros};
 use crate::config::LeaseTimes;
 use crate::error::{Error, ErrorKind, Result, WriteOutcome};
@@ -405,6 +405,16 @@ impl Executor for MemoryExecutor {
         );
         pods.watchers = tables.listeners.count(service);
         Ok(pods)
+    }
+
+    async fn inspect(&self, service: &ServiceId, deadline: Tick) -> Result<Inspection> {
+        let (tables, now) = self.begin("inspect", deadline)?;
+        let micros = self.store.micros_at(now);
+        let nobody = Service::default();
+        let pods = tables.services.get(service).unwrap_or(&nobody);
+        let mut found = pods.inspect(micros);
+        found.pods.watchers = tables.listeners.count(service);
+        Ok(found)
     }
 
     async fn listen(&self, service: &ServiceId, deadline: Tick) -> Result<Changes> {

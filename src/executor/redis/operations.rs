@@ -15,7 +15,7 @@ use crate::executor::codec::{self, LinkReply};
 use crate::executor::key;
 use crate::executor::script::{self, Arg, Invocation};
 use crate::executor::{
-    Begun, Changes, ConnectionReport, Executor, PodIdentity, Pods, Removed, Renewed,
+    Begun, Changes, ConnectionReport, Executor, Inspection, PodIdentity, Pods, Removed, Renewed,
 };
 use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
 use crate::route::link::{Certificate, Life, Persist, Placed, Removal, StoredLink};
@@ -309,6 +309,19 @@ impl Executor for RedisExecutor {
             };
             // It may write the time, but asking twice does no harm.
             codec::pods(self.call(call, Intent::Read, deadline).await?)
+        })
+        .await
+    }
+
+    async fn inspect(&self, service: &ServiceId, deadline: Tick) -> Result<Inspection> {
+        during("inspect", async {
+            let keys = [&*key::lease(service), &*key::state(service)];
+            let call = Invocation {
+                script: &script::INSPECT,
+                keys: &keys,
+                args: &[],
+            };
+            codec::inspection(self.call(call, Intent::Read, deadline).await?)
         })
         .await
     }

@@ -1,6 +1,7 @@
 //! The contract of [`podlink::executor::Executor`]: one set of tests on every store.
 
 pub(crate) mod events;
+mod inspections;
 pub(crate) mod leases;
 mod links;
 mod stored_events;

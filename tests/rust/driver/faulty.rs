@@ -8,7 +8,9 @@ use async_trait::async_trait;
 use podlink::clock::{Clock, Tick};
 use podlink::config::LeaseTimes;
 use podlink::error::{Error, ErrorKind, Result, WriteOutcome};
-use podlink::executor::{Begun, Changes, Executor, PodIdentity, Pods, Removed, Renewed};
+use podlink::executor::{
+    Begun, Changes, Executor, Inspection, PodIdentity, Pods, Removed, Renewed,
+};
 use podlink::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
 use podlink::route::link::{Certificate, Persist, Placed, Removal, StoredLink};
 use podlink::route::state::{PodState, WorkloadState};
@@ -176,6 +178,7 @@ handed_on! {
     pod_end(service: &ServiceId, pod: PodIndex, incarnation: Incarnation) -> bool;
     pod_certify(service: &ServiceId, pod: PodIndex) -> Certificate;
     pods(service: &ServiceId) -> Pods;
+    inspect(service: &ServiceId) -> Inspection;
     listen(service: &ServiceId) -> Changes;
     set_workload(service: &ServiceId, workload: &WorkloadState, ttl: Duration) -> ();
     workload(service: &ServiceId) -> Option<WorkloadState>;

@@ -1,5 +1,6 @@
 //! The drivers on a store that fails on request, in time that the test moves.
 
+mod explain;
 mod faulty;
 mod info;
 mod lease;

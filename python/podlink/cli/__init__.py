@@ -1,9 +1,9 @@
 """The ``podlink`` command: a demonstration, and the questions that operators ask.
 
-``podlink demo`` shows podlink at work. ``compute``, ``get``, ``batch``, ``services`` and ``pods``
-are the driver operations of those names. Answers go to stdout, as text or with ``--json`` as one
-JSON object. Exit status: 0; 1 with one line ``podlink: CODE: message`` on stderr; 2 if the
-command line is wrong; 130 after Ctrl-C.
+``podlink demo`` shows podlink at work. ``compute``, ``get``, ``batch``, ``services``, ``pods`` and
+``explain`` are the driver operations of those names; ``top`` keeps watching a service. Answers go
+to stdout, as text or with ``--json`` as one JSON object. Exit status: 0; 1 with one line
+``podlink: CODE: message`` on stderr; 2 if the command line is wrong; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from . import (
+from podlink import (
     AdminServer,
     ClientConfig,
     ClientDriver,
-    Connection,
     GrpcServerConfig,
     InvalidParameterError,
     PodlinkError,
@@ -33,18 +32,21 @@ from . import (
     RouteInfoDriver,
     Store,
     __version__,
-    connect,
 )
-from ._options import (
+from podlink._options import (
     Parser,
     add_figures,
     add_store,
     figures,
     whole_number,
 )
-from ._show import columns, one_line
-from .demo.stage import Settings
-from .demo.story import run
+from podlink._show import columns, one_line
+from podlink.demo.stage import Settings
+from podlink.demo.story import run
+
+from ._verb import add_namespace, add_verb, connection, say
+from .explain import add_explain
+from .top import add_top
 
 __all__ = ["main"]
 
@@ -104,7 +106,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"podlink {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_demo(commands)
-    for add in (_add_compute, _add_get, _add_batch, _add_services, _add_pods, _add_serve):
+    for add in (
+        _add_compute,
+        _add_get,
+        _add_batch,
+        _add_services,
+        _add_pods,
+        add_explain,
+        add_top,
+        _add_serve,
+    ):
         add(commands)
     return parser
 
@@ -151,53 +162,36 @@ async def _demo(options: argparse.Namespace) -> None:
     await run(settings, sys.stdout)
 
 
-def _add_command(commands: Any, command: Any, about: str) -> argparse.ArgumentParser:
-    name = command.__name__.removeprefix("_")
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=about, description=about[0].upper() + about[1:], allow_abbrev=False
-    )
-    add_store(parser, None)
-    parser.add_argument(
-        "--namespace",
-        metavar="NS",
-        default=os.environ.get("PODLINK_NAMESPACE") or "default",
-        help="the namespace; without it the variable PODLINK_NAMESPACE, else 'default'",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=command)
-    return parser
-
-
 def _add_compute(commands: Any) -> None:
     about = "find a user's pod, or choose one and link the user to it"
-    parser = _add_command(commands, _compute, about)
+    parser = add_verb(commands, _compute, about)
     parser.add_argument("uid", help="the user")
     parser.add_argument("service", help="the stateful service")
     add_figures(parser, ClientConfig(), RouteInfoConfig())
 
 
 async def _compute(options: argparse.Namespace) -> None:
-    async with _connect(options) as connection:
-        compute = connection.client.compute_linked_pod
+    async with connection(options) as opened:
+        compute = opened.client.compute_linked_pod
         _say_pod(options, await compute(None, options.uid, options.service))
 
 
 def _add_get(commands: Any) -> None:
     about = "read a user's link as the store has it; the pod may be dead"
-    parser = _add_command(commands, _get, about)
+    parser = add_verb(commands, _get, about)
     parser.add_argument("uid", help="the user")
     parser.add_argument("service", help="the stateful service")
     add_figures(parser, ClientConfig(), RouteInfoConfig())
 
 
 async def _get(options: argparse.Namespace) -> None:
-    async with _connect(options) as connection:
-        get = connection.client.get_linked_pod_not_cache
+    async with connection(options) as opened:
+        get = opened.client.get_linked_pod_not_cache
         _say_pod(options, await get(None, options.uid, options.service))
 
 
 def _add_batch(commands: Any) -> None:
-    parser = _add_command(commands, _batch, "read many users' links as the store has them")
+    parser = add_verb(commands, _batch, "read many users' links as the store has them")
     parser.add_argument("uids", metavar="uid", nargs="+", help="users; '-': stdin, one a line")
     parser.add_argument("service", help="the stateful service")
     add_figures(parser, ClientConfig(), RouteInfoConfig())
@@ -205,14 +199,14 @@ def _add_batch(commands: Any) -> None:
 
 async def _batch(options: argparse.Namespace) -> None:
     uids = list(dict.fromkeys(uid for given in options.uids for uid in _users(given)))
-    async with _connect(options) as connection:
-        pods = await connection.client.batch_get_linked_pod(None, uids, options.service)
+    async with connection(options) as opened:
+        pods = await opened.client.batch_get_linked_pod(None, uids, options.service)
     linked = {uid for users in pods.values() for uid in users}
     unlinked = [uid for uid in uids if uid not in linked]
     answer = {"pods": {str(pod): pods[pod] for pod in sorted(pods)}, "unlinked": unlinked}
     rows = [(f"pod {pod}", uid) for pod in sorted(pods) for uid in pods[pod]]
     rows += [("no link", uid) for uid in unlinked]
-    _say(options, answer, columns(rows))
+    say(options, answer, columns(rows))
 
 
 def _users(given: str) -> list[str]:
@@ -227,16 +221,16 @@ def _users(given: str) -> list[str]:
 
 def _add_services(commands: Any) -> None:
     about = "list the services to which a user has persistent links"
-    parser = _add_command(commands, _services, about)
+    parser = add_verb(commands, _services, about)
     parser.add_argument("uid", help="the user")
     add_figures(parser, ClientConfig(), RouteInfoConfig())
 
 
 async def _services(options: argparse.Namespace) -> None:
-    async with _connect(options) as connection:
-        services = await connection.client.get_link_service(None, options.uid)
+    async with connection(options) as opened:
+        services = await opened.client.get_link_service(None, options.uid)
     lines = columns([(service, f"pod {pod}") for service, pod in sorted(services.items())])
-    _say(
+    say(
         options,
         {"uid": options.uid, "services": services},
         lines or [f"{options.uid} has no persistent links"],
@@ -244,7 +238,7 @@ async def _services(options: argparse.Namespace) -> None:
 
 
 def _add_pods(commands: Any) -> None:
-    parser = _add_command(commands, _pods, "list a service's alive pods and what they say")
+    parser = add_verb(commands, _pods, "list a service's alive pods and what they say")
     parser.add_argument("service", help="the stateful service")
     add_figures(parser, RouteInfoConfig())
 
@@ -276,7 +270,7 @@ async def _pods(options: argparse.Namespace) -> None:
         for pod in pods
     ]
     lines = columns(rows) if pods else [f"{options.service} has no alive pods"]
-    _say(options, {"pods": pods}, lines)
+    say(options, {"pods": pods}, lines)
 
 
 def _add_serve(commands: Any) -> None:
@@ -289,12 +283,7 @@ def _add_serve(commands: Any) -> None:
         allow_abbrev=False,
     )
     add_store(parser, None)
-    parser.add_argument(
-        "--namespace",
-        metavar="NS",
-        default=os.environ.get("PODLINK_NAMESPACE") or "default",
-        help="the namespace; without it the variable PODLINK_NAMESPACE, else 'default'",
-    )
+    add_namespace(parser)
     parser.add_argument(
         "--listen",
         metavar="HOST:PORT",
@@ -391,28 +380,7 @@ def _rule(given: str) -> tuple[str, str, str]:
     return caller, method, namespace
 
 
-def _connect(options: argparse.Namespace) -> Connection:
-    return connect(
-        options.store,
-        namespace=options.namespace,
-        config=figures(ClientConfig(), options),
-        route_info=figures(RouteInfoConfig(), options),
-    )
-
-
 def _say_pod(options: argparse.Namespace, pod: int | None) -> None:
     place = "has no link" if pod is None else f"pod {pod}"
     answer = {"uid": options.uid, "pod": pod}
-    _say(options, answer, [f"{options.uid}  {place}"])
-
-
-def _say(options: argparse.Namespace, answer: dict[str, Any], lines: Sequence[str]) -> None:
-    """Prints the answer as an object that also says what was asked, or as lines."""
-    if options.json:
-        asked = {"namespace": options.namespace}
-        if hasattr(options, "service"):
-            asked["service"] = options.service
-        print(json.dumps(asked | answer))
-    else:
-        for line in lines:
-            print(one_line(line))
+    say(options, answer, [f"{options.uid}  {place}"])

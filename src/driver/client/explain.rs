@@ -1,0 +1,492 @@
+//! explain: what compute would do with a user now, and why. Reads, and changes nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::cached::Known;
+use super::place::FRESH;
+use super::{ClientDriver, Shared};
+use crate::cache::Entry;
+use crate::clock::Tick;
+use crate::config::OnRestart;
+use crate::driver::view::View;
+use crate::error::{Error, ErrorKind, Result};
+use crate::executor::{Inspection, Pods};
+use crate::id::{Incarnation, LinkId, PodIndex};
+use crate::route::explain::{
+    Action, Cached, Candidate, Facts, Forecast, Look, Reason, Stale, cached, foresee, weigh,
+};
+use crate::route::link::{Certificate, Foretold, Life, StoredLink};
+use crate::route::pick::{Chance, Strategy};
+use crate::route::snapshot::Pod;
+use crate::route::state::{PodState, Standing};
+use crate::rpc::{Believed, LinkOperations, Source};
+
+/// What is known of a user, and what compute would do. Times are seconds.
+#[derive(Debug, Clone, Serialize)]
+pub struct Explanation {
+    namespace: String,
+    uid: String,
+    service_name: String,
+    /// Whether the namespace is another one, whose peer was asked.
+    foreign: bool,
+    link: Option<Link>,
+    cache: Remembered,
+    /// Every pod that the store, or the peer, shows, and the user's own whatever is known of it.
+    pods: Vec<PodFacts>,
+    strategy: &'static str,
+    overload_limit: Option<i64>,
+    /// Whether every READY pod is over the overload limit, and the least loaded stands in.
+    degraded: bool,
+    candidates: Vec<Candidate>,
+    /// How old the reading of the pods is that compute would begin with; `None`: it has none.
+    pods_age: Option<f64>,
+    action: Action,
+    reason: Reason,
+    /// The pods that compute may answer.
+    answers: Vec<PodIndex>,
+    /// Until the death of the user's pod is certain.
+    certain_in: Option<f64>,
+    trouble: Option<Trouble>,
+}
+
+impl Explanation {
+    /// As one JSON object.
+    ///
+    /// # Errors
+    /// `Internal`, which would be a mistake here.
+    pub fn json(&self) -> Result<String> {
+        serde_json::to_string(self).map_err(|error| {
+            Error::new(ErrorKind::Internal, "an explanation is not JSON").caused_by(error)
+        })
+    }
+
+    /// What compute would do.
+    #[must_use]
+    pub fn action(&self) -> Action {
+        self.action
+    }
+
+    /// Why.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// The pods that compute may answer.
+    #[must_use]
+    pub fn answers(&self) -> &[PodIndex] {
+        &self.answers
+    }
+}
+
+/// The stored link.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Link {
+    pod: PodIndex,
+    /// `None`: a peer does not tell.
+    persistent: Option<bool>,
+    /// What is left of a temporary one, or how long a peer's may be remembered.
+    left: Option<f64>,
+}
+
+/// What the cache holds.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Remembered {
+    state: &'static str,
+    why: Option<Stale>,
+    pod: Option<PodIndex>,
+    incarnation: Option<Incarnation>,
+    left: Option<f64>,
+}
+
+/// One pod.
+#[derive(Debug, Clone, Serialize)]
+struct PodFacts {
+    pod: PodIndex,
+    standing: &'static str,
+    /// What it published last; nothing if it never did, or was withdrawn.
+    #[serde(flatten)]
+    said: Option<Said>,
+    lease_left: f64,
+    /// Of its death: `certified`, `due`, `not_yet`, or `None` if nobody knows.
+    death: Option<&'static str>,
+    certain_in: Option<f64>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct Said {
+    routing_state: &'static str,
+    state: &'static str,
+    load_state: i64,
+    incarnation: Incarnation,
+    /// Since it was published, by the store's clock; a peer does not tell that.
+    age: Option<f64>,
+    metadata: BTreeMap<String, String>,
+}
+
+/// Why the store or the peer could not be asked.
+#[derive(Debug, Clone, Serialize)]
+struct Trouble {
+    code: &'static str,
+    message: String,
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        Self {
+            code: error.kind().code(),
+            message: error.to_string(),
+        }
+    }
+}
+
+impl ClientDriver {
+    /// Tells what compute would do with the user now, and why. Nothing changes: not the store,
+    /// not the cache, not what is known of the pods, no counter of the driver's.
+    ///
+    /// # Errors
+    /// `Closed`. What the store or the peer fails with is part of the explanation.
+    pub async fn explain(&self, link: LinkId, deadline: Tick) -> Result<Explanation> {
+        let shared = &*self.shared;
+        shared.open()?;
+        let peer = shared.peer(&link.service.namespace)?.map(Arc::clone);
+        let read = match &peer {
+            None => shared.read_store(&link, deadline).await,
+            Some(peer) => shared.read_peer(peer, &link, deadline).await,
+        };
+        match read {
+            Err(error) if error.kind() == ErrorKind::Closed => Err(error),
+            read => Ok(Case::new(shared, &link, peer.is_some(), read).explain()),
+        }
+    }
+}
+
+/// What the store or the peer said.
+#[derive(Default)]
+struct Read {
+    link: Option<Link>,
+    found: Inspection,
+    asked: Tick,
+}
+
+impl Shared {
+    async fn read_store(&self, link: &LinkId, deadline: Tick) -> Result<Read> {
+        let stored = self.executor.get(link, deadline).await?;
+        let asked = self.clock.now();
+        let found = self.executor.inspect(&link.service, deadline).await?;
+        Ok(Read {
+            link: stored.map(Link::from),
+            found,
+            asked,
+        })
+    }
+
+    async fn read_peer(
+        &self,
+        peer: &Arc<dyn LinkOperations>,
+        link: &LinkId,
+        deadline: Tick,
+    ) -> Result<Read> {
+        let stored = peer.get(link, Source::Store, deadline).await?;
+        let asked = self.clock.now();
+        let records = peer.pods(&link.service, deadline).await?;
+        let pods = Pods {
+            records,
+            ..Pods::default()
+        };
+        let found = Inspection {
+            pods,
+            ..Inspection::default()
+        };
+        Ok(Read {
+            link: stored.map(Link::from),
+            found,
+            asked,
+        })
+    }
+
+    /// What is known of a service if it was ever asked for; it is not asked for now.
+    fn known_already(&self, link: &LinkId) -> Option<Arc<Known>> {
+        let id = &link.service;
+        self.table(id.namespace.as_str())?.get(id.service.as_str())
+    }
+}
+
+/// One user's case.
+struct Case<'a> {
+    shared: &'a Shared,
+    id: &'a LinkId,
+    foreign: bool,
+    now: Tick,
+    known: Option<Arc<Known>>,
+    /// The pods as compute would see them at first.
+    seen: Option<Arc<View>>,
+    /// The pods as they are.
+    fresh: View,
+    entry: Option<Entry>,
+    link: Option<Link>,
+    found: Inspection,
+    trouble: Option<Trouble>,
+}
+
+impl<'a> Case<'a> {
+    fn new(shared: &'a Shared, id: &'a LinkId, foreign: bool, read: Result<Read>) -> Self {
+        let known = shared.known_already(id);
+        let seen = known.as_ref().and_then(|known| known.watched.unused());
+        let scope = shared.cache.scope(&id.service);
+        let (read, trouble) = match read {
+            Ok(read) => (read, None),
+            Err(error) => (Read::default(), Some(Trouble::from(error))),
+        };
+        let states = if foreign {
+            &shared.foreign
+        } else {
+            &shared.states
+        };
+        let fresh = states.view(read.found.pods.clone(), read.asked, seen.as_deref());
+        Self {
+            entry: shared.cache.peek(scope.key(id.uid.as_str())),
+            now: shared.clock.now(),
+            link: read.link,
+            found: read.found,
+            shared,
+            id,
+            foreign,
+            known,
+            seen,
+            fresh,
+            trouble,
+        }
+    }
+
+    fn explain(self) -> Explanation {
+        let cached = self.cached();
+        let forecast = self.forecast(cached);
+        // What compute would choose from; without a choice, what it sees.
+        let view = match &self.seen {
+            Some(seen) if self.trouble.is_some() || !forecast.fresh => seen,
+            _ => &self.fresh,
+        };
+        let candidates = self.candidates(view, forecast.choices_before);
+        let (namespace, service) = (&self.id.service.namespace, &self.id.service.service);
+        let age = |seen: &Arc<View>| self.now.since(seen.snapshot.asked()).as_secs_f64();
+        Explanation {
+            namespace: namespace.as_str().to_owned(),
+            uid: self.id.uid.as_str().to_owned(),
+            service_name: service.as_str().to_owned(),
+            foreign: self.foreign,
+            link: self.link,
+            cache: self.remembered(cached),
+            pods: self.pods(),
+            strategy: self.strategy().as_str(),
+            overload_limit: self.shared.states.config().overload_limit,
+            degraded: view.degraded,
+            answers: self.answers(&forecast, &candidates),
+            candidates,
+            pods_age: self.seen.as_ref().map(age),
+            action: forecast.action,
+            reason: forecast.reason,
+            certain_in: forecast.uncertain_for.map(|left| left.as_secs_f64()),
+            trouble: self.trouble,
+        }
+    }
+
+    fn look(&self, view: &View, pod: Option<PodIndex>) -> Look {
+        let nobody = (Standing::Unknown, Incarnation::NONE);
+        let of_pod = |pod| (view.standing(pod, self.now), view.incarnation(pod));
+        let (owner, incarnation) = pod.map_or(nobody, of_pod);
+        Look {
+            owner,
+            incarnation,
+            takers: !view.seats(self.now).is_empty(),
+        }
+    }
+
+    fn cached(&self) -> Cached {
+        let Some(entry) = self.entry else {
+            return Cached::Absent;
+        };
+        let pod = Some(entry.pod);
+        let seen = self.seen.as_ref().map(|seen| self.look(seen, pod));
+        let in_time = self.now < entry.valid_until;
+        cached(
+            in_time,
+            entry.incarnation,
+            seen,
+            self.look(&self.fresh, pod),
+        )
+    }
+
+    fn forecast(&self, cached: Cached) -> Forecast {
+        let certainly = |action, reason| Forecast {
+            action,
+            reason,
+            uncertain_for: None,
+            fresh: false,
+            choices_before: 0,
+        };
+        match (cached, self.foreign, self.trouble.is_some()) {
+            (Cached::Valid, _, _) => certainly(Action::AnswerFromCache, Reason::Cached),
+            (_, true, false) => certainly(Action::AskPeer, Reason::ForeignNamespace),
+            (_, true, true) => certainly(Action::Fail, Reason::PeerTrouble),
+            (Cached::Told, false, _) => certainly(Action::AnswerFromCache, Reason::ToldByProgram),
+            (_, false, true) => certainly(Action::Fail, Reason::StoreTrouble),
+            (_, false, false) => foresee(&self.facts()),
+        }
+    }
+
+    fn facts(&self) -> Facts {
+        let owner = self.link.map(|link| link.pod);
+        let young = |seen: &Arc<View>| self.now.since(seen.snapshot.asked()) <= FRESH;
+        let remembers = |entry: &Entry| Some(entry.pod) == owner && self.now < entry.valid_until;
+        let afresh = self.shared.config.on_restart == OnRestart::BestPod;
+        let remembered = self.entry.filter(remembers).filter(|_| afresh);
+        Facts {
+            linked: self.link.is_some(),
+            seen: self.seen.as_ref().map(|seen| self.look(seen, owner)),
+            just_read: self.seen.as_ref().is_none_or(young),
+            fresh: self.look(&self.fresh, owner),
+            certificate: owner.and_then(|pod| self.certificate(pod)),
+            remembered: remembered.map(|entry| entry.incarnation),
+        }
+    }
+
+    fn certificate(&self, pod: PodIndex) -> Option<Foretold> {
+        self.found.certificates.get(&pod).copied()
+    }
+
+    fn strategy(&self) -> Strategy {
+        match &self.shared.chooser {
+            Some(_) => Strategy::Custom,
+            None => self.shared.config.strategy,
+        }
+    }
+
+    fn candidates(&self, view: &View, choices_before: u64) -> Vec<Candidate> {
+        let strategy = self.strategy();
+        let turn = self.known.as_ref().map_or(0, |known| known.watched.turn());
+        let chance = Chance {
+            turn: turn + choices_before,
+            // Only strategies that leave nothing to chance are asked.
+            random: (0, 0),
+        };
+        let certain = view.would_choose(strategy, self.id.uid.as_str(), chance, self.now);
+        weigh(strategy, &view.seats(self.now), certain)
+    }
+
+    fn answers(&self, forecast: &Forecast, candidates: &[Candidate]) -> Vec<PodIndex> {
+        let possible = |candidate: &&Candidate| candidate.chance.is_none_or(|chance| chance > 0.0);
+        let chosen = || candidates.iter().filter(possible).map(|c| c.pod).collect();
+        let owner = self.link.map(|link| link.pod);
+        match forecast.action {
+            Action::AnswerFromCache => self.entry.iter().map(|entry| entry.pod).collect(),
+            Action::KeepLink | Action::KeepUntilCertain => owner.into_iter().collect(),
+            Action::MakeLink | Action::MoveUser | Action::CertifyThenMove => chosen(),
+            Action::AskPeer => match owner {
+                Some(pod) if self.fresh.standing(pod, self.now).is_available() => vec![pod],
+                // By its own strategy, which it does not tell.
+                _ => candidates.iter().map(|candidate| candidate.pod).collect(),
+            },
+            Action::NoRoutablePod | Action::Fail => Vec::new(),
+        }
+    }
+
+    fn remembered(&self, cached: Cached) -> Remembered {
+        let (state, why) = match cached {
+            Cached::Absent => ("absent", None),
+            Cached::Valid | Cached::Told => ("valid", None),
+            Cached::Stale(why) => ("stale", Some(why)),
+        };
+        let known = |entry: &Entry| {
+            Some(entry.incarnation).filter(|incarnation| *incarnation != Incarnation::NONE)
+        };
+        let left = |entry: Entry| entry.valid_until.since(self.now).as_secs_f64();
+        Remembered {
+            state,
+            why,
+            pod: self.entry.map(|entry| entry.pod),
+            incarnation: self.entry.as_ref().and_then(known),
+            left: self.entry.map(left),
+        }
+    }
+
+    fn pods(&self) -> Vec<PodFacts> {
+        // Without the store there is only what was seen.
+        let view = match &self.seen {
+            Some(seen) if self.trouble.is_some() => seen,
+            _ => &self.fresh,
+        };
+        let shown = view.snapshot.pods().iter();
+        let mut pods: BTreeMap<PodIndex, Option<&Pod>> =
+            shown.map(|pod| (pod.state.pod_id, Some(pod))).collect();
+        let own = [
+            self.link.map(|link| link.pod),
+            self.entry.map(|entry| entry.pod),
+        ];
+        for pod in own.into_iter().flatten() {
+            pods.entry(pod).or_insert(None);
+        }
+        let facts = |(index, pod)| self.pod_facts(view, index, pod);
+        pods.into_iter().map(facts).collect()
+    }
+
+    fn pod_facts(&self, view: &View, index: PodIndex, pod: Option<&Pod>) -> PodFacts {
+        let (death, certain_in) = match self.certificate(index) {
+            None => (None, None),
+            Some(Foretold { written: true, .. }) => (Some("certified"), None),
+            Some(foretold) => match foretold.certificate {
+                Certificate::Alive { left, .. } => (Some("not_yet"), Some(left.as_secs_f64())),
+                Certificate::Dead(_) | Certificate::Unknown => (Some("due"), None),
+            },
+        };
+        let lease_left = |pod: &Pod| pod.lease_until.since(self.now).as_secs_f64();
+        PodFacts {
+            pod: index,
+            standing: view.standing(index, self.now).as_str(),
+            said: pod.map(|pod| self.said(&pod.state)),
+            lease_left: pod.map_or(0.0, lease_left),
+            death,
+            certain_in,
+        }
+    }
+
+    fn said(&self, state: &PodState) -> Said {
+        let age = Duration::from_millis(self.found.pods.now_ms.saturating_sub(state.update_time));
+        Said {
+            routing_state: state.routing_state.as_str(),
+            state: state.state.as_str(),
+            load_state: state.load_state,
+            incarnation: state.incarnation,
+            age: (self.found.pods.now_ms > 0).then_some(age.as_secs_f64()),
+            metadata: state.metadata.clone(),
+        }
+    }
+}
+
+impl From<StoredLink> for Link {
+    fn from(link: StoredLink) -> Self {
+        let left = match link.life {
+            Life::Persistent => None,
+            Life::Temporary(left) => Some(left.as_secs_f64()),
+        };
+        Self {
+            pod: link.pod,
+            persistent: Some(left.is_none()),
+            left,
+        }
+    }
+}
+
+impl From<Believed> for Link {
+    fn from(believed: Believed) -> Self {
+        Self {
+            pod: believed.pod,
+            persistent: None,
+            left: believed.valid_for.map(|left| left.as_secs_f64()),
+        }
+    }
+}

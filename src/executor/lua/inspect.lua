@@ -1,0 +1,12 @@
+-- inspect: every pod of a service and its lease, for those who only want to know.
+-- KEYS[1] lease hash, KEYS[2] state hash
+-- ARGV    (none)
+-- reply   {now, hold, held, grace, watchers, lease fields and values, state fields and values}
+-- Atomic, because states and leases of two moments would show pods that never were. It writes
+-- nothing, not even the time: `tick` only tells this script what the next call would find.
+local lease, grace, gap = times()
+local leases = redis.call('HGETALL', lease_key)
+local states = redis.call('HGETALL', KEYS[2])
+local watchers = redis.pcall('PUBSUB', 'NUMSUB', KEYS[2])[2] or 0
+tick(lease, grace, gap)
+return {text(now), text(hold), text(held), text(grace), watchers, leases, states}
