@@ -359,7 +359,7 @@ async fn each_reason_has_its_world() {
             &[begin.clone(), rival.clone(), link.clone(), Step::End(0)],
         ),
         (Reason::OwnerNeverSeen, &[rival.clone(), link.clone()]),
-        (Reason::NoLink, &[rival.clone()]),
+        (Reason::NoLink, std::slice::from_ref(&rival)),
         (Reason::NobodyTakesNewUsers, &[]),
         (
             Reason::DeathNotCertain,
