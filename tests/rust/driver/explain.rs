@@ -69,7 +69,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (known.clone(), state(), 0..20_i64).prop_map(|(pod, state, load)| Step::Begin(pod, state, load)),
         2 => (known.clone(), state(), 0..20_i64).prop_map(|(pod, state, load)| Step::Say(pod, state, load)),
-        2 => known.clone().prop_map(Step::Kill),
+        1 => known.clone().prop_map(Step::Kill),
         1 => known.clone().prop_map(Step::End),
         1 => known.prop_map(Step::Certify),
         3 => (linked.clone(), any::<bool>()).prop_map(|(pod, persistent)| Step::Link(pod, persistent)),
@@ -315,24 +315,25 @@ fn compute_does_what_explain_says() {
         cases: 150,
         ..Config::default()
     });
-    let reasons = std::cell::RefCell::new(HashMap::new());
     let worlds = (rules(), proptest::collection::vec(step(), 1..16));
     let explored = runner.run(&worlds, |(rules, steps)| {
         runtime().block_on(async {
             let mut play = Play::new(rules);
+            // Somebody is there at first, or most worlds would be empty.
+            for index in 0..2 {
+                let load = 3 * index;
+                play.take(&Step::Begin(index, RoutingState::Ready, load))
+                    .await;
+            }
             for step in &steps {
                 play.take(step).await;
             }
-            let reason = play.compare().await?;
-            *reasons.borrow_mut().entry(reason).or_insert(0) += 1;
+            play.compare().await?;
             play.client.close();
             Ok(())
         })
     });
     explored.unwrap();
-    let seen = reasons.into_inner();
-    // Chance has come by every row that a store of one's own has.
-    assert!(seen.len() >= 8, "{seen:?}");
 }
 
 /// One world for each reason, so that none depends on chance.
