@@ -216,7 +216,7 @@ def _state(pid: int) -> str:
 def test_a_size_that_changes_is_drawn_at_once(store: Server) -> None:
     arguments = ("top", SERVICE, "--interval", "3600")
     with Terminal(*arguments, env={"PODLINK_STORE": store.url}) as terminal:
-        terminal.read_until("METADATA")
+        terminal.read_until("q ends it\x1b[0m\x1b[K\x1b[J")
         terminal.text = ""
         termios.tcsetwinsize(terminal.fileno(), (10, 30))
         terminal.read_until("\x1b[J")
