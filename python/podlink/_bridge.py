@@ -63,20 +63,16 @@ class LoopBridge:
 
     def drain(self) -> None:
         """Delivers everything that has arrived. Runs on the loop."""
-        done, calls = self.queue.drain()
-        for waiter, value, error in done:
-            _settle(waiter, value, error)
+        waiters, values, failures, calls = self.queue.drain()
+        # One loop and no function in between: this is paid for each call that was awaited.
+        for waiter, value in zip(waiters, values, strict=True):
+            if not waiter.done():  # done: cancelled, whoever waited has left
+                waiter.set_result(value)
+        for waiter, error in failures:
+            if not waiter.done():
+                waiter.set_exception(from_core(*error))
         for hook, arguments, reply in calls:
             hook(reply, *arguments)
-
-
-def _settle(waiter: Any, value: object, error: _podlink._ErrorParts | None) -> None:
-    if waiter.done():
-        return  # cancelled: whoever waited has left
-    if error is None:
-        waiter.set_result(value)
-    else:
-        waiter.set_exception(from_core(*error))
 
 
 def _wake_from_thread(
@@ -329,12 +325,11 @@ class CallbackThread:
             self._deliver()
 
     def _deliver(self) -> None:
-        done, calls = self.queue.drain()
-        for waiter, value, error in done:
-            try:
-                _settle(waiter, value, error)
-            except BaseException:  # noqa: BLE001 - not even sys.exit() may end everybody's thread
-                _log.debug("what ended a callback ends here")
+        waiters, values, failures, calls = self.queue.drain()
+        for waiter, value in zip(waiters, values, strict=True):
+            _tell(waiter, waiter.set_result, value)
+        for waiter, error in failures:
+            _tell(waiter, waiter.set_exception, from_core(*error))
         for call in calls:
             self._hook_calls().put(call)
         try:
@@ -358,6 +353,14 @@ class CallbackThread:
         self._stopping = True
         self.queue.ring()
         self._thread.join(timeout=1.0)
+
+
+def _tell(waiter: Any, tell: Callable[[Any], None], outcome: object) -> None:
+    try:
+        if not waiter.done():
+            tell(outcome)
+    except BaseException:  # noqa: BLE001 - not even sys.exit() may end everybody's thread
+        _log.debug("what ended a callback ends here")
 
 
 def _run_hooks(calls: queue.SimpleQueue[HookCall]) -> None:

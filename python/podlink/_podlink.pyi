@@ -89,7 +89,9 @@ class CompletionQueue:
     def drain(
         self,
     ) -> tuple[
-        list[tuple[Any, Any, _ErrorParts | None]],
+        list[Any],
+        list[Any],
+        list[tuple[Any, _ErrorParts]],
         list[tuple[Callable[..., Any], tuple[Any, ...], Reply]],
     ]: ...
     def fileno(self) -> int: ...

@@ -126,13 +126,20 @@ impl ClientCore {
         service_name: &Bound<'_, PyAny>,
         timeout: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let (driver, link) = self.target(namespace, uid, service_name)?;
+        let py = namespace.py();
+        let driver = self.driver.get(py)?;
+        let names = (
+            argument::namespace(namespace)?,
+            argument::text("uid", uid)?,
+            argument::text("service_name", service_name)?,
+        );
         let deadline = self.deadline(timeout)?;
-        queue.spawn(namespace.py(), waiter, async move {
-            let pod = driver.compute_linked_pod(link, deadline).await;
-            pod.map(Answer::Pod)
-                .map_err(|error| error.during("compute_linked_pod"))
-        })
+        let runtime = runtime::handle(py)?;
+        let _runtime = runtime.enter();
+        let arrivals = queue.arrivals(py)?;
+        // Nobody is noted as waiting for a call that is refused here.
+        let caller = || queue.caller(arrivals, waiter);
+        driver.compute_for(names, deadline, caller).or_raise(py)
     }
 
     fn get_linked_pod(

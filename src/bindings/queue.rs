@@ -4,15 +4,16 @@
 //! into a socket pair. The loop's reader wakes once per batch and empties the queue with the GIL
 //! it holds anyway. The runtime never sees a Python object: waiters stay here, under a number.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
+use slab::Slab;
 use tracing::Instrument;
 
 use super::error::{parts, raise};
@@ -20,6 +21,7 @@ use super::hook::Call;
 use super::info::states_to_python;
 use super::runtime::{self, Owned};
 use super::telemetry::{bridge, note_queue};
+use crate::driver::client::{Caller, Inbox as Answers, Numbered};
 use crate::driver::info::States;
 use crate::driver::server::DrainReport;
 use crate::error::{Error, ErrorKind};
@@ -133,7 +135,7 @@ impl Arrivals {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn arrive(&self, put: impl FnOnce(&mut Inbox)) {
+    fn put(&self, put: impl FnOnce(&mut Inbox)) {
         let was_empty = {
             let mut inbox = self.lock();
             let was_empty = inbox.done.is_empty() && inbox.calls.is_empty();
@@ -159,7 +161,7 @@ impl Arrivals {
         if self.deserted.load(Ordering::Acquire) {
             return;
         }
-        self.arrive(|inbox| {
+        self.put(|inbox| {
             if inbox.calls.len() < WAITING_MAX {
                 inbox.calls.push(call);
             } else {
@@ -188,6 +190,16 @@ impl Arrivals {
     }
 }
 
+impl Answers for Arrivals {
+    fn arrive(&self, answers: Numbered) {
+        let named = |error: Error| error.during("compute_linked_pod");
+        let outcomes = answers
+            .into_iter()
+            .map(|(waiter, answer)| (waiter, answer.map(Answer::Pod).map_err(named)));
+        self.put(|inbox| inbox.done.extend(outcomes));
+    }
+}
+
 /// An operation under way. However it ends, even by a panic, its waiter hears of it.
 struct Pending {
     arrivals: Arc<Arrivals>,
@@ -210,7 +222,7 @@ impl Drop for Pending {
             ))
         });
         self.arrivals
-            .arrive(|inbox| inbox.done.push((self.waiter, outcome)));
+            .put(|inbox| inbox.done.push((self.waiter, outcome)));
     }
 }
 
@@ -218,9 +230,9 @@ impl Drop for Pending {
 #[pyclass(frozen, module = "podlink._podlink")]
 pub(super) struct CompletionQueue {
     arrivals: Owned<Arc<Arrivals>>,
-    next: AtomicU64,
-    /// Who waits, by number. Only touched with the GIL held.
-    waiters: Mutex<HashMap<u64, Py<PyAny>>>,
+    /// Who waits, by number; a number is used again once its waiter has been handed out. Only
+    /// touched with the GIL held.
+    waiters: Mutex<Slab<Py<PyAny>>>,
 }
 
 #[pymethods]
@@ -238,7 +250,6 @@ impl CompletionQueue {
         note_queue(&arrivals);
         Ok(Self {
             arrivals: Owned::new(arrivals),
-            next: AtomicU64::new(0),
             waiters: Mutex::default(),
         })
     }
@@ -248,12 +259,9 @@ impl CompletionQueue {
         Ok(self.arrivals.get(py)?.ear.as_raw_fd())
     }
 
-    /// Everything that has arrived: results as (waiter, value, None) or (waiter, None, error
-    /// parts), and hook calls as (callable, arguments, reply).
-    fn drain<'py>(
-        &self,
-        py: Python<'py>,
-    ) -> PyResult<(Bound<'py, PyList>, Vec<Bound<'py, PyTuple>>)> {
+    /// Everything that has arrived: waiters and, in the same order, their values; failures as
+    /// (waiter, error parts); and hook calls as (callable, arguments, reply).
+    fn drain<'py>(&self, py: Python<'py>) -> PyResult<Drained<'py>> {
         let arrivals = self.arrivals.get(py)?;
         arrivals.hear();
         // Both at once: nobody rings for what arrives in a queue that still holds something.
@@ -262,16 +270,34 @@ impl CompletionQueue {
         if taken > 0 {
             bridge().batches.size(taken);
         }
-        let drained = PyList::empty(py);
-        let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut settled, mut values, mut failures) = (
+            Vec::with_capacity(done.len()),
+            Vec::with_capacity(done.len()),
+            Vec::new(),
+        );
+        let mut waiters = self.waiters();
         for (number, outcome) in done {
-            if let Some(waiter) = waiters.remove(&number) {
-                drained.append(delivered(py, waiter, outcome)?)?;
+            let number = usize::try_from(number).ok();
+            let Some(waiter) = number.and_then(|number| waiters.try_remove(number)) else {
+                continue;
+            };
+            match outcome {
+                Ok(answer) => {
+                    values.push(answer.into_python(py)?);
+                    settled.push(waiter);
+                }
+                Err(error) => failures.push((waiter, parts(py, &error)?)),
             }
         }
         arrivals.waited_for.store(waiters.len(), Ordering::Relaxed);
+        drop(waiters);
         let calls: PyResult<Vec<_>> = calls.into_iter().map(|call| call.into_python(py)).collect();
-        Ok((drained, calls?))
+        Ok((
+            PyList::new(py, settled)?,
+            PyList::new(py, values)?,
+            failures,
+            calls?,
+        ))
     }
 
     /// Delivers `None` to `waiter`: for operations that have been done already, and whose answer
@@ -288,10 +314,7 @@ impl CompletionQueue {
 
     /// How many operations are waited for.
     fn __len__(&self) -> usize {
-        self.waiters
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
+        self.waiters().len()
     }
 }
 
@@ -303,16 +326,13 @@ impl Drop for CompletionQueue {
     }
 }
 
-fn delivered<'py>(
-    py: Python<'py>,
-    waiter: Py<PyAny>,
-    outcome: Outcome,
-) -> PyResult<Bound<'py, PyTuple>> {
-    match outcome {
-        Ok(answer) => (waiter, answer.into_python(py)?, py.None()).into_pyobject(py),
-        Err(error) => (waiter, py.None(), parts(py, &error)?).into_pyobject(py),
-    }
-}
+/// What `drain` hands out.
+type Drained<'py> = (
+    Bound<'py, PyList>,
+    Bound<'py, PyList>,
+    Vec<(Py<PyAny>, Bound<'py, PyTuple>)>,
+    Vec<Bound<'py, PyTuple>>,
+);
 
 impl CompletionQueue {
     /// Starts `work` on the runtime; its end is delivered to `waiter` by a later `drain`. Whoever
@@ -324,13 +344,8 @@ impl CompletionQueue {
         work: impl Future<Output = Outcome> + Send + 'static,
     ) -> PyResult<()> {
         let runtime = runtime::handle(py)?;
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
         let arrivals = Arc::clone(self.arrivals.get(py)?);
-        {
-            let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
-            waiters.insert(number, waiter);
-            arrivals.waited_for.store(waiters.len(), Ordering::Relaxed);
-        }
+        let number = self.expect(&arrivals, waiter);
         let pending = Pending {
             arrivals,
             waiter: number,
@@ -343,6 +358,23 @@ impl CompletionQueue {
             pending.settle(outcome);
         });
         Ok(())
+    }
+
+    /// A caller of the core whose answer is delivered to `waiter` by a later `drain`.
+    pub(super) fn caller(&self, arrivals: Arc<Arrivals>, waiter: Py<PyAny>) -> Caller {
+        let number = self.expect(&arrivals, waiter);
+        Caller::new(arrivals, number)
+    }
+
+    fn expect(&self, arrivals: &Arrivals, waiter: Py<PyAny>) -> u64 {
+        let mut waiters = self.waiters();
+        let number = waiters.insert(waiter);
+        arrivals.waited_for.store(waiters.len(), Ordering::Relaxed);
+        number as u64
+    }
+
+    fn waiters(&self) -> MutexGuard<'_, Slab<Py<PyAny>>> {
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The half that the runtime may keep.

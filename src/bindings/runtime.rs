@@ -62,7 +62,7 @@ pub(super) fn handle(py: Python<'_>) -> PyResult<Handle> {
 }
 
 /// One thread moves bytes while another prepares the next call; Python itself needs the rest.
-const WORKERS: usize = 2;
+const WORKERS: usize = 1;
 
 /// Something that must not be used, nor even dropped, in a forked child: its tasks and
 /// connections belong to the parent, and its locks may have been held when the fork happened.

@@ -1,9 +1,11 @@
 //! The client driver: find or make the link user → pod.
 
 mod cached;
+mod caller;
 mod explain;
 mod operations;
 mod place;
+mod placer;
 mod report;
 mod shared;
 mod sweep;
@@ -16,15 +18,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rand::Rng;
 
-use super::by;
-use super::flight::Flights;
 use super::info::InfoDriver;
 use super::peer::PeerPods;
 use super::states::{Audience, StateCache};
-use crate::cache::{Key, LinkCache, Ticket};
+use crate::cache::{Key, LinkCache};
 use crate::clock::{Clock, Tick};
 use crate::config::ClientConfig;
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::executor::Executor;
 use crate::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid};
 use crate::route::link::{Life, valid_until};
@@ -34,7 +34,9 @@ use crate::telemetry::{ClientStats, count};
 
 pub use cached::ServiceLinks;
 use cached::{Known, Table};
+pub use caller::{Caller, Inbox, Numbered};
 pub use explain::Explanation;
+use placer::{Request, Requests};
 use sweep::Sweeper;
 
 /// A function of the program's own that chooses a pod for a new user.
@@ -49,9 +51,6 @@ pub trait PodChooser: Send + Sync + std::fmt::Debug + 'static {
         candidates: Vec<Pod>,
     ) -> Result<Option<PodIndex>>;
 }
-
-/// How much longer than its deadline a caller waits for the flight that ends by that deadline.
-const MARGIN: Duration = Duration::from_millis(50);
 
 /// Wants to know when a pod is lost.
 pub trait LostPodHook: Send + Sync + std::fmt::Debug + 'static {
@@ -109,7 +108,8 @@ struct Shared {
     /// The task that drops what has ended there: it ends with the driver.
     sweeper: Sweeper,
     states: Arc<StateCache>,
-    flights: Flights<(Key, Ticket), PodIndex>,
+    /// Computes that the cache could not answer, on their way to the placer.
+    requests: Requests,
     /// The services of this driver's namespace that were asked for, ready for the hot path.
     known: Table,
     /// The services that have a number; the next one gets the next.
@@ -169,7 +169,7 @@ impl ClientDriver {
             config,
             chooser,
             states: info.states(),
-            flights: Flights::new(),
+            requests: Requests::default(),
             known: Table::default(),
             numbers: AtomicU32::new(0),
             peers: peers.collect(),
@@ -210,31 +210,42 @@ impl ClientDriver {
 
     async fn compute(&self, link: LinkId, deadline: Tick) -> Result<PodIndex> {
         let target = self.shared.target(link)?;
-        self.shared.note_stale(&target);
-        count(&self.shared.stats.cache_misses);
-        loop {
-            let ticket = self.shared.cache.ticket(target.key);
-            let seat = self.shared.flights.join((target.key, ticket), || {
-                place::place(Arc::clone(&self.shared), target.clone(), ticket, deadline)
-            });
-            if !seat.first {
-                count(&self.shared.stats.flights_joined);
+        let (caller, answer) = Caller::alone();
+        placer::ask(&self.shared, Request::new(target, deadline, caller));
+        answer.await
+    }
+
+    /// `compute_linked_pod` for a caller that is told of the answer, and whose cache has just said
+    /// that it has none: the names are looked at as they are. Must be called on the runtime.
+    ///
+    /// # Errors
+    /// What is wrong with the names. Everything else is told to the caller.
+    pub fn compute_for(
+        &self,
+        (namespace, uid, service): (Option<&str>, &str, &str),
+        deadline: Tick,
+        caller: impl FnOnce() -> Caller,
+    ) -> Result<()> {
+        let target = match self.shared.target_at_once(namespace, uid, service)? {
+            Some(target) => Ok(target),
+            None => {
+                let namespace = self.resolve(namespace)?;
+                let uid = Uid::new(uid)?;
+                let service = ServiceName::new(service)?;
+                let service = ServiceId { namespace, service };
+                self.shared.target(LinkId { service, uid })
             }
-            // The flight ends by its own deadline, and its error says more than that time ran out.
-            let until = deadline.after(MARGIN);
-            let answer = by(
-                &self.shared.clock,
-                until,
-                "the pod of the user",
-                seat.answer,
-            )
-            .await?;
-            match answer {
-                // The caller that started the flight had less time than this one: start another.
-                Err(error) if error.kind() == ErrorKind::Timeout && !seat.first => {}
-                answer => return answer,
+        };
+        let caller = caller().timed(self.shared.clock.now());
+        match target {
+            Ok(target) => placer::ask(&self.shared, Request::new(target, deadline, caller)),
+            Err(error) => {
+                let answer = Err(error.during("compute_linked_pod"));
+                self.shared.note_answer(&caller, &answer);
+                caller.settle(answer);
             }
         }
+        Ok(())
     }
 
     /// The link from the store; the cache keeps it.

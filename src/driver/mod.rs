@@ -2,7 +2,6 @@
 
 pub mod client;
 mod cpu;
-mod flight;
 pub mod info;
 pub mod peer;
 pub mod server;

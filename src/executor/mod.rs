@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 
 use crate::clock::{Clock, Tick};
 use crate::config::{Address, LeaseTimes, StoreConfig};
@@ -65,6 +66,20 @@ pub trait Executor: Send + Sync + std::fmt::Debug + 'static {
         ttl: Duration,
         deadline: Tick,
     ) -> Result<Placed>;
+
+    /// `set_if_absent` for many links at once, which is cheaper: one answer each, in the order of
+    /// `offers`. Each is a step of its own, and what befalls one need not befall the others.
+    async fn set_if_absent_many(
+        &self,
+        offers: &[Offer<'_>],
+        ttl: Duration,
+        deadline: Tick,
+    ) -> Vec<Result<Placed>> {
+        let calls = offers
+            .iter()
+            .map(|offer| self.set_if_absent(offer.link, offer.pod, ttl, deadline));
+        join_all(calls).await
+    }
 
     /// Writes the link whatever was there; returns the previous owner.
     async fn set(
@@ -216,6 +231,15 @@ pub struct ConnectionReport {
     pub unanswered: u64,
     /// Scripts sent with their source.
     pub script_loads: u64,
+}
+
+/// One link of a `set_if_absent_many`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offer<'a> {
+    /// The user.
+    pub link: &'a LinkId,
+    /// The pod to link the user to if there is no link.
+    pub pod: PodIndex,
 }
 
 /// What `remove` found and did.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{Begun, Changes, Executor, Inspection, PodIdentity, Pods, Removed, Renewed};
+use super::{Begun, Changes, Executor, Inspection, Offer, PodIdentity, Pods, Removed, Renewed};
 use crate::clock::{Clock, Tick};
 use crate::config::LeaseTimes;
 use crate::error::Result;
@@ -165,6 +165,35 @@ impl Executor for Observed {
     ) -> Result<Placed> {
         let call = self.watch.store.set_if_absent(link, pod, ttl, deadline);
         self.call("set_if_absent", call).await
+    }
+
+    /// One exchange, and as many calls as there are offers: each of them took as long as it.
+    async fn set_if_absent_many(
+        &self,
+        offers: &[Offer<'_>],
+        ttl: Duration,
+        deadline: Tick,
+    ) -> Vec<Result<Placed>> {
+        let store = &self.watch.store;
+        let call = store.set_if_absent_many(offers, ttl, deadline);
+        if cfg!(feature = "unmetered") {
+            return call.await;
+        }
+        if !self.watch.used.load(Ordering::Relaxed) {
+            self.first_call();
+        }
+        let Watch { clock, stats, .. } = &*self.watch;
+        stats.batch("set_if_absent", offers.len());
+        stats.in_flight.fetch_add(1, Ordering::Relaxed);
+        let under_way = UnderWay(stats);
+        let began = clock.now();
+        let outcomes = call.await;
+        drop(under_way);
+        let took = clock.now().since(began);
+        for outcome in &outcomes {
+            stats.ended("set_if_absent", took, outcome);
+        }
+        outcomes
     }
 
     async fn set(

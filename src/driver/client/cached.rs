@@ -8,13 +8,13 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use super::{ClientDriver, Shared};
 use crate::cache::Scope;
 use crate::driver::states::Watched;
-use crate::id::{PodIndex, ServiceId, ServiceName};
+use crate::id::{PodIndex, ServiceId};
 use crate::telemetry::count;
 
 /// What the hot path needs to know about a service.
 #[derive(Debug)]
 pub(super) struct Known {
-    pub(super) name: ServiceName,
+    pub(super) id: ServiceId,
     /// This driver's own number for the service, in cache entries.
     pub(super) number: u32,
     pub(super) scope: Scope,
@@ -58,7 +58,7 @@ impl Table {
 }
 
 fn place(table: &[Arc<Known>], name: &str) -> Result<usize, usize> {
-    table.binary_search_by(|known| known.name.as_str().cmp(name))
+    table.binary_search_by(|known| known.id.service.as_str().cmp(name))
 }
 
 impl ClientDriver {

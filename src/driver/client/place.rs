@@ -1,4 +1,4 @@
-//! compute, the part that asks: one flight per user, whoever else waits for its answer.
+//! compute, the long way: whatever it takes to find a user's pod, or to make or heal the link.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::config::OnRestart;
 use crate::driver::by;
 use crate::driver::view::View;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Incarnation, PodIndex};
+use crate::id::{Incarnation, PodIndex, ServiceId};
 use crate::route::link::{Certificate, Placed, StoredLink, Verdict, judge};
 use crate::route::pick::Strategy;
 use crate::route::state::Standing;
@@ -44,11 +44,12 @@ pub(super) async fn place(
     if let Ok(pod) = placed {
         span.record("podlink.pod", pod.get());
     }
-    placed.map_err(|error| {
-        error
-            .during("compute_linked_pod")
-            .with("service", &target.link.service)
-    })
+    placed.map_err(|error| told(error, &target.link.service))
+}
+
+/// An error of compute, as its callers are told.
+pub(super) fn told(error: Error, service: &ServiceId) -> Error {
+    error.during("compute_linked_pod").with("service", service)
 }
 
 struct Placing<'a> {

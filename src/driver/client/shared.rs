@@ -7,7 +7,7 @@ use super::{Known, Shared, Target};
 use crate::cache::{Entry, Ticket};
 use crate::clock::Tick;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId};
+use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, Uid};
 use crate::route::link::{Life, StoredLink, valid_until};
 use crate::route::state::Standing;
 use crate::rpc::{Believed, LinkOperations, Source};
@@ -55,6 +55,34 @@ impl Shared {
         })
     }
 
+    /// The same for a service of the driver's own that is known already: nothing but the uid is
+    /// checked and copied.
+    pub(super) fn target_at_once(
+        &self,
+        namespace: Option<&str>,
+        uid: &str,
+        service: &str,
+    ) -> Result<Option<Target>> {
+        let own = |name: &str| name.is_empty() || name == self.namespace.as_str();
+        if self.closed.load(Ordering::SeqCst) || !namespace.is_none_or(own) {
+            return Ok(None);
+        }
+        let known = self.known.get(service);
+        let Some(known) = known.filter(|known| !known.watched.is_retired()) else {
+            return Ok(None);
+        };
+        let link = LinkId {
+            service: known.id.clone(),
+            uid: Uid::new(uid)?,
+        };
+        Ok(Some(Target {
+            key: known.scope.key(uid),
+            peer: None,
+            link,
+            known,
+        }))
+    }
+
     /// Whom to ask about this namespace; `None`: the driver's own store.
     pub(super) fn peer(&self, namespace: &Namespace) -> Result<Option<&Arc<dyn LinkOperations>>> {
         let peer = crate::driver::peer_of(&self.namespace, namespace, &self.peers)?;
@@ -76,7 +104,7 @@ impl Shared {
         let make = |earlier: Option<&Known>| {
             let next = || self.numbers.fetch_add(1, Ordering::Relaxed);
             Known {
-                name: id.service.clone(),
+                id: id.clone(),
                 // A service keeps its number when it comes back after a time without use.
                 number: earlier.map_or_else(next, |known| known.number),
                 scope: self.cache.scope(id),

@@ -5,6 +5,7 @@ mod dial;
 mod failure;
 mod line;
 mod live;
+mod many;
 mod operations;
 mod stats;
 mod supervisor;
@@ -74,14 +75,25 @@ impl RedisExecutor {
         self.line.stats()
     }
 
-    /// Sends a request and waits for the reply. A read whose connection breaks is sent again on
-    /// the next one; a write is not, because it may have happened.
+    /// Sends a request, waits for the reply, and judges it.
     async fn exchange(
         &self,
         request: Request<'_>,
         intent: Intent,
         deadline: Tick,
     ) -> Result<Value> {
+        let (reply, live) = self.answer(request, intent, deadline).await?;
+        judged(reply, &live, intent)
+    }
+
+    /// Sends a request and waits for the reply, whatever it says. A read whose connection breaks
+    /// is sent again on the next one; a write is not, because it may have happened.
+    async fn answer(
+        &self,
+        request: Request<'_>,
+        intent: Intent,
+        deadline: Tick,
+    ) -> Result<(Value, Live)> {
         loop {
             let live = self.line.connection(deadline).await;
             let live = live.map_err(|error| intent.outcome(error, WriteOutcome::NotSent))?;
@@ -92,7 +104,7 @@ impl RedisExecutor {
             let error = match tokio::time::timeout(left, request.send(live.clone())).await {
                 Ok(Ok(reply)) => {
                     live.answered();
-                    return judged(reply, &live, intent);
+                    return Ok((reply, live));
                 }
                 Ok(Err(_)) if self.line.is_closed() => closed(),
                 Ok(Err(error)) => {
@@ -127,10 +139,7 @@ impl RedisExecutor {
         if !is_unknown_script(&reply) {
             return Ok(reply);
         }
-        Err(Error::new(
-            ErrorKind::Internal,
-            "the store does not know a script that it was given",
-        ))
+        Err(unknown_though_given())
     }
 
     /// Calls a script that changes links or leases.
@@ -192,6 +201,13 @@ fn server_error(value: &Value) -> Option<&redis::ServerError> {
 
 fn is_unknown_script(reply: &Value) -> bool {
     server_error(reply).is_some_and(|e| e.kind() == Some(ServerErrorKind::NoScript))
+}
+
+fn unknown_though_given() -> Error {
+    Error::new(
+        ErrorKind::Internal,
+        "the store does not know a script that it was given",
+    )
 }
 
 impl fmt::Debug for RedisExecutor {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use redis::{Cmd, Pipeline, Value};
+use redis::{Cmd, Value};
 
 use super::failure::Intent;
 use super::{RedisExecutor, Request};
@@ -15,14 +15,13 @@ use crate::executor::codec::{self, LinkReply};
 use crate::executor::key;
 use crate::executor::script::{self, Arg, Invocation};
 use crate::executor::{
-    Begun, Changes, ConnectionReport, Executor, Inspection, PodIdentity, Pods, Removed, Renewed,
+    Begun, Changes, ConnectionReport, Executor, Inspection, Offer, PodIdentity, Pods, Removed,
+    Renewed,
 };
 use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
 use crate::route::link::{Certificate, Life, Persist, Placed, Removal, StoredLink};
 use crate::route::state::{PodState, WorkloadState};
 
-/// A batch is sent in pieces of this many commands, so that it does not hold up everybody else.
-const BATCH: usize = 512;
 /// What a script gets for "no TTL".
 const PERSISTENT: i64 = -1;
 
@@ -52,14 +51,7 @@ impl Executor for RedisExecutor {
         uids: &[Uid],
         deadline: Tick,
     ) -> Result<Vec<Option<PodIndex>>> {
-        during("batch_get", async {
-            let mut found = Vec::with_capacity(uids.len());
-            for piece in uids.chunks(BATCH) {
-                self.get_piece(service, piece, deadline, &mut found).await?;
-            }
-            Ok(found)
-        })
-        .await
+        during("batch_get", self.get_all(service, uids, deadline)).await
     }
 
     async fn services(
@@ -98,6 +90,15 @@ impl Executor for RedisExecutor {
                 .map_err(after_write)
         })
         .await
+    }
+
+    async fn set_if_absent_many(
+        &self,
+        offers: &[Offer<'_>],
+        ttl: Duration,
+        deadline: Tick,
+    ) -> Vec<Result<Placed>> {
+        self.offer_all(offers, ttl, deadline).await
     }
 
     async fn set(
@@ -433,29 +434,6 @@ impl RedisExecutor {
         self.exchange(Request::One(&command), Intent::Read, deadline)
             .await
     }
-
-    async fn get_piece(
-        &self,
-        service: &ServiceId,
-        uids: &[Uid],
-        deadline: Tick,
-        found: &mut Vec<Option<PodIndex>>,
-    ) -> Result<()> {
-        let keys: Vec<String> = uids.iter().map(|uid| key::link(service, uid)).collect();
-        let mut commands = Pipeline::with_capacity(keys.len());
-        for key in &keys {
-            commands.cmd("GET").arg(key);
-        }
-        let request = Request::Many(&commands, keys.len());
-        let replies = match self.exchange(request, Intent::Read, deadline).await? {
-            Value::Array(replies) if replies.len() == keys.len() => replies,
-            other => return Err(codec::misshapen(&other)),
-        };
-        for (key, reply) in keys.iter().zip(&replies) {
-            found.push(codec::pod(reply, key)?);
-        }
-        Ok(())
-    }
 }
 
 /// The keys of a link script; they share a hash slot.
@@ -490,7 +468,7 @@ async fn during<T>(operation: &'static str, call: impl Future<Output = Result<T>
 
 /// What an unreadable reply to a write means: a link that nobody can read was left as it was;
 /// after anything else nobody knows.
-fn after_write(error: Error) -> Error {
+pub(super) fn after_write(error: Error) -> Error {
     let untouched = error.kind() == ErrorKind::StoreData;
     error.with_outcome(if untouched {
         WriteOutcome::NotSent
@@ -503,7 +481,7 @@ fn service(link: &LinkId) -> Arg<'_> {
     Arg::Text(link.service.service.as_str())
 }
 
-fn number(pod: PodIndex) -> Arg<'static> {
+pub(super) fn number(pod: PodIndex) -> Arg<'static> {
     Arg::Number(i64::from(pod.get()))
 }
 

@@ -4,6 +4,7 @@ pub(crate) mod events;
 mod inspections;
 pub(crate) mod leases;
 mod links;
+mod offers;
 mod stored_events;
 mod stored_leases;
 mod stored_links;

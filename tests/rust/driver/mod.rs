@@ -5,4 +5,5 @@ mod faulty;
 mod info;
 mod lease;
 mod lifecycle;
+mod placer;
 mod world;
