@@ -1,7 +1,7 @@
 //! `podlink.ClientDriver`, the compiled half.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use pyo3::prelude::*;
 use pyo3::types::PyString;
@@ -27,6 +27,16 @@ use crate::id::{LinkId, Namespace, ServiceId};
 pub(super) struct ClientCore {
     driver: Owned<ClientDriver>,
     states: Owned<Arc<StateCache>>,
+    /// The services that were answered from the cache first. A program names its services by the
+    /// same few objects again and again: those need not be read each time.
+    recent: [OnceLock<Recent>; 4],
+}
+
+/// A service, and the objects that named it. They are held, so nobody else has their address.
+struct Recent {
+    namespace: Py<PyAny>,
+    service_name: Py<PyAny>,
+    core: ServiceCore,
 }
 
 #[pymethods]
@@ -66,6 +76,7 @@ impl ClientCore {
         Ok(Self {
             driver: Owned::new(driver),
             states: Owned::new(info.driver(py)?.states()),
+            recent: Default::default(),
         })
     }
 
@@ -84,20 +95,34 @@ impl ClientCore {
         uid: &Bound<'_, PyAny>,
         service_name: &Bound<'_, PyAny>,
     ) -> PyResult<Option<u32>> {
+        for recent in self.recent.iter().map_while(OnceLock::get) {
+            if recent.namespace.is(namespace) && recent.service_name.is(service_name) {
+                return recent.core.compute_cached(uid);
+            }
+        }
         let driver = self.driver.get(py)?;
-        let namespace = if namespace.is_none() {
+        let named = if namespace.is_none() {
             Some("")
         } else {
             as_str(namespace)
         };
-        let (Some(namespace), Some(uid), Some(service)) =
-            (namespace, as_str(uid), as_str(service_name))
+        let (Some(named), Some(user), Some(service)) = (named, as_str(uid), as_str(service_name))
         else {
             return Ok(None);
         };
-        Ok(driver
-            .compute_cached(namespace, uid, service)
-            .map(|pod| pod.get()))
+        let Some(pod) = driver.compute_cached(named, user, service) else {
+            return Ok(None);
+        };
+        if let Some(free) = self.recent.iter().find(|recent| recent.get().is_none()) {
+            // Another thread may have been quicker: it named a service that will do as well.
+            let (core, _) = self.service(namespace, service_name)?;
+            let _occupied = free.set(Recent {
+                namespace: namespace.clone().unbind(),
+                service_name: service_name.clone().unbind(),
+                core,
+            });
+        }
+        Ok(Some(pod.get()))
     }
 
     /// The links of one service of a namespace.

@@ -23,7 +23,7 @@ impl ServiceCore {
 #[pymethods]
 impl ServiceCore {
     /// The cached answer of compute, or None.
-    fn compute_cached(&self, uid: &Bound<'_, PyAny>) -> PyResult<Option<u32>> {
+    pub(super) fn compute_cached(&self, uid: &Bound<'_, PyAny>) -> PyResult<Option<u32>> {
         let links = self.links.get(uid.py())?;
         let pod = as_str(uid).and_then(|uid| links.compute_cached(uid));
         Ok(pod.map(|pod| pod.get()))

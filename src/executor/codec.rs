@@ -1,6 +1,7 @@
 //! What goes to the store as a figure, and what its replies mean.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use redis::Value;
@@ -101,7 +102,7 @@ pub(super) fn pod(reply: &Value, key: &str) -> Result<Option<PodIndex>> {
 
 /// The reply of `HGETALL` of the user's hash.
 pub(super) fn services(reply: Value, key: &str) -> Result<BTreeMap<ServiceName, PodIndex>> {
-    pairs(reply)?
+    figures(&reply)?
         .into_iter()
         .map(|(name, owner)| {
             let service = ServiceName::new(&name).map_err(|_| unreadable(key, &name))?;
@@ -273,17 +274,19 @@ pub(super) fn pods(reply: Value) -> Result<Pods> {
         held: unsigned(&held)?,
         grace: unsigned(&grace)?,
     };
-    let leases = lease_fields(pairs(leases)?);
+    let leases = lease_fields(leases)?;
     let mut pods = Pods {
         watchers: unsigned(&watchers)?,
         now_ms: clock.now / 1000,
         ..Pods::default()
     };
-    for (field, stored) in pairs(states)? {
+    let states = figures(&states)?;
+    pods.records.reserve(states.len());
+    for (field, stored) in states {
         let state = match read_state(&field, &stored) {
             Ok(state) => state,
             Err(why) => {
-                pods.corrupt.push((field, why));
+                pods.corrupt.push((field.into_owned(), why));
                 continue;
             }
         };
@@ -309,7 +312,7 @@ pub(super) fn inspection(reply: Value) -> Result<Inspection> {
         held: unsigned(&held)?,
         grace: unsigned(&grace)?,
     };
-    let leases = lease_fields(pairs(leases)?);
+    let leases = lease_fields(leases)?;
     let certificates = leases.into_iter().filter_map(|(pod, lease)| {
         let foretold = clock.foretell(lease)?;
         Some((pod, foretold))
@@ -331,8 +334,10 @@ fn read_state(field: &str, stored: &str) -> std::result::Result<PodState, String
     ))
 }
 
-fn lease_fields(fields: Vec<(String, String)>) -> BTreeMap<PodIndex, LeaseFields> {
-    let mut leases: BTreeMap<PodIndex, LeaseFields> = BTreeMap::new();
+fn lease_fields(fields: Value) -> Result<HashMap<PodIndex, LeaseFields>> {
+    let fields = figures(&fields)?;
+    // Two fields a pod, three once it has died.
+    let mut leases: HashMap<PodIndex, LeaseFields> = HashMap::with_capacity(fields.len() / 2);
     for (name, stored) in fields {
         let Some((what, pod)) = name.split_once(':') else {
             continue;
@@ -348,7 +353,7 @@ fn lease_fields(fields: Vec<(String, String)>) -> BTreeMap<PodIndex, LeaseFields
             _ => {}
         }
     }
-    leases
+    Ok(leases)
 }
 
 fn parts<const N: usize>(reply: Value) -> Result<[Value; N]> {
@@ -360,21 +365,26 @@ fn parts<const N: usize>(reply: Value) -> Result<[Value; N]> {
     }
 }
 
-fn pairs(reply: Value) -> Result<Vec<(String, String)>> {
+/// The fields of a hash and what stands in them, where they lie: a service may have thousands.
+fn figures(reply: &Value) -> Result<Vec<(Cow<'_, str>, Cow<'_, str>)>> {
     match reply {
-        Value::Array(flat) => {
-            let mut found = Vec::with_capacity(flat.len() / 2);
-            let mut values = flat.into_iter();
-            while let (Some(name), Some(value)) = (values.next(), values.next()) {
-                found.push((text(name)?, text(value)?));
-            }
-            Ok(found)
-        }
-        Value::Map(map) => map
-            .into_iter()
-            .map(|(name, value)| Ok((text(name)?, text(value)?)))
+        Value::Array(flat) => flat
+            .chunks_exact(2)
+            .map(|pair| Ok((borrowed(&pair[0])?, borrowed(&pair[1])?)))
             .collect(),
-        other => Err(misshapen(&other)),
+        Value::Map(map) => map
+            .iter()
+            .map(|(name, value)| Ok((borrowed(name)?, borrowed(value)?)))
+            .collect(),
+        other => Err(misshapen(other)),
+    }
+}
+
+fn borrowed(value: &Value) -> Result<Cow<'_, str>> {
+    match value {
+        Value::BulkString(bytes) => Ok(String::from_utf8_lossy(bytes)),
+        Value::SimpleString(text) => Ok(Cow::Borrowed(text)),
+        other => Err(misshapen(other)),
     }
 }
 

@@ -1,6 +1,5 @@
 //! All pods of a service at one moment, and what has changed since another.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -166,38 +165,40 @@ impl Snapshot {
     pub fn changes(&self, seen: &mut Seen, now: Tick) -> Vec<Change> {
         let alive: Seen = self
             .those(now, Standing::is_alive)
-            .map(|pod| (pod.state.pod_id, Arc::clone(&pod.state)))
+            .map(|pod| Arc::clone(&pod.state))
             .collect();
-        let mut changes = Vec::new();
-        for (pod, state) in &alive {
-            let previous = seen.get(pod).cloned();
+        // Both are in the order of the pods: one walk along the two finds what differs.
+        let mut before = std::mem::take(seen).into_iter().peekable();
+        let (mut changes, mut gone) = (Vec::new(), Vec::new());
+        for state in &alive {
+            gone.extend(std::iter::from_fn(|| {
+                before.next_if(|earlier| earlier.pod_id < state.pod_id)
+            }));
+            let previous = before.next_if(|earlier| earlier.pod_id == state.pod_id);
             if previous
                 .as_ref()
                 .is_none_or(|previous| previous.differs(state))
             {
-                let now = Some(Arc::clone(state));
                 changes.push(Change {
-                    pod: *pod,
+                    pod: state.pod_id,
                     previous,
-                    now,
+                    now: Some(Arc::clone(state)),
                 });
             }
         }
-        for (pod, state) in std::mem::replace(seen, alive) {
-            if !seen.contains_key(&pod) {
-                changes.push(Change {
-                    pod,
-                    previous: Some(state),
-                    now: None,
-                });
-            }
-        }
+        gone.extend(before);
+        changes.extend(gone.into_iter().map(|state| Change {
+            pod: state.pod_id,
+            previous: Some(state),
+            now: None,
+        }));
+        *seen = alive;
         changes
     }
 }
 
-/// The pods that were alive when somebody looked.
-pub type Seen = BTreeMap<PodIndex, Arc<PodState>>;
+/// The pods that were alive when somebody looked, in the order of their indexes.
+pub type Seen = Vec<Arc<PodState>>;
 
 /// A pod that came, went, or says something else of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -224,6 +225,7 @@ mod tests {
     use super::*;
     use crate::id::Incarnation;
     use crate::route::state::Readiness;
+    use std::collections::BTreeMap;
 
     fn record(index: i64, routing: RoutingState, load: i64, left: u64) -> PodRecord {
         PodRecord {
