@@ -201,7 +201,7 @@ SIGNATURES = {
     "ServiceLinks.batch_get_linked_pod": f"async (uids: Iterable[str], {_LIMIT})"
     " -> dict[int, list[str]]",
     "ServiceLinks.cache_expired": "(uid: str) -> int | None",
-    "ServiceLinks.compute_linked_pod": f"async (uid: str, {_LIMIT}) -> int",
+    "ServiceLinks.compute_linked_pod": "async (uid: str, timeout: Duration | None = None) -> int",
     "ServiceLinks.explain": f"async (uid: str, {_LIMIT}) -> Explanation",
     "ServiceLinks.get_linked_in_cache": "(uid: str) -> int | None",
     "ServiceLinks.get_linked_pod": f"async (uid: str, {_LIMIT}) -> int | None",
