@@ -1,5 +1,6 @@
 """Real servers for the tests. What a test breaks it makes itself, with `server_factory`."""
 
+import signal
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from typing import Any, Protocol
@@ -10,6 +11,9 @@ from helpers import server_paths
 from helpers.canaries import MARK
 from helpers.servers import Server
 from podlink import _logs
+
+# A shell's background job ignores Ctrl-C, and so would every program that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _BINARIES = {"valkey": server_paths.valkey_server, "redis7": server_paths.redis_server}
 
