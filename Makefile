@@ -67,7 +67,7 @@ fmt: $(HAS_TOOLS) ## Format Rust and Python, and mend what the linters can mend
 
 # The stamp goes: what is in .venv afterwards is a release, and `make test` wants its own build back.
 bench: $(HAS_TOOLS) ## Measure, beside other clients; QUICK=1 only tries the scripts
-	@tests/helpers/install_redis.sh
+	@tests/helpers/install_servers.sh
 	$(PYTHON) -m pip install --quiet --requirement benches/requirements.txt
 	cargo bench --locked --no-default-features --bench core --no-run
 	rm -rf $(HAS_PODLINK) target/bench-wheel
