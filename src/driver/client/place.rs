@@ -26,12 +26,13 @@ const ROUNDS: usize = 8;
 /// thousand users should not cause a thousand readings.
 pub(super) const FRESH: Duration = Duration::from_millis(50);
 
-/// Finds or makes the link. The steps are those of DESIGN §4 (ARCHITECTURE.md draws them).
+/// Finds or makes the link, or goes on from the one that was found. The steps are those of DESIGN §4 (ARCHITECTURE.md draws them).
 pub(super) async fn place(
     shared: Arc<Shared>,
     target: Target,
     ticket: Ticket,
     deadline: Tick,
+    found: Option<Found>,
 ) -> Result<PodIndex> {
     let placing = Placing {
         shared: &shared,
@@ -40,7 +41,7 @@ pub(super) async fn place(
         deadline,
     };
     let span = placing.span();
-    let placed = trace::observed(span.clone(), placing.run()).await;
+    let placed = trace::observed(span.clone(), placing.run(found)).await;
     if let Ok(pod) = placed {
         span.record("podlink.pod", pod.get());
     }
@@ -70,17 +71,19 @@ impl Placing<'_> {
         span
     }
 
-    async fn run(&self) -> Result<PodIndex> {
+    async fn run(&self, found: Option<Found>) -> Result<PodIndex> {
         if let Some(peer) = &self.target.peer {
             return self.ask(peer).await;
         }
         let watched = &self.target.known.watched;
         let mut view = watched.view(&self.shared.clock, self.deadline).await?;
-        if let Some(pod) = self.adopt(&view) {
+        if found.is_none()
+            && let Some(pod) = self.adopt(&view)
+        {
             return Ok(pod);
         }
         let mut afresh = self.shared.config.on_restart == OnRestart::BestPod;
-        let mut owner = None;
+        let mut owner = found;
         for _ in 0..ROUNDS {
             let Found { link, asked } = match owner.take() {
                 Some(found) => found,
@@ -329,9 +332,9 @@ impl Placing<'_> {
 }
 
 /// A link and when it was asked for: its life counts from then.
-struct Found {
-    link: StoredLink,
-    asked: Tick,
+pub(super) struct Found {
+    pub(super) link: StoredLink,
+    pub(super) asked: Tick,
 }
 
 /// What is to be done with a user whose owner was judged.

@@ -16,7 +16,8 @@ use tokio::sync::Notify;
 use tracing::{Instrument, Span};
 
 use super::caller::{Answers, Caller, broken};
-use super::{Known, Shared, Target, place};
+use super::place::{self, Found};
+use super::{Known, Shared, Target};
 use crate::cache::{Key, Ticket};
 use crate::clock::Tick;
 use crate::driver::view::View;
@@ -303,14 +304,37 @@ impl Placer {
                 pod,
                 view,
             }),
-            None => self.go_the_long_way(course, target, deadline, span),
+            None => {
+                let work = self.place(&course, target, deadline, None);
+                self.go_the_long_way(course, work.instrument(span));
+            }
         }
     }
 
-    fn go_the_long_way(&self, course: Course, target: Target, deadline: Tick, span: Span) {
-        let work = place::place(Arc::clone(&self.shared), target, course.ticket, deadline);
+    /// The long way of this flight, from the link that was found, if one was.
+    fn place(
+        &self,
+        course: &Course,
+        target: Target,
+        deadline: Tick,
+        found: Option<Found>,
+    ) -> impl Future<Output = Result<PodIndex>> + Send + 'static {
+        place::place(
+            Arc::clone(&self.shared),
+            target,
+            course.ticket,
+            deadline,
+            found,
+        )
+    }
+
+    fn go_the_long_way(
+        &self,
+        course: Course,
+        work: impl Future<Output = Result<PodIndex>> + Send + 'static,
+    ) {
         // Whoever comes first is whose trace says what was done.
-        let task = tokio::spawn(work.instrument(span));
+        let task = tokio::spawn(work);
         self.long_way.push(Box::pin(async move {
             (course, task.await.unwrap_or_else(|_| Err(broken())))
         }));
@@ -383,7 +407,11 @@ impl Placer {
                     self.land(course, Ok(link.pod));
                 }
                 // Somebody has to look at the owner more closely.
-                Ok(_) => self.go_the_long_way(course, target, deadline, Span::none()),
+                Ok(Placed { link, .. }) => {
+                    let found = Some(Found { link, asked });
+                    let work = self.place(&course, target, deadline, found);
+                    self.go_the_long_way(course, work);
+                }
                 Err(error) => {
                     let error = place::told(error, &target.link.service);
                     self.land(course, Err(error));
