@@ -5,9 +5,11 @@ use std::time::Duration;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use redis::{Cmd, Pipeline, Value};
 
-use super::failure::Intent;
+use super::failure::{Intent, code};
 use super::operations::{after_write, number};
-use super::{RedisExecutor, Request, is_unknown_script, judged, unknown_though_given};
+use super::{
+    RedisExecutor, Request, is_unknown_script, judged, server_error, unknown_though_given,
+};
 use crate::clock::Tick;
 use crate::error::{Error, Result};
 use crate::executor::codec::{self, LinkReply};
@@ -48,14 +50,13 @@ impl RedisExecutor {
         let mut command = Cmd::new();
         command.arg("MGET").arg(&keys);
         let request = Request::One(&command);
-        let replies = match self.exchange(request, Intent::Read, deadline).await? {
-            Value::Array(replies) if replies.len() == keys.len() => replies,
-            other => return Err(codec::misshapen(&other)),
+        let (reply, live) = self.answer(request, Intent::Read, deadline).await?;
+        let mut found = if is_forbidden(&reply) {
+            // The login may GET and not MGET, and what follows asks for each link by GET.
+            vec![None; keys.len()]
+        } else {
+            pods_of(judged(reply, &live, Intent::Read)?, &keys)?
         };
-        let mut found = Vec::with_capacity(keys.len());
-        for (key, reply) in keys.iter().zip(&replies) {
-            found.push(codec::pod(reply, key)?);
-        }
         // MGET says "nothing" of a key of the wrong type, too: GET tells the two apart.
         let mut commands = Pipeline::new();
         let links = keys.iter().zip(&mut found);
@@ -152,6 +153,20 @@ impl RedisExecutor {
         };
         calls.iter().map(|_| Err(Error::clone(&error))).collect()
     }
+}
+
+/// The pods that a reply to `MGET` names.
+fn pods_of(reply: Value, keys: &[String]) -> Result<Vec<Option<PodIndex>>> {
+    let replies = match reply {
+        Value::Array(replies) if replies.len() == keys.len() => replies,
+        other => return Err(codec::misshapen(&other)),
+    };
+    let links = keys.iter().zip(&replies);
+    links.map(|(key, reply)| codec::pod(reply, key)).collect()
+}
+
+fn is_forbidden(reply: &Value) -> bool {
+    server_error(reply).is_some_and(|error| code(error) == "NOPERM")
 }
 
 /// One call of the script.
