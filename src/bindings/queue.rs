@@ -275,12 +275,7 @@ impl CompletionQueue {
             Vec::with_capacity(done.len()),
             Vec::new(),
         );
-        let mut waiters = self.waiters();
-        for (number, outcome) in done {
-            let number = usize::try_from(number).ok();
-            let Some(waiter) = number.and_then(|number| waiters.try_remove(number)) else {
-                continue;
-            };
+        for (waiter, outcome) in self.awaited(arrivals, done) {
             match outcome {
                 Ok(answer) => {
                     values.push(answer.into_python(py)?);
@@ -289,8 +284,6 @@ impl CompletionQueue {
                 Err(error) => failures.push((waiter, parts(py, &error)?)),
             }
         }
-        arrivals.waited_for.store(waiters.len(), Ordering::Relaxed);
-        drop(waiters);
         let calls: PyResult<Vec<_>> = calls.into_iter().map(|call| call.into_python(py)).collect();
         Ok((
             PyList::new(py, settled)?,
@@ -345,7 +338,7 @@ impl CompletionQueue {
     ) -> PyResult<()> {
         let runtime = runtime::handle(py)?;
         let arrivals = Arc::clone(self.arrivals.get(py)?);
-        let number = self.expect(&arrivals, waiter);
+        let number = self.enrol(&arrivals, waiter);
         let pending = Pending {
             arrivals,
             waiter: number,
@@ -362,11 +355,25 @@ impl CompletionQueue {
 
     /// A caller of the core whose answer is delivered to `waiter` by a later `drain`.
     pub(super) fn caller(&self, arrivals: Arc<Arrivals>, waiter: Py<PyAny>) -> Caller {
-        let number = self.expect(&arrivals, waiter);
+        let number = self.enrol(&arrivals, waiter);
         Caller::new(arrivals, number)
     }
 
-    fn expect(&self, arrivals: &Arrivals, waiter: Py<PyAny>) -> u64 {
+    /// The waiters of these outcomes. Nothing of Python's is made meanwhile: that may collect
+    /// garbage, whose finalisers may start an operation here, or let a thread run that does; and it
+    /// would wait for this lock with the GIL held.
+    fn awaited(&self, arrivals: &Arrivals, done: Vec<(u64, Outcome)>) -> Vec<(Py<PyAny>, Outcome)> {
+        let mut waiters = self.waiters();
+        let found = done.into_iter().filter_map(|(number, outcome)| {
+            let waiter = waiters.try_remove(usize::try_from(number).ok()?)?;
+            Some((waiter, outcome))
+        });
+        let found = found.collect();
+        arrivals.waited_for.store(waiters.len(), Ordering::Relaxed);
+        found
+    }
+
+    fn enrol(&self, arrivals: &Arrivals, waiter: Py<PyAny>) -> u64 {
         let mut waiters = self.waiters();
         let number = waiters.insert(waiter);
         arrivals.waited_for.store(waiters.len(), Ordering::Relaxed);

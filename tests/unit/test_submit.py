@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import podlink
+from helpers.programs import run_program
 from helpers.wait import eventually, eventually_async
 
 USER = (None, "u1", "svc")
@@ -215,6 +216,44 @@ def test_a_cancelled_future_tells_nobody(
     polled.submit("get_linked_pod", *USER).result(SOON)
     eventually(lambda: polled.poll_callbacks() or len(told.results) == 100)
     assert len(told.results) == 100
+
+
+# A table of waiters was locked while results were made into Python objects. Garbage is collected at
+# such moments: a finaliser that started an operation, or a thread that got its turn meanwhile and
+# did, waited for the lock with the GIL held, and the process stood still for ever.
+def test_a_finaliser_may_start_an_operation_while_results_are_taken() -> None:
+    printed = run_program("""
+        import gc, threading
+        import podlink
+
+        client = podlink.ClientDriver(podlink.Store("memory://"))
+        held, started = threading.Lock(), []
+        held.acquire()
+
+        class Holding:
+            def on_success(self, result):
+                held.acquire()
+            def on_error(self, error):
+                raise error
+
+        class Asks:  # for something when it is collected as garbage, and leaves more of its kind
+            def __init__(self):
+                self.me = self
+            def __del__(self):
+                if len(started) < 500:
+                    started.append(client.submit("get_link_service", None, "u1"))
+                    Asks()
+
+        client.submit("get_linked_pod", None, "u1", "svc", callback=Holding())
+        futures = [client.submit("get_link_service", None, f"u{n}") for n in range(3000)]
+        gc.set_threshold(20)
+        Asks()
+        held.release()
+        assert all(future.result(10) == {} for future in futures)
+        gc.set_threshold(700)
+        print(len(started) > 50, all(future.result(10) == {} for future in started))
+    """)
+    assert printed == "True True\n"
 
 
 @pytest.mark.parametrize("mode", ["thread", "poll"])
