@@ -26,7 +26,7 @@ const ROUNDS: usize = 8;
 /// thousand users should not cause a thousand readings.
 pub(super) const FRESH: Duration = Duration::from_millis(50);
 
-/// Finds or makes the link, or goes on from the one that was found. The steps are those of DESIGN §4 (ARCHITECTURE.md draws them).
+/// Finds or makes the link, or goes on from the one that was found. ARCHITECTURE.md draws the steps.
 pub(super) async fn place(
     shared: Arc<Shared>,
     target: Target,
@@ -85,13 +85,21 @@ impl Placing<'_> {
         let mut afresh = self.shared.config.on_restart == OnRestart::BestPod;
         let mut owner = found;
         for _ in 0..ROUNDS {
-            let Found { link, asked } = match owner.take() {
+            let Found {
+                link,
+                asked,
+                placed,
+            } = match owner.take() {
                 Some(found) => found,
                 None => self.find_or_make(&mut view).await?,
             };
             let mut decision = self.judge(link, &mut view).await?;
-            // Judged in the same view, and once: the best pod may be the one that came back.
-            if afresh && let Some(earlier) = self.restarted(link.pod, &view) {
+            // Judged in the same view, and once: the best pod may be the one that came back. Whoever
+            // was placed a moment ago, for whatever reason, was placed afresh.
+            if afresh
+                && !placed
+                && let Some(earlier) = self.restarted(link.pod, &view)
+            {
                 afresh = false;
                 decision = Decision::Move(earlier);
             }
@@ -157,7 +165,11 @@ impl Placing<'_> {
         let asked = self.shared.clock.now();
         let Some(pod) = chosen else {
             let stored = executor.get(link, self.deadline).await?;
-            let found = stored.map(|link| Found { link, asked });
+            let found = stored.map(|link| Found {
+                link,
+                asked,
+                placed: false,
+            });
             return found.ok_or_else(|| self.nobody(view));
         };
         let ttl = self.shared.config.link_ttl;
@@ -172,6 +184,7 @@ impl Placing<'_> {
         Ok(Found {
             link: placed.link,
             asked,
+            placed: placed.made,
         })
     }
 
@@ -238,6 +251,7 @@ impl Placing<'_> {
         Ok(placed.map(|placed| Found {
             link: placed.link,
             asked,
+            placed: true,
         }))
     }
 
@@ -335,6 +349,8 @@ impl Placing<'_> {
 pub(super) struct Found {
     pub(super) link: StoredLink,
     pub(super) asked: Tick,
+    /// It was not found but made, just now.
+    pub(super) placed: bool,
 }
 
 /// What is to be done with a user whose owner was judged.

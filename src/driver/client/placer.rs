@@ -407,8 +407,12 @@ impl Placer {
                     self.land(course, Ok(link.pod));
                 }
                 // Somebody has to look at the owner more closely.
-                Ok(Placed { link, .. }) => {
-                    let found = Some(Found { link, asked });
+                Ok(Placed { link, made }) => {
+                    let found = Some(Found {
+                        link,
+                        asked,
+                        placed: made,
+                    });
                     let work = self.place(&course, target, deadline, found);
                     self.go_the_long_way(course, work);
                 }
@@ -450,6 +454,9 @@ impl Placer {
     /// sent also for nobody: the cache keeps what it brings.
     fn expire(&mut self) {
         let now = self.shared.clock.now();
+        if now < self.due {
+            return; // the timer only wanted new requests to be looked at
+        }
         let is_over = |deadline: Tick| deadline.after(MARGIN) <= now;
         let (mut late, mut over, mut due) = (Vec::new(), Vec::new(), Tick::NEVER);
         for ((key, ticket), flight) in &mut self.flights {

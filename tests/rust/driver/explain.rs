@@ -399,3 +399,24 @@ async fn each_reason_has_its_world() {
     assert_eq!(play.compare().await.unwrap(), Reason::OwnerRestarted);
     play.client.close();
 }
+
+/// The cache remembered the user with a process of pod 0 that was gone, the link named a dead pod or
+/// was gone, too, and `on_restart="best_pod"`: compute placed the user on pod 0, whose new process is
+/// the best, took it for one who had stayed there through the restart, and moved it once more.
+#[tokio::test(start_paused = true)]
+async fn who_was_just_placed_is_not_placed_afresh() {
+    use RoutingState::Ready;
+    let worlds = [
+        (Step::Link(2, false), Reason::OwnerNeverSeen),
+        (Step::Unlink, Reason::NoLink),
+    ];
+    for (then, reason) in worlds {
+        let mut play = Play::new((Choice::LeastLoad, OnRestart::BestPod, None));
+        let (rival, back) = (Step::Begin(1, Ready, 15), Step::Begin(0, Ready, 0));
+        for step in [back.clone(), rival, Step::Compute, Step::End(0), back, then] {
+            play.take(&step).await;
+        }
+        assert_eq!(play.compare().await.unwrap(), reason);
+        play.client.close();
+    }
+}
