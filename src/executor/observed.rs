@@ -69,6 +69,18 @@ impl Observed {
         call: impl Future<Output = Result<T>>,
     ) -> Result<T> {
         let call = trace::observed(trace::store(name), call);
+        let noted = |stats: &StoreStats, took, outcome: &Result<T>| {
+            stats.ended(name, took, outcome);
+        };
+        self.watch_over(call, noted).await
+    }
+
+    /// One exchange with the store; `note` is told how long it took and how it ended.
+    async fn watch_over<T>(
+        &self,
+        call: impl Future<Output = T>,
+        note: impl FnOnce(&StoreStats, Duration, &T),
+    ) -> T {
         if cfg!(feature = "unmetered") {
             return call.await;
         }
@@ -81,7 +93,7 @@ impl Observed {
         let began = clock.now();
         let outcome = call.await;
         drop(under_way);
-        stats.ended(name, clock.now().since(began), &outcome);
+        note(stats, clock.now().since(began), &outcome);
         outcome
     }
 
@@ -174,26 +186,14 @@ impl Executor for Observed {
         ttl: Duration,
         deadline: Tick,
     ) -> Vec<Result<Placed>> {
-        let store = &self.watch.store;
-        let call = store.set_if_absent_many(offers, ttl, deadline);
-        if cfg!(feature = "unmetered") {
-            return call.await;
-        }
-        if !self.watch.used.load(Ordering::Relaxed) {
-            self.first_call();
-        }
-        let Watch { clock, stats, .. } = &*self.watch;
-        stats.batch("set_if_absent", offers.len());
-        stats.in_flight.fetch_add(1, Ordering::Relaxed);
-        let under_way = UnderWay(stats);
-        let began = clock.now();
-        let outcomes = call.await;
-        drop(under_way);
-        let took = clock.now().since(began);
-        for outcome in &outcomes {
-            stats.ended("set_if_absent", took, outcome);
-        }
-        outcomes
+        let call = self.watch.store.set_if_absent_many(offers, ttl, deadline);
+        let noted = |stats: &StoreStats, took, outcomes: &Vec<Result<Placed>>| {
+            stats.batch("set_if_absent", offers.len());
+            for outcome in outcomes {
+                stats.ended("set_if_absent", took, outcome);
+            }
+        };
+        self.watch_over(call, noted).await
     }
 
     async fn set(
