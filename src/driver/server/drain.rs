@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream;
+use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
 use rand::Rng;
 
 use super::{Phase, ServerDriver, Shared};
@@ -235,22 +235,23 @@ impl Shared {
 
     /// Treats the users that are still owned by the rule.
     async fn give_away(&self, rule: Drain, given: &Given, deadline: Tick) {
-        let targets = match rule {
-            Drain::Keep => return,
-            Drain::Release => None,
-            Drain::Handover => self.others(deadline).await,
-        };
-        let give = |link: LinkId| {
-            let targets = targets.as_ref();
-            async move {
-                if let Err(error) = self.give(&link, targets, given, deadline).await {
+        if rule == Drain::Keep {
+            return;
+        }
+        let mut targets = None;
+        for users in self.users().chunks(LINKS_AT_ONCE) {
+            if rule == Drain::Handover {
+                // Read anew each time: leases go on while users are handed over, and a reading's end.
+                let fresh = self.others(targets.as_ref(), deadline).await;
+                targets = fresh.or(targets);
+            }
+            let gifts = users.iter().map(|link| async {
+                if let Err(error) = self.give(link, targets.as_ref(), given, deadline).await {
                     given.failures.note(error);
                 }
-            }
-        };
-        stream::iter(self.users())
-            .for_each_concurrent(LINKS_AT_ONCE, give)
-            .await;
+            });
+            join_all(gifts).await;
+        }
     }
 
     async fn give(
@@ -280,14 +281,14 @@ impl Shared {
         Ok(())
     }
 
-    /// The pods that may take this one's users.
-    async fn others(&self, deadline: Tick) -> Option<View> {
+    /// The pods that may take this one's users; `previous` knows who was sent where already.
+    async fn others(&self, previous: Option<&View>, deadline: Tick) -> Option<View> {
         let asked = self.clock.now();
         let pods = self.executor.pods(&self.info.service, deadline).await;
         let mut records = pods.ok()?.records;
         records.retain(|record| record.state.pod_id != self.info.pod);
         let snapshot = Snapshot::new(records, asked, Policy::default());
-        Some(View::new(snapshot, None, 1, asked))
+        Some(View::new(snapshot, previous, 1, asked))
     }
 
     /// Moves a user to another pod, if the link is still this pod's. `false`: nobody takes users.

@@ -301,3 +301,32 @@ async fn a_stop_keeps_its_deadline_whatever_hangs() {
         assert!(!server.holds_lease());
     }
 }
+
+/// A stop read the other pods once. When handing over took longer than what was left of their leases
+/// then, the users that were still to come found nobody, and were only released.
+#[tokio::test(start_paused = true)]
+async fn handing_over_may_take_longer_than_a_lease() {
+    const USERS: usize = 300;
+    const SLOW: Duration = LEASE.saturating_add(Duration::from_secs(1));
+    let world = World::new();
+    let (server, _other) = (world.started(0).await, world.started(1).await);
+    let deadline = server.deadline(None);
+    for number in 0..USERS {
+        let (link, forever) = (user(&format!("u{number}")), Persist::Forever);
+        let set = server.set_linked_pod(&link, pod(0), forever, deadline);
+        set.await.unwrap();
+    }
+    world.store.fail("relink", &[Fault::Late(SLOW); USERS]);
+    let until = world.clock.deadline(Duration::from_secs(100));
+    let stopping = server.stop(Drain::Handover, until);
+    tokio::pin!(stopping);
+    let report = loop {
+        tokio::select! {
+            biased;
+            report = &mut stopping => break report.unwrap(),
+            () = world.pass(STEP) => {}
+        }
+    };
+    let given = (report.handed_over, report.released, report.remaining);
+    assert_eq!(given, (USERS as u64, 0, 0));
+}
