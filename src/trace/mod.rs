@@ -18,8 +18,8 @@ use crate::id::{LinkId, Namespace};
 
 pub use context::{TRACEPARENT, TRACESTATE, TraceContext};
 pub use spans::{
-    FinishedSpan, Spans, Trace, Value, after_fork_in_child, collect, current, is_collecting, ring,
-    take,
+    FinishedSpan, Spans, Trace, Value, after_fork_in_child, collect, current, is_collecting,
+    is_wanted, ring, take,
 };
 
 /// The target of every span.

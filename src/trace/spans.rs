@@ -122,6 +122,17 @@ pub fn after_fork_in_child() {
 /// The span that the present operation continues, for whoever is asked on its behalf.
 #[must_use]
 pub fn current() -> Option<TraceContext> {
+    present(|trace| trace.context.clone()).flatten()
+}
+
+/// Whether what is done now shall have spans: it belongs to an operation that is sampled.
+#[must_use]
+pub fn is_wanted() -> bool {
+    present(Open::is_wanted).unwrap_or(false)
+}
+
+/// What `look` sees in the trace of the present operation.
+fn present<T>(look: fn(&Open) -> T) -> Option<T> {
     if !is_collecting() {
         return None;
     }
@@ -129,7 +140,7 @@ pub fn current() -> Option<TraceContext> {
         let registry = dispatch.downcast_ref::<Registry>()?;
         let span = registry.span(dispatch.current_span().id()?)?;
         let extensions = span.extensions();
-        extensions.get::<Node>()?.trace.context.clone()
+        extensions.get::<Node>().map(|node| look(&node.trace))
     })
 }
 

@@ -151,6 +151,31 @@ async def test_what_is_not_sampled_is_exported_nowhere(traces: Traces) -> None:
     assert traces.spans() == []
 
 
+async def test_a_compute_that_is_not_sampled_shares_its_exchange(traces: Traces) -> None:
+    # Every compute went the long way, one question each, as soon as traces were collected at all.
+    podlink.otel.enable(TracerProvider(sampler=ParentBased(ALWAYS_OFF)))
+    async with (
+        podlink.connect() as connection,
+        connection.server(podlink.ServerInfo("default", "svc", 0)),
+    ):
+        compute = connection.client.compute_linked_pod
+        await compute(None, "first", "svc")  # reads the pods, and so goes the long way
+
+        def together() -> float:
+            sizes = [
+                sample.sum or 0.0
+                for sample in connection.store.stats().samples
+                if sample.name == "podlink_store_batch_size"
+                and sample.labels["call"] == "set_if_absent"
+            ]
+            return sum(sizes)
+
+        before = together()
+        assert set(await asyncio.gather(*(compute(None, f"u{n}", "svc") for n in range(20)))) == {0}
+        assert together() - before == 20
+    assert traces.spans() == []
+
+
 GOOD = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 

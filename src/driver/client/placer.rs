@@ -51,6 +51,8 @@ pub(super) struct Request {
     pub(super) caller: Caller,
     /// The caller's, while traces are collected.
     pub(super) span: Span,
+    /// Whether there shall be spans of what is done for it.
+    traced: bool,
 }
 
 impl Request {
@@ -65,6 +67,7 @@ impl Request {
             deadline,
             caller,
             span,
+            traced: trace::is_wanted(),
         }
     }
 }
@@ -244,7 +247,7 @@ impl Placer {
 
     fn admit(&mut self, request: Request, now: Tick) {
         let stats = &self.shared.stats;
-        match self.shared.way(&request.target, now) {
+        match self.shared.way(&request, now) {
             Way::Known(pod) => {
                 count(&stats.cache_hits);
                 self.answers.add(request.caller, Ok(pod));
@@ -273,6 +276,7 @@ impl Placer {
             deadline,
             caller,
             span,
+            traced: _,
         } = request;
         self.number += 1;
         let course = Course {
@@ -436,7 +440,7 @@ impl Placer {
         for request in flight.joined {
             if late && request.deadline > flight.deadline {
                 let now = self.shared.clock.now();
-                let way = self.shared.way(&request.target, now);
+                let way = self.shared.way(&request, now);
                 self.join_or_start(request, way, now);
             } else {
                 self.answer(request.caller, answer.clone());
@@ -549,7 +553,8 @@ impl Shared {
         }
     }
 
-    fn way(&self, target: &Target, now: Tick) -> Way {
+    fn way(&self, request: &Request, now: Tick) -> Way {
+        let target = &request.target;
         let view = target.known.watched.current(now);
         let view = view.as_ref().and_then(|view| view.as_ref());
         let entry = self.cache.get(target.key, now);
@@ -560,7 +565,7 @@ impl Shared {
         }
         // What the cache holds and does not believe is to be looked at; and a call of many has no
         // span of its own for each.
-        let looks = entry.is_some() || trace::is_collecting();
+        let looks = entry.is_some() || request.traced;
         let asks = target.peer.is_some() || self.chooser.is_some();
         match view {
             Some(view) if !looks && !asks => Way::Short(Arc::clone(view)),
