@@ -275,6 +275,8 @@ async def test_what_the_program_told_the_cache(
 ) -> None:
     publish(store_server, [0, 1])
     client.set_cache(None, UID, SERVICE, 1)
+    # From now on the pods are read in the background, where compute waits for the first reading.
+    await eventually_async(lambda: client.stats()["refreshes"] == 1)
     told = await explained(store_server, client)
     assert told.action is Action.ANSWER_FROM_CACHE
     assert told.answers == (1,)
