@@ -13,53 +13,61 @@ drains or dies.
     ...             return await compute("default", "user123", "user-service")
     >>> asyncio.run(main())
     0
+
+``import podlink`` is nearly free: each name is loaded when it is first used, and with it what it
+needs, asyncio among it. A program whose event loop must not wait for that uses the names before
+the loop runs, as ``from podlink import connect`` does.
 """
 
-from ._logs import hash_uid
-from ._podlink import __version__
-from .admin import AdminServer
-from .callback import StatefulObjCallback
-from .client import ClientDriver
-from .config import (
-    ClientConfig,
-    GrpcClientConfig,
-    GrpcServerConfig,
-    RouteInfoConfig,
-    ServerConfig,
-)
-from .connection import Connection, connect
-from .errors import (
-    ClosedError,
-    ForkedProcessError,
-    IllegalStateError,
-    InternalError,
-    InvalidParameterError,
-    InvalidParameterTypeError,
-    LeaseLostError,
-    NamespaceUnreachableError,
-    NoRoutablePodError,
-    OperationTimeoutError,
-    OverloadedError,
-    PeerUnavailableError,
-    PermissionDeniedError,
-    PodIndexBusyError,
-    PodlinkError,
-    PodNotAvailableError,
-    PodNotFoundError,
-    ServiceNotFoundError,
-    StoreAuthenticationError,
-    StoreDataError,
-    StoreError,
-    StoreUnavailableError,
-)
-from .grpc_client import RouteGrpcClient
-from .grpc_server import RouteGrpcServer
-from .info import Registration, RouteInfoDriver
-from .metrics import Sample, Snapshot, Window
-from .server import ServerDriver, ServerInfo
-from .service import ServiceLinks
-from .state import DrainReport, RoutingState, StatefulServiceState
-from .store import Store
+from . import _process as _process
+
+TYPE_CHECKING = False  # type checkers know better; `typing` itself would have to be loaded
+if TYPE_CHECKING:
+    from ._logs import hash_uid
+    from ._podlink import __version__
+    from .admin import AdminServer
+    from .callback import StatefulObjCallback
+    from .client import ClientDriver
+    from .config import (
+        ClientConfig,
+        GrpcClientConfig,
+        GrpcServerConfig,
+        RouteInfoConfig,
+        ServerConfig,
+    )
+    from .connection import Connection, connect
+    from .errors import (
+        ClosedError,
+        ForkedProcessError,
+        IllegalStateError,
+        InternalError,
+        InvalidParameterError,
+        InvalidParameterTypeError,
+        LeaseLostError,
+        NamespaceUnreachableError,
+        NoRoutablePodError,
+        OperationTimeoutError,
+        OverloadedError,
+        PeerUnavailableError,
+        PermissionDeniedError,
+        PodIndexBusyError,
+        PodlinkError,
+        PodNotAvailableError,
+        PodNotFoundError,
+        ServiceNotFoundError,
+        StoreAuthenticationError,
+        StoreDataError,
+        StoreError,
+        StoreUnavailableError,
+    )
+    from .grpc_client import RouteGrpcClient
+    from .grpc_server import RouteGrpcServer
+    from .info import Registration, RouteInfoDriver
+    from .metrics import Sample, Snapshot, Window
+    from .server import ServerDriver, ServerInfo
+    from .service import ServiceLinks
+    from .state import DrainReport, RoutingState, StatefulServiceState
+    from .store import Store
 
 __all__ = [
     "AdminServer",
@@ -111,3 +119,79 @@ __all__ = [
     "connect",
     "hash_uid",
 ]
+
+_MODULES = {
+    "_bridge": (),
+    "_hooks": (),
+    "_logs": ("hash_uid",),
+    "_podlink": ("__version__",),
+    "admin": ("AdminServer",),
+    "callback": ("StatefulObjCallback",),
+    "client": ("ClientDriver",),
+    "config": (
+        "ClientConfig",
+        "GrpcClientConfig",
+        "GrpcServerConfig",
+        "RouteInfoConfig",
+        "ServerConfig",
+    ),
+    "connection": ("Connection", "connect"),
+    "errors": (
+        "ClosedError",
+        "ForkedProcessError",
+        "IllegalStateError",
+        "InternalError",
+        "InvalidParameterError",
+        "InvalidParameterTypeError",
+        "LeaseLostError",
+        "NamespaceUnreachableError",
+        "NoRoutablePodError",
+        "OperationTimeoutError",
+        "OverloadedError",
+        "PeerUnavailableError",
+        "PermissionDeniedError",
+        "PodIndexBusyError",
+        "PodNotAvailableError",
+        "PodNotFoundError",
+        "PodlinkError",
+        "ServiceNotFoundError",
+        "StoreAuthenticationError",
+        "StoreDataError",
+        "StoreError",
+        "StoreUnavailableError",
+    ),
+    "grpc_client": ("RouteGrpcClient",),
+    "grpc_server": ("RouteGrpcServer",),
+    "info": ("Registration", "RouteInfoDriver"),
+    "metrics": ("Sample", "Snapshot", "Window"),
+    "server": ("ServerDriver", "ServerInfo"),
+    "service": ("ServiceLinks",),
+    "state": ("DrainReport", "RoutingState", "StatefulServiceState"),
+    "store": ("Store",),
+}
+"""The modules that are there without being imported by name, and what each defines."""
+
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def _load(name: str) -> object:
+    """Loads a name that is used for the first time, and keeps it for the next."""
+    from importlib import import_module
+
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")  # which keeps it
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})
+
+
+if not TYPE_CHECKING:  # a type checker that saw it would let every name pass
+    __getattr__ = _load
+
+del TYPE_CHECKING

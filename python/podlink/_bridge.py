@@ -9,11 +9,9 @@ thread that dies with the interpreter never dies inside Rust.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import functools
 import inspect
 import math
-import os
 import queue
 import select
 import sys
@@ -25,7 +23,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final
 
-from . import _logs, _podlink
+from . import _logs, _podlink, _process
 from .callback import StatefulObjCallback
 from .errors import InvalidParameterError, PodlinkError, from_core
 
@@ -383,12 +381,14 @@ def callback_thread() -> CallbackThread:
         return _thread
 
 
-@atexit.register
 def _stop_thread() -> None:
     if _thread is not None:
         _thread.stop()
         _logs.forward()
         _logs.tell_repeats(all_of_them=True)
+
+
+_process.at_exit.append(_stop_thread)
 
 
 def _after_fork_in_child() -> None:
@@ -405,4 +405,4 @@ def _after_fork_in_child() -> None:
 _inherited: Final[list[object]] = []
 """What a forked child got from its parent: kept, so that nothing of it is ever finalised here."""
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+_process.in_forked_child.append(_after_fork_in_child)

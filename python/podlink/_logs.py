@@ -6,12 +6,12 @@ that comes again and again is written ten times in ten seconds, and then counted
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from . import _podlink
@@ -36,14 +36,14 @@ _SHOWN_MAX = 500
 """How long a part of a message may be, in characters."""
 
 
-@dataclass
 class _Told:
     """A message in its present interval."""
 
-    level: int
-    since: float
-    times: int = 0
-    left_out: int = 0
+    __slots__ = ("left_out", "level", "since", "times")
+
+    def __init__(self, level: int, since: float) -> None:
+        self.level, self.since = level, since
+        self.times = self.left_out = 0
 
 
 class Repeats:
@@ -193,6 +193,13 @@ def tell_repeats(*, all_of_them: bool = False) -> None:
             f"{message} (and {count} times more, not shown)",
             extra={"podlink": {"not_shown": count}},
         )
+
+
+@atexit.register
+def _tell_what_waits() -> None:
+    # In front of logging's own, which closes the handlers: that was asked for before this one.
+    forward()
+    tell_repeats(all_of_them=True)
 
 
 def start_anew() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from .client import ClientDriver
 from .config import ClientConfig, RouteInfoConfig, ServerConfig
 from .errors import InvalidParameterTypeError
 from .info import RouteInfoDriver
-from .metrics import Snapshot
 from .server import ServerDriver, ServerInfo
 from .store import Store, StoreOption
+
+if TYPE_CHECKING:
+    from .metrics import Snapshot
 
 __all__ = ["Connection", "connect"]
 

@@ -9,7 +9,6 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -25,7 +24,7 @@ from .store import Store
 
 __all__ = ["ServerDriver", "ServerInfo"]
 
-_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +118,10 @@ def _index(given: int | None, text: str | None) -> int:
 
 
 def _service_account_namespace() -> str:
+    from pathlib import Path  # as slow to load as the drivers, for one file that few pods ask for
+
     try:
-        text = _NAMESPACE_FILE.read_text("utf-8").strip()
+        text = Path(_NAMESPACE_FILE).read_text("utf-8").strip()
     except OSError:
         text = ""
     return _found(text, "namespace", f"POD_NAMESPACE or {_NAMESPACE_FILE}")

