@@ -227,6 +227,14 @@ def _started(startup: Measured) -> Iterator[Row]:
     yield Row("`import podlink` in a fresh interpreter", *at_most(30, 10, "ms"), value)
     value = Value.of(startup.find("ms", "podlink, asyncio being there"), "ms")
     yield Row("the same where asyncio is imported already", None, None, value)
+    # Names are loaded when they are first used: a service pays this, then or at the import.
+    names = "podlink, with the drivers' names"
+    for who, what in (
+        (names, "`import podlink` and use of `connect` and the drivers' names"),
+        (f"{names}, asyncio being there", "the same where asyncio is imported already"),
+    ):
+        if (figure := startup.find("ms", who)) is not None:  # an earlier version has none
+            yield Row(what, None, None, Value.of(figure, "ms"))
     threads = Value.of(startup.find("threads", "podlink"))
     yield Row("threads after it, the interpreter's own among them", *at_most(1), threads)
     yield Row("wheel", *at_most(10, 6, "MB"), Value.of(startup.find("MB", "wheel"), "MB"))
