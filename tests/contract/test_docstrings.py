@@ -49,5 +49,6 @@ def test_what_a_newcomer_meets_first_has_an_example(name: str) -> None:
 def test_the_examples_are_true(name: str) -> None:
     module: ModuleType = importlib.import_module(name)
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    failed = doctest.testmod(module, optionflags=flags, extraglobs=vars(podlink))
+    known = {public: getattr(podlink, public) for public in podlink.__all__}
+    failed = doctest.testmod(module, optionflags=flags, extraglobs=known)
     assert failed.failed == 0
