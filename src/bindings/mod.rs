@@ -6,6 +6,7 @@
 
 mod admin;
 mod argument;
+mod bell;
 mod client;
 mod config;
 mod error;
@@ -23,6 +24,11 @@ mod telemetry;
 mod trace;
 
 use pyo3::prelude::*;
+
+/// Half of what a call costs besides the network is made of small things that live as long as it
+/// does (docs/decisions/0017).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The compiled half of podlink. `python/podlink/_podlink.pyi` describes it.
 #[pymodule]

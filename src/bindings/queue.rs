@@ -1,13 +1,11 @@
 //! The bridge: what the runtime has finished, on its way to a Python event loop or thread.
 //!
-//! A runtime thread puts an arrival into the queue and, if the queue was empty, writes one byte
-//! into a socket pair. The loop's reader wakes once per batch and empties the queue with the GIL
-//! it holds anyway. The runtime never sees a Python object: waiters stay here, under a number.
+//! A runtime thread puts an arrival into the queue and, if the queue was empty, rings its bell.
+//! The loop's reader wakes once per batch and empties the queue with the GIL it holds anyway. The
+//! runtime never sees a Python object: waiters stay here, under a number.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -16,6 +14,7 @@ use pyo3::types::{PyDict, PyList, PyTuple};
 use slab::Slab;
 use tracing::Instrument;
 
+use super::bell::Bell;
 use super::error::{parts, raise};
 use super::hook::Call;
 use super::info::states_to_python;
@@ -95,10 +94,7 @@ type Outcome = Result<Answer, Error>;
 /// The half of a queue that the runtime sees.
 pub(super) struct Arrivals {
     inbox: Mutex<Inbox>,
-    /// The writing end; the reading end stands beside it so that both live as long as anybody
-    /// who might write.
-    bell: UnixStream,
-    ear: UnixStream,
+    bell: Bell,
     /// The queue's Python half is gone.
     deserted: AtomicBool,
     /// How many operations are waited for. Only a figure for the metrics.
@@ -119,13 +115,9 @@ impl std::fmt::Debug for Arrivals {
 
 impl Arrivals {
     fn new() -> std::io::Result<Self> {
-        let (bell, ear) = UnixStream::pair()?;
-        bell.set_nonblocking(true)?;
-        ear.set_nonblocking(true)?;
         Ok(Self {
             inbox: Mutex::default(),
-            bell,
-            ear,
+            bell: Bell::new()?,
             deserted: AtomicBool::new(false),
             waited_for: AtomicUsize::new(0),
         })
@@ -147,11 +139,10 @@ impl Arrivals {
         }
     }
 
-    /// Wakes whoever listens. A full pipe means that it is being woken already, and a closed one
-    /// that the loop has ended and nobody waits any more.
+    /// Wakes whoever listens.
     pub(super) fn ring(&self) {
         count(&bridge().wake_ups);
-        let _full_or_closed = (&self.bell).write(&[1]);
+        self.bell.ring();
     }
 
     /// Puts a hook call into the queue. Where the loop has ended, or does not keep up by far, the
@@ -182,11 +173,6 @@ impl Arrivals {
         let inbox = self.lock();
         let waiting = inbox.done.len() + inbox.calls.len();
         (waiting, self.waited_for.load(Ordering::Relaxed))
-    }
-
-    fn hear(&self) {
-        let mut bytes = [0; 64];
-        while matches!((&self.ear).read(&mut bytes), Ok(count) if count == bytes.len()) {}
     }
 }
 
@@ -242,7 +228,7 @@ impl CompletionQueue {
         let arrivals = Arrivals::new().map_err(|cause| {
             let error = Error::new(
                 ErrorKind::Internal,
-                "no socket pair for the completion queue",
+                "no descriptor for the completion queue",
             );
             raise(py, &error.caused_by(cause))
         })?;
@@ -255,15 +241,15 @@ impl CompletionQueue {
     }
 
     /// The descriptor that becomes readable when there is something to drain.
-    fn fileno(&self, py: Python<'_>) -> PyResult<i32> {
-        Ok(self.arrivals.get(py)?.ear.as_raw_fd())
+    fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
+        Ok(self.arrivals.get(py)?.bell.descriptor())
     }
 
     /// Everything that has arrived: waiters and, in the same order, their values; failures as
     /// (waiter, error parts); and hook calls as (callable, arguments, reply).
     fn drain<'py>(&self, py: Python<'py>) -> PyResult<Drained<'py>> {
         let arrivals = self.arrivals.get(py)?;
-        arrivals.hear();
+        arrivals.bell.hear();
         // Both at once: nobody rings for what arrives in a queue that still holds something.
         let Inbox { done, calls } = std::mem::take(&mut *arrivals.lock());
         let taken = done.len() + calls.len();
