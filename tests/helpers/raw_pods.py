@@ -50,7 +50,7 @@ def publish(
             "metadata": dict(metadata or {}),
             "updateTime": now,
         }
-        states[str(index)] = json.dumps(state, separators=(",", ":"))
+        states[str(index)] = json.dumps(state)
         leases |= {f"i:{index}": "1", f"d:{index}": str(deadline), f"x:{index}": "0"}
         leases |= {f"b:{index}": f"{index:032x}", f"u:{index}": str(UUID(int=index))}
     with server.client(socket_timeout=30) as client, client.pipeline() as pipeline:
