@@ -21,6 +21,7 @@ from helpers.servers import Server
 
 __all__ = [
     "KEY_FORMAT",
+    "METADATA",
     "NAMESPACE",
     "SERVICE",
     "SOURCE",
@@ -40,6 +41,8 @@ _BEFORE, _AFTER = f"sf:{{{NAMESPACE}:lk:", f"}}{SERVICE}"
 KEY_FORMAT = f"{_BEFORE}{{uid}}{_AFTER}"
 """The key of a link, with `{uid}` where the user's name goes."""
 
+METADATA = {"address": "10.0.0.1:7000", "version": "1.0.0"}
+"""What each pod says of itself besides its load."""
 _LEASE = 36_000.0
 _AT_ONCE = 1_000
 
@@ -58,7 +61,7 @@ def names(prefix: str, many: int) -> list[str]:
 def valkey(pods: int = 1) -> Iterator[Server]:
     """A server with that many pods, until the block ends."""
     with Server(valkey_server()) as server:
-        publish(server, range(pods), lease=_LEASE)
+        publish(server, range(pods), metadata=METADATA, lease=_LEASE)
         yield server
 
 

@@ -2,9 +2,9 @@
 
     python benches/python/pods.py
 
-The pods are in a real Valkey. Each figure comes from a process of its own. A refresh is read twice:
-where no pod has changed since the last one, and where every pod has published a new load, which
-another process sees to.
+The pods are in a real Valkey, each with all that a pod writes there. Each figure comes from a
+process of its own. A refresh is read twice: where no pod has changed since the last one, and where
+every pod has published a new load, which another process sees to.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from _clients import of_podlink
 from _fresh import child, in_fresh_process
 from _harness import Progress
 from _results import QUICK, Results, rounds
-from _store import NAMESPACE, SERVICE, Server, names, publish, valkey
+from _store import METADATA, NAMESPACE, SERVICE, Server, names, publish, valkey
 from misses import spent
 
 import podlink
@@ -105,7 +105,7 @@ def changing(server: Server, pods: int) -> Iterator[None]:
     def publish_all() -> None:
         for number in count():
             loads = {pod: (pod + number) % 97 for pod in range(pods)}
-            publish(server, range(pods), loads=loads, lease=LEASE)
+            publish(server, range(pods), loads=loads, metadata=METADATA, lease=LEASE)
             if over.wait(CHANGES):
                 return
 

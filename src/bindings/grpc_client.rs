@@ -533,7 +533,5 @@ fn persist(given: &Bound<'_, PyAny>) -> PyResult<Persist> {
 
 fn alive(pods: Vec<PodRecord>) -> States {
     let alive = pods.into_iter().filter(|pod| !pod.lease_left.is_zero());
-    alive
-        .map(|pod| (pod.state.pod_id, Arc::new(pod.state)))
-        .collect()
+    alive.map(|pod| (pod.state.pod_id, pod.state)).collect()
 }

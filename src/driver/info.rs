@@ -159,7 +159,7 @@ impl InfoDriver {
         let view = self.view(service, deadline).await?;
         let now = self.shared.clock.now();
         let record = |pod: &Pod| PodRecord {
-            state: PodState::clone(&pod.state),
+            state: Arc::clone(&pod.state),
             lease_left: pod.lease_until.since(now),
         };
         Ok(view.snapshot.pods().iter().map(record).collect())

@@ -14,7 +14,7 @@ use super::states::{Audience, PodSource, StateCache, Watched};
 use crate::clock::{Clock, Tick};
 use crate::config::ClientConfig;
 use crate::error::{Error, Result};
-use crate::executor::{Changes, Executor, Pods};
+use crate::executor::{Changes, Executor, Pods, Reading};
 use crate::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
 use crate::route::link::{Life, Persist, Removal, StoredLink};
 use crate::route::snapshot::Change;
@@ -285,7 +285,7 @@ impl PeerPods {
 
 #[async_trait]
 impl PodSource for PeerPods {
-    async fn pods(&self, service: &ServiceId, deadline: Tick) -> Result<Pods> {
+    async fn pods(&self, service: &ServiceId, _last: &Reading, deadline: Tick) -> Result<Pods> {
         let records = self.peer(service)?.pods(service, deadline).await?;
         Ok(Pods {
             records,

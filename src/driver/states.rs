@@ -21,7 +21,7 @@ use super::view::View;
 use crate::clock::{Clock, Tick};
 use crate::config::RouteInfoConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::executor::{Changes, Executor, Pods};
+use crate::executor::{Changes, Executor, Pods, Reading};
 use crate::id::{PodIndex, ServiceId};
 use crate::route::pick::{Chance, Strategy};
 use crate::route::snapshot::{Change, Policy, Seen, Snapshot};
@@ -41,7 +41,7 @@ pub trait Audience: Send + Sync + std::fmt::Debug + 'static {
 #[async_trait]
 pub(super) trait PodSource: Send + Sync + std::fmt::Debug + 'static {
     /// Every pod of a service with what is left of its lease.
-    async fn pods(&self, service: &ServiceId, deadline: Tick) -> Result<Pods>;
+    async fn pods(&self, service: &ServiceId, last: &Reading, deadline: Tick) -> Result<Pods>;
 
     /// Subscribes to the events of a service's pods.
     async fn listen(&self, service: &ServiceId, deadline: Tick) -> Result<Changes>;
@@ -56,8 +56,8 @@ struct OwnStore(Arc<dyn Executor>);
 
 #[async_trait]
 impl PodSource for OwnStore {
-    async fn pods(&self, service: &ServiceId, deadline: Tick) -> Result<Pods> {
-        self.0.pods(service, deadline).await
+    async fn pods(&self, service: &ServiceId, last: &Reading, deadline: Tick) -> Result<Pods> {
+        self.0.pods(service, last, deadline).await
     }
 
     async fn listen(&self, service: &ServiceId, deadline: Tick) -> Result<Changes> {
@@ -189,10 +189,10 @@ impl StateCache {
 
     async fn load(&self, watched: &Watched) -> Result<()> {
         let asked = self.clock.now();
-        let pods = self
-            .source
-            .pods(&watched.id, asked.after(LOAD_TIMEOUT))
-            .await?;
+        let last = watched.reading().clone();
+        let deadline = asked.after(LOAD_TIMEOUT);
+        let pods = self.source.pods(&watched.id, &last, deadline).await?;
+        *watched.reading() = pods.reading.clone();
         watched.report(&pods, &self.stats);
         let previous = watched.view.load_full();
         let view = self.view(pods, asked, previous.as_deref());
@@ -344,6 +344,8 @@ pub struct Watched {
     /// The pods that the audience knows to be alive.
     seen: Mutex<Seen>,
     corrupt: Mutex<HashSet<String>>,
+    /// What the last reading left for the next one. Never held across an await.
+    reading: Mutex<Reading>,
     /// The refresh task; ended by `end`, and when this is dropped.
     task: Mutex<Option<AbortHandle>>,
 }
@@ -362,6 +364,7 @@ impl Watched {
             seen: Mutex::default(),
             turn: AtomicU64::new(0),
             corrupt: Mutex::default(),
+            reading: Mutex::default(),
             task: Mutex::default(),
         }
     }
@@ -385,6 +388,10 @@ impl Watched {
         {
             task.abort();
         }
+    }
+
+    fn reading(&self) -> MutexGuard<'_, Reading> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {

@@ -7,7 +7,7 @@ use crate::clock::Tick;
 use crate::id::{Incarnation, PodIndex};
 use crate::route::pick::{Chance, Seat, Strategy, pick};
 use crate::route::snapshot::{Pod, Snapshot};
-use crate::route::state::Standing;
+use crate::route::state::{PodState, Standing};
 
 /// The pods of one service at one moment, ready to choose from.
 #[derive(Debug)]
@@ -34,21 +34,11 @@ impl View {
     ) -> Self {
         let routable = snapshot.routable(now);
         let degraded = routable.degraded;
-        let seat = |pod: &&Pod| Seat {
-            pod: pod.state.pod_id,
-            load: pod.state.load_state,
-            weight: pod.state.weight(),
-        };
-        let seats = routable.pods.iter().map(seat).collect();
-        let sent = routable
-            .pods
-            .iter()
-            .map(|pod| {
-                previous
-                    .and_then(|view| view.unseen(pod))
-                    .unwrap_or_default()
-            })
-            .collect();
+        let placed = routable.pods.iter().map(|pod| {
+            let kept = previous.and_then(|view| view.kept(pod));
+            kept.unwrap_or_else(|| (seat_of(&pod.state), Arc::default()))
+        });
+        let (seats, sent) = placed.unzip();
         #[allow(clippy::cast_precision_loss, reason = "nobody has 2^53 clients")]
         let clients = watchers.max(1) as f64;
         Self {
@@ -60,13 +50,17 @@ impl View {
         }
     }
 
-    /// The count of users sent to this pod, if it has published nothing since.
-    fn unseen(&self, pod: &Pod) -> Option<Arc<AtomicI64>> {
+    /// The seat of this pod and its count of users sent there, if it has published nothing since.
+    fn kept(&self, pod: &Pod) -> Option<(Seat, Arc<AtomicI64>)> {
         let known = self.snapshot.pod(pod.state.pod_id)?;
+        let at = self.seat(pod.state.pod_id)?;
+        let sent = self.sent.get(at)?;
+        if Arc::ptr_eq(&known.state, &pod.state) {
+            return Some((*self.seats.get(at)?, Arc::clone(sent)));
+        }
         let same = known.state.update_time == pod.state.update_time
             && known.state.incarnation == pod.state.incarnation;
-        let at = self.seat(pod.state.pod_id).filter(|_| same)?;
-        self.sent.get(at).cloned()
+        same.then(|| (seat_of(&pod.state), Arc::clone(sent)))
     }
 
     fn seat(&self, pod: PodIndex) -> Option<usize> {
@@ -179,11 +173,19 @@ impl View {
     }
 }
 
+fn seat_of(state: &PodState) -> Seat {
+    Seat {
+        pod: state.pod_id,
+        load: state.load_state,
+        weight: state.weight(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::route::snapshot::Policy;
-    use crate::route::state::{PodRecord, PodState, Readiness, RoutingState};
+    use crate::route::state::{PodRecord, Readiness, RoutingState};
     use rand::rngs::StdRng;
     use rand::{Rng, SeedableRng};
     use std::collections::BTreeMap;
@@ -244,7 +246,7 @@ mod tests {
 
     fn records(pods: &[Simulated]) -> Vec<PodRecord> {
         let record = |(at, pod): (usize, &Simulated)| PodRecord {
-            state: PodState {
+            state: Arc::new(PodState {
                 pod_id: PodIndex::new(at as i64).unwrap(),
                 state: Readiness::Ready,
                 load_state: (pod.published as f64 / pod.weight) as i64,
@@ -252,7 +254,7 @@ mod tests {
                 update_time: pod.published_at,
                 incarnation: Incarnation::new(1),
                 metadata: BTreeMap::from([("weight".into(), pod.weight.to_string())]),
-            },
+            }),
             lease_left: Duration::from_secs(60),
         };
         pods.iter().enumerate().map(record).collect()

@@ -1,16 +1,16 @@
 //! What goes to the store as a figure, and what its replies mean.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use redis::Value;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::executor::{Begun, Inspection, Pods, Renewed};
+use crate::executor::{Begun, Renewed};
 use crate::id::{Incarnation, PodIndex, ServiceName, shown};
 use crate::route::link::{Certificate, Foretold, Life, Placed, StoredLink};
-use crate::route::state::{PodRecord, PodState, WorkloadState};
+use crate::route::state::WorkloadState;
 
 /// A duration as the store takes it: whole milliseconds, at least one, at most a hundred years.
 pub(super) fn millis(duration: Duration) -> i64 {
@@ -265,98 +265,8 @@ impl StoreClock {
     }
 }
 
-/// The reply of `pods`: `{now, hold, held, grace, watchers, leases, states}`.
-pub(super) fn pods(reply: Value) -> Result<Pods> {
-    let [now, hold, held, grace, watchers, leases, states] = parts(reply)?;
-    let clock = StoreClock {
-        now: unsigned(&now)?,
-        hold: unsigned(&hold)?,
-        held: unsigned(&held)?,
-        grace: unsigned(&grace)?,
-    };
-    let leases = lease_fields(leases)?;
-    let mut pods = Pods {
-        watchers: unsigned(&watchers)?,
-        now_ms: clock.now / 1000,
-        ..Pods::default()
-    };
-    let states = figures(&states)?;
-    pods.records.reserve(states.len());
-    for (field, stored) in states {
-        let state = match read_state(&field, &stored) {
-            Ok(state) => state,
-            Err(why) => {
-                pods.corrupt.push((field.into_owned(), why));
-                continue;
-            }
-        };
-        let lease = leases.get(&state.pod_id).copied().unwrap_or_default();
-        if lease.incarnation == state.incarnation.get() {
-            pods.records.push(PodRecord {
-                lease_left: clock.lease_left(lease),
-                state,
-            });
-        }
-    }
-    pods.records.sort_by_key(|record| record.state.pod_id);
-    Ok(pods)
-}
-
-/// The reply of `inspect`, which has the shape of that of `pods`.
-pub(super) fn inspection(reply: Value) -> Result<Inspection> {
-    let pods = pods(reply.clone())?;
-    let [now, hold, held, grace, _watchers, leases, _states] = parts(reply)?;
-    let clock = StoreClock {
-        now: unsigned(&now)?,
-        hold: unsigned(&hold)?,
-        held: unsigned(&held)?,
-        grace: unsigned(&grace)?,
-    };
-    let leases = lease_fields(leases)?;
-    let certificates = leases.into_iter().filter_map(|(pod, lease)| {
-        let foretold = clock.foretell(lease)?;
-        Some((pod, foretold))
-    });
-    Ok(Inspection {
-        pods,
-        certificates: certificates.collect(),
-    })
-}
-
-fn read_state(field: &str, stored: &str) -> std::result::Result<PodState, String> {
-    let state: PodState = serde_json::from_str(stored).map_err(|error| error.to_string())?;
-    if PodIndex::parse(field) == Some(state.pod_id) {
-        return Ok(state);
-    }
-    Err(format!(
-        "the state of pod {} stands under this field",
-        state.pod_id
-    ))
-}
-
-fn lease_fields(fields: Value) -> Result<HashMap<PodIndex, LeaseFields>> {
-    let fields = figures(&fields)?;
-    // Two fields a pod, three once it has died.
-    let mut leases: HashMap<PodIndex, LeaseFields> = HashMap::with_capacity(fields.len() / 2);
-    for (name, stored) in fields {
-        let Some((what, pod)) = name.split_once(':') else {
-            continue;
-        };
-        let (Some(pod), Ok(figure)) = (PodIndex::parse(pod), stored.parse()) else {
-            continue;
-        };
-        let lease = leases.entry(pod).or_default();
-        match what {
-            "i" => lease.incarnation = figure,
-            "d" => lease.deadline = figure,
-            "x" => lease.dead = figure,
-            _ => {}
-        }
-    }
-    Ok(leases)
-}
-
-fn parts<const N: usize>(reply: Value) -> Result<[Value; N]> {
+/// The parts of a reply that has this many.
+pub(super) fn parts<const N: usize>(reply: Value) -> Result<[Value; N]> {
     match reply {
         Value::Array(values) => values
             .try_into()
@@ -388,6 +298,14 @@ fn borrowed(value: &Value) -> Result<Cow<'_, str>> {
     }
 }
 
+/// A string of the store, whatever is in it.
+pub(super) fn bytes(value: Value) -> Result<Vec<u8>> {
+    match value {
+        Value::BulkString(bytes) => Ok(bytes),
+        other => Err(misshapen(&other)),
+    }
+}
+
 fn text(value: Value) -> Result<String> {
     match value {
         Value::BulkString(bytes) => Ok(String::from_utf8(bytes)
@@ -406,7 +324,8 @@ fn number(value: &Value) -> Result<i64> {
     read.ok_or_else(|| misshapen(value))
 }
 
-fn unsigned(value: &Value) -> Result<u64> {
+/// A figure that is never below zero.
+pub(super) fn unsigned(value: &Value) -> Result<u64> {
     number(value).map(|number| u64::try_from(number).unwrap_or(0))
 }
 
@@ -425,15 +344,6 @@ mod tests {
 
     fn bulk(text: &str) -> Value {
         Value::BulkString(text.into())
-    }
-
-    fn flat(pairs: &[(&str, &str)]) -> Value {
-        Value::Array(
-            pairs
-                .iter()
-                .flat_map(|(name, value)| [bulk(name), bulk(value)])
-                .collect(),
-        )
     }
 
     #[test]
@@ -482,8 +392,7 @@ mod tests {
     fn a_reply_of_another_shape_is_an_error_not_a_panic() {
         for reply in [Value::Nil, Value::Int(1), Value::Array(vec![]), bulk("x")] {
             assert!(LinkReply::decode(reply.clone(), "k").is_err());
-            assert!(begun(reply.clone()).is_err());
-            assert!(pods(reply).is_err());
+            assert!(begun(reply).is_err());
         }
     }
 
@@ -531,46 +440,5 @@ mod tests {
             }),
             Duration::ZERO
         );
-    }
-
-    #[test]
-    fn unreadable_states_are_told_and_those_of_other_incarnations_left_out() {
-        let state = |pod, incarnation| {
-            format!(
-                r#"{{"podId":{pod},"state":"READY","loadState":1,"routingState":"READY","incarnation":{incarnation},"updateTime":5}}"#
-            )
-        };
-        let (zero, one, two) = (state(0, 7), state(1, 7), state(2, 7));
-        let reply = Value::Array(vec![
-            bulk("100"),
-            bulk("0"),
-            bulk("0"),
-            bulk("5"),
-            Value::Int(2),
-            flat(&[
-                ("i:0", "7"),
-                ("d:0", "150"),
-                ("i:1", "8"),
-                ("d:1", "150"),
-                ("clk", "100"),
-            ]),
-            flat(&[
-                ("0", &zero),
-                ("1", &one),
-                ("2", &two),
-                ("3", "{"),
-                ("4", &zero),
-            ]),
-        ]);
-        let pods = pods(reply).unwrap();
-        assert_eq!(pods.records.len(), 1);
-        assert_eq!(pods.records[0].state.pod_id.get(), 0);
-        assert_eq!(pods.records[0].lease_left, Duration::from_micros(50));
-        let corrupt: Vec<&str> = pods
-            .corrupt
-            .iter()
-            .map(|(field, _)| field.as_str())
-            .collect();
-        assert_eq!(corrupt, ["3", "4"]);
     }
 }

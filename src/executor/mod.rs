@@ -9,6 +9,8 @@ mod codec;
 mod key;
 mod memory;
 mod observed;
+mod packed;
+mod reading;
 mod redis;
 mod script;
 
@@ -29,6 +31,7 @@ use crate::route::state::{PodRecord, PodState, WorkloadState};
 pub use changes::Changes;
 pub use memory::MemoryExecutor;
 pub use observed::Observed;
+pub use reading::Reading;
 pub use redis::{RedisExecutor, Stats};
 
 /// The shared truth about links and pods.
@@ -157,8 +160,9 @@ pub trait Executor: Send + Sync + std::fmt::Debug + 'static {
         deadline: Tick,
     ) -> Result<Certificate>;
 
-    /// Every pod of a service with what is left of its lease.
-    async fn pods(&self, service: &ServiceId, deadline: Tick) -> Result<Pods>;
+    /// Every pod of a service with what is left of its lease. `last` is the reading that the last
+    /// answer came with, or none: it makes the call cheaper and changes nothing.
+    async fn pods(&self, service: &ServiceId, last: &Reading, deadline: Tick) -> Result<Pods>;
 
     /// What `pods` and `pod_certify` would say of every pod of a service, and nothing changes: no
     /// certificate is written, and the store's clock stays where it was.
@@ -305,6 +309,8 @@ pub struct Pods {
     pub watchers: u64,
     /// The store's clock: milliseconds since 1970.
     pub now_ms: u64,
+    /// For the next call.
+    pub reading: Reading,
 }
 
 /// What `inspect` says.

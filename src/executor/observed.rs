@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{Begun, Changes, Executor, Inspection, Offer, PodIdentity, Pods, Removed, Renewed};
+use super::{
+    Begun, Changes, Executor, Inspection, Offer, PodIdentity, Pods, Reading, Removed, Renewed,
+};
 use crate::clock::{Clock, Tick};
 use crate::config::LeaseTimes;
 use crate::error::Result;
@@ -287,8 +289,8 @@ impl Executor for Observed {
         self.call("pod_certify", call).await
     }
 
-    async fn pods(&self, service: &ServiceId, deadline: Tick) -> Result<Pods> {
-        let call = self.watch.store.pods(service, deadline);
+    async fn pods(&self, service: &ServiceId, last: &Reading, deadline: Tick) -> Result<Pods> {
+        let call = self.watch.store.pods(service, last, deadline);
         self.call("pods", call).await
     }
 

@@ -60,7 +60,7 @@ impl Snapshot {
             .into_iter()
             .map(|record| Pod {
                 lease_until: asked.after(record.lease_left),
-                state: Arc::new(record.state),
+                state: record.state,
             })
             .collect();
         pods.sort_by_key(|pod| pod.state.pod_id);
@@ -229,7 +229,7 @@ mod tests {
 
     fn record(index: i64, routing: RoutingState, load: i64, left: u64) -> PodRecord {
         PodRecord {
-            state: PodState {
+            state: Arc::new(PodState {
                 pod_id: PodIndex::new(index).unwrap(),
                 state: Readiness::Ready,
                 load_state: load,
@@ -237,7 +237,7 @@ mod tests {
                 update_time: 1,
                 incarnation: Incarnation::new(1),
                 metadata: BTreeMap::new(),
-            },
+            }),
             lease_left: Duration::from_secs(left),
         }
     }

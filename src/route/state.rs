@@ -1,6 +1,7 @@
 //! What pods say of themselves, and the one table of alive, available and routable.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -148,7 +149,7 @@ pub struct WorkloadState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodRecord {
     /// What the pod published last.
-    pub state: PodState,
+    pub state: Arc<PodState>,
     /// How much longer its lease is valid by the store's clock; zero if it is over.
     pub lease_left: Duration,
 }

@@ -236,7 +236,7 @@ pub(super) fn from_record(record: PodRecord) -> v1::Pod {
 
 pub(super) fn record(found: v1::Pod) -> Result<PodRecord> {
     Ok(PodRecord {
-        state: state(found.state)?,
+        state: state(found.state)?.into(),
         lease_left: Duration::from_millis(found.lease_left_ms),
     })
 }
@@ -329,7 +329,7 @@ mod tests {
     #[test]
     fn a_pod_crosses_the_wire_unchanged() {
         let sent = PodRecord {
-            state: state_of(0),
+            state: state_of(0).into(),
             lease_left: Duration::from_millis(1500),
         };
         let wire = from_record(sent.clone()).encode_to_vec();

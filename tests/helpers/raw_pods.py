@@ -9,6 +9,7 @@ They renew nothing: their leases end after `lease` seconds.
 import json
 import time
 from collections.abc import Iterable, Mapping
+from uuid import UUID
 
 from helpers.pods import NAMESPACE, SERVICE
 from helpers.servers import Server
@@ -30,11 +31,12 @@ def publish(
     *,
     loads: Mapping[int, int] | None = None,
     routing: Mapping[int, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
     service: str = SERVICE,
     namespace: str = NAMESPACE,
     lease: float = 60.0,
 ) -> None:
-    """Write these pods' states, READY unless `routing` says otherwise."""
+    """Write all that these pods would write; they are READY unless `routing` says otherwise."""
     deadline = int((time.time() + lease) * 1_000_000)
     now = int(time.time() * 1000)
     states, leases = {}, {"clk": str(now * 1000), "t": "60000000:60000000:60000000"}
@@ -45,11 +47,12 @@ def publish(
             "loadState": (loads or {}).get(index, 0),
             "routingState": (routing or {}).get(index, "READY"),
             "incarnation": 1,
-            "metadata": {},
+            "metadata": dict(metadata or {}),
             "updateTime": now,
         }
         states[str(index)] = json.dumps(state)
-        leases |= {f"i:{index}": "1", f"d:{index}": str(deadline)}
+        leases |= {f"i:{index}": "1", f"d:{index}": str(deadline), f"x:{index}": "0"}
+        leases |= {f"b:{index}": f"{index:032x}", f"u:{index}": str(UUID(int=index))}
     with server.client(socket_timeout=30) as client, client.pipeline() as pipeline:
         pipeline.hset(lease_key(service, namespace), mapping=leases)
         pipeline.hset(state_key(service, namespace), mapping=states)

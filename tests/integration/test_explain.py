@@ -181,7 +181,7 @@ async def test_a_dead_pod(store_server: Server, client: podlink.ClientDriver) ->
     assert told.answers == (0,)
     assert told.owner is not None
     assert told.owner.death is Death.DUE
-    assert raw.hget(lease_key(), "x:1") is None
+    assert raw.hget(lease_key(), "x:1") == "0"
 
     raw.hset(lease_key(), "x:1", 1)
     told = await explained(store_server, client)

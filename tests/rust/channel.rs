@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use podlink::clock::Clock;
 use podlink::config::ServerAddress;
 use podlink::error::{Error, ErrorKind, Result};
-use podlink::executor::{Changes, Executor, RedisExecutor};
+use podlink::executor::{Changes, Executor, Reading, RedisExecutor};
 use podlink::id::ServiceId;
 use tokio::runtime::Runtime;
 
@@ -288,12 +288,18 @@ async fn a_user_may_be_kept_from_listening(kind: Kind) {
     set(&store, PATIENCE).await.unwrap();
     raw.run(&["ACL", "SETUSER", "canary-user", "&sf:*"]);
     let mut changes = listen(&store, "svc").await;
-    let pods = store.pods(&service("svc"), within(PATIENCE)).await.unwrap();
+    let pods = store
+        .pods(&service("svc"), &Reading::default(), within(PATIENCE))
+        .await
+        .unwrap();
     assert_eq!(pods.watchers, 0);
     raw.run(&["PUBLISH", &channel("svc"), "news"]);
     told(&mut changes).await;
     raw.run(&["ACL", "SETUSER", "canary-user", "+pubsub|numsub"]);
-    let pods = store.pods(&service("svc"), within(PATIENCE)).await.unwrap();
+    let pods = store
+        .pods(&service("svc"), &Reading::default(), within(PATIENCE))
+        .await
+        .unwrap();
     assert_eq!(pods.watchers, 1);
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use podlink::error::{ErrorKind, WriteOutcome};
-use podlink::executor::Executor;
+use podlink::executor::{Executor, Reading};
 
 use crate::line::{SHORT, get, is, set, store, wait_until_sent, within};
 use crate::server::{Kind, PATIENCE, Raw, Server, eventually};
@@ -115,7 +115,7 @@ fn a_store_outlives_the_runtime_of_its_first_call() {
         let next = runtime();
         assert_eq!(next.block_on(get(&store, PATIENCE)).unwrap(), Some(pod(1)));
         let service = service_id("ns", "svc");
-        next.block_on(store.pods(&service, within(PATIENCE)))
+        next.block_on(store.pods(&service, &Reading::default(), within(PATIENCE)))
             .unwrap();
     }
     assert_eq!(store.stats().connects(), 4);

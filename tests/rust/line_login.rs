@@ -5,7 +5,7 @@ use std::time::Duration;
 use podlink::clock::Clock;
 use podlink::config::ServerAddress;
 use podlink::error::{Error, ErrorKind, WriteOutcome};
-use podlink::executor::{Executor, RedisExecutor, Renewed};
+use podlink::executor::{Executor, Reading, RedisExecutor, Renewed};
 use podlink::id::Incarnation;
 use podlink::route::link::{Persist, Removal};
 
@@ -247,7 +247,15 @@ async fn these_permissions_are_enough(stage: Stage) {
             .await
             .unwrap();
         assert!(matches!(renewed, Renewed::Done { .. }));
-        assert_eq!(store.pods(&service(), time).await.unwrap().records.len(), 1);
+        assert_eq!(
+            store
+                .pods(&service(), &Reading::default(), time)
+                .await
+                .unwrap()
+                .records
+                .len(),
+            1
+        );
         assert!(store.pod_end(&service(), pod(0), me, time).await.unwrap());
         store.ping(time).await.unwrap();
         raw.run(&["FLUSHALL"]);

@@ -1,7 +1,7 @@
 //! A server that answers, but refuses: out of memory, a replica, loading, without scripts.
 
 use podlink::error::{Error, ErrorKind, WriteOutcome};
-use podlink::executor::Executor;
+use podlink::executor::{Executor, Reading};
 use podlink::route::link::Persist;
 
 use crate::contract::on_every_server;
@@ -198,7 +198,10 @@ async fn refuses_writes(
     // Users are found and pods are seen while nothing can be written.
     assert_eq!(get(&store, PATIENCE).await.unwrap(), Some(pod(1)));
     let looked = async || {
-        let pods = store.pods(&service, time).await.unwrap();
+        let pods = store
+            .pods(&service, &Reading::default(), time)
+            .await
+            .unwrap();
         assert_eq!(pods.records.len(), 1);
         // Nobody could renew for longer than the gap: an outage, so the pod is held to be alive.
         let micros = raw.text(&["HGET", "sf:{ns:state:svc}#lease", "clk"]);

@@ -1,11 +1,12 @@
 //! Where the contract is played: one store, empty, with what a test needs to look behind it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use podlink::clock::{Clock, ManualClock, Tick};
-use podlink::executor::{Executor, MemoryExecutor, RedisExecutor};
+use podlink::executor::{Executor, MemoryExecutor, Pods, Reading, RedisExecutor};
 use podlink::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid};
+use podlink::route::state::PodState;
 
 use crate::server::{Kind, PATIENCE, Server, eventually};
 
@@ -14,6 +15,7 @@ pub(crate) struct Stage {
     pub(crate) store: Arc<dyn Executor>,
     clock: Clock,
     place: Place,
+    reading: Mutex<Reading>,
 }
 
 enum Place {
@@ -33,6 +35,7 @@ impl Stage {
             store,
             clock,
             place: Place::Memory(hand),
+            reading: Mutex::default(),
         }
     }
 
@@ -44,7 +47,27 @@ impl Stage {
             store: Arc::new(store),
             clock: Clock::System,
             place,
+            reading: Mutex::default(),
         }
+    }
+
+    /// Looks at the pods as somebody does who looks again and again. Whatever the last look has
+    /// left, somebody who looks for the first time sees the same.
+    pub(crate) async fn pods(&self, service: &ServiceId) -> Pods {
+        let last = self.reading.lock().unwrap().clone();
+        let read = async |last: &Reading| {
+            let pods = self.store.pods(service, last, self.deadline()).await;
+            pods.unwrap()
+        };
+        let (again, first) = (read(&last).await, read(&Reading::default()).await);
+        let states = |pods: &Pods| -> Vec<Arc<PodState>> {
+            let records = pods.records.iter();
+            records.map(|record| Arc::clone(&record.state)).collect()
+        };
+        assert_eq!(states(&again), states(&first));
+        assert_eq!(again.corrupt, first.corrupt);
+        *self.reading.lock().unwrap() = again.reading.clone();
+        again
     }
 
     /// A deadline that no healthy call reaches.

@@ -14,6 +14,7 @@ use crate::config::Drain;
 use crate::driver::by;
 use crate::driver::view::View;
 use crate::error::{Error, Result};
+use crate::executor::Reading;
 use crate::id::{LinkId, ServiceId};
 use crate::route::link::{Life, StoredLink};
 use crate::route::pick::{Chance, Strategy};
@@ -284,7 +285,10 @@ impl Shared {
     /// The pods that may take this one's users; `previous` knows who was sent where already.
     async fn others(&self, previous: Option<&View>, deadline: Tick) -> Option<View> {
         let asked = self.clock.now();
-        let pods = self.executor.pods(&self.info.service, deadline).await;
+        let pods = self
+            .executor
+            .pods(&self.info.service, &Reading::default(), deadline)
+            .await;
         let mut records = pods.ok()?.records;
         records.retain(|record| record.state.pod_id != self.info.pod);
         let snapshot = Snapshot::new(records, asked, Policy::default());

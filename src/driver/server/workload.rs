@@ -2,7 +2,7 @@
 
 use super::Shared;
 use crate::clock::Tick;
-use crate::executor::Pods;
+use crate::executor::{Pods, Reading};
 use crate::route::state::{Readiness, RoutingState, WorkloadState};
 use crate::telemetry::count;
 
@@ -12,7 +12,11 @@ impl Shared {
     pub(super) async fn write_workload(&self, deadline: Tick) {
         let service = &self.info.service;
         let times = self.config.times;
-        let written = match self.executor.pods(service, deadline).await {
+        let written = match self
+            .executor
+            .pods(service, &Reading::default(), deadline)
+            .await
+        {
             Ok(pods) => {
                 let workload = aggregate(&pods);
                 let ttl = times.lease + times.grace;
@@ -33,7 +37,10 @@ impl Shared {
 
     /// What the service looks like without this pod, if nobody else is there to say so.
     pub(super) async fn write_last_workload(&self, deadline: Tick) {
-        let pods = self.executor.pods(&self.info.service, deadline).await;
+        let pods = self
+            .executor
+            .pods(&self.info.service, &Reading::default(), deadline)
+            .await;
         if pods.is_ok_and(|pods| pods.records.iter().all(|pod| pod.lease_left.is_zero())) {
             self.write_workload(deadline).await;
         }

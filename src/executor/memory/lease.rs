@@ -11,6 +11,7 @@ use crate::id::{Incarnation, PodIndex};
 use crate::route::link::Certificate;
 use crate::route::state::{PodRecord, PodState};
 
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A pod that has been dead for this many leases is forgotten, all but its incarnation.
@@ -30,7 +31,7 @@ pub(super) struct Service {
     /// The times of the pod that wrote last, for those who only look.
     times: Times,
     pods: BTreeMap<PodIndex, Lease>,
-    states: BTreeMap<PodIndex, PodState>,
+    states: BTreeMap<PodIndex, Arc<PodState>>,
     /// The pod that speaks for the service, and the end of its lease.
     leader: Option<(PodIndex, u64)>,
     /// Something happened that listeners are to be told.
@@ -126,7 +127,7 @@ impl Service {
             update_time: now / 1000,
             ..state.clone()
         };
-        self.states.insert(state.pod_id, state);
+        self.states.insert(state.pod_id, Arc::new(state));
         Renewed::Done { leads }
     }
 
@@ -191,7 +192,7 @@ impl Service {
         let shown = self.states.values().filter_map(|state| {
             let lease = self.lease(state.pod_id);
             (lease.incarnation == state.incarnation.get()).then(|| PodRecord {
-                state: state.clone(),
+                state: Arc::clone(state),
                 lease_left: clock.lease_left(lease),
             })
         });

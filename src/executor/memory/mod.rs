@@ -15,7 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::codec::{micros, millis};
-use super::{Begun, Changes, Executor, Inspection, PodIdentity, Pods, Removed, Renewed};
+use super::{Begun, Changes, Executor, Inspection, PodIdentity, Pods, Reading, Removed, Renewed};
 use crate::clock::{Clock, Tick, calendar_micros};
 use crate::config::LeaseTimes;
 use crate::error::{Error, ErrorKind, Result, WriteOutcome};
@@ -392,7 +392,7 @@ impl Executor for MemoryExecutor {
         Ok(certificate)
     }
 
-    async fn pods(&self, service: &ServiceId, deadline: Tick) -> Result<Pods> {
+    async fn pods(&self, service: &ServiceId, _last: &Reading, deadline: Tick) -> Result<Pods> {
         let (mut tables, now) = self.begin("pods", deadline)?;
         let micros = self.store.micros_at(now);
         let pods = tables.services.get_mut(service);

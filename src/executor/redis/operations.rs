@@ -12,12 +12,12 @@ use crate::clock::Tick;
 use crate::config::LeaseTimes;
 use crate::error::{Error, ErrorKind, Result, WriteOutcome};
 use crate::executor::codec::{self, LinkReply};
-use crate::executor::key;
 use crate::executor::script::{self, Arg, Invocation};
 use crate::executor::{
-    Begun, Changes, ConnectionReport, Executor, Inspection, Offer, PodIdentity, Pods, Removed,
-    Renewed,
+    Begun, Changes, ConnectionReport, Executor, Inspection, Offer, PodIdentity, Pods, Reading,
+    Removed, Renewed,
 };
+use crate::executor::{key, reading};
 use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
 use crate::route::link::{Certificate, Life, Persist, Placed, Removal, StoredLink};
 use crate::route::state::{PodState, WorkloadState};
@@ -300,7 +300,7 @@ impl Executor for RedisExecutor {
         .await
     }
 
-    async fn pods(&self, service: &ServiceId, deadline: Tick) -> Result<Pods> {
+    async fn pods(&self, service: &ServiceId, last: &Reading, deadline: Tick) -> Result<Pods> {
         during("pods", async {
             let keys = [&*key::lease(service), &*key::state(service)];
             let call = Invocation {
@@ -309,7 +309,7 @@ impl Executor for RedisExecutor {
                 args: &[],
             };
             // It may write the time, but asking twice does no harm.
-            codec::pods(self.call(call, Intent::Read, deadline).await?)
+            reading::pods(self.call(call, Intent::Read, deadline).await?, last)
         })
         .await
     }
@@ -322,7 +322,7 @@ impl Executor for RedisExecutor {
                 keys: &keys,
                 args: &[],
             };
-            codec::inspection(self.call(call, Intent::Read, deadline).await?)
+            reading::inspection(self.call(call, Intent::Read, deadline).await?)
         })
         .await
     }

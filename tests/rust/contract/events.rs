@@ -110,8 +110,7 @@ async fn nothing_told(stage: &Stage, changes: &mut Changes) {
 }
 
 async fn pods(stage: &Stage) -> Pods {
-    let pods = stage.store.pods(&service(), stage.deadline()).await;
-    pods.unwrap()
+    stage.pods(&service()).await
 }
 
 async fn end(stage: &Stage, index: i64, me: Incarnation) {

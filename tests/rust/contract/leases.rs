@@ -23,6 +23,7 @@ on_every_store!(
     of_many_that_begin_at_once_one_does,
     a_renewal_publishes_the_state_with_the_stores_time,
     a_state_of_an_earlier_incarnation_is_not_shown,
+    who_says_nothing_new_is_seen_as_before_beside_who_does,
     a_lease_runs_out_and_the_certificate_comes_after_the_grace,
     a_certificate_is_for_good,
     a_clean_stop_is_known_at_once,
@@ -110,11 +111,7 @@ async fn end(stage: &Stage, index: i64, incarnation: Incarnation) -> bool {
 }
 
 pub(crate) async fn records(stage: &Stage) -> Vec<PodRecord> {
-    let pods = stage
-        .store
-        .pods(&service(), stage.deadline())
-        .await
-        .unwrap();
+    let pods = stage.pods(&service()).await;
     assert!(pods.corrupt.is_empty(), "{:?}", pods.corrupt);
     pods.records
 }
@@ -249,7 +246,7 @@ async fn a_renewal_publishes_the_state_with_the_stores_time(stage: Stage) {
         shown.state.update_time
     );
     mine.update_time = shown.state.update_time;
-    assert_eq!(shown.state, mine);
+    assert_eq!(*shown.state, mine);
 }
 
 async fn a_state_of_an_earlier_incarnation_is_not_shown(stage: Stage) {
@@ -264,6 +261,39 @@ async fn a_state_of_an_earlier_incarnation_is_not_shown(stage: Stage) {
         None,
         "the new process has not said anything yet"
     );
+}
+
+/// Each look here knows what the last one has read.
+async fn who_says_nothing_new_is_seen_as_before_beside_who_does(stage: Stage) {
+    let loads = async || -> Vec<(u32, i64, Incarnation)> {
+        let shown = records(&stage).await;
+        let of = |record: &PodRecord| {
+            let PodState {
+                pod_id,
+                load_state,
+                incarnation,
+                ..
+            } = &*record.state;
+            (pod_id.get(), *load_state, *incarnation)
+        };
+        shown.iter().map(of).collect()
+    };
+    let (quiet, lively) = (started(&stage, 7, "a").await, started(&stage, 3, "b").await);
+    renew(&stage, &state(7, quiet)).await;
+    for load in [12, 13, 14] {
+        let said = PodState {
+            load_state: load,
+            ..state(3, lively)
+        };
+        renew(&stage, &said).await;
+        assert_eq!(loads().await, [(3, load, lively), (7, 12, quiet)]);
+    }
+    assert!(end(&stage, 3, lively).await);
+    assert_eq!(loads().await, [(7, 12, quiet)]);
+    let back = started(&stage, 3, "c").await;
+    assert_eq!(loads().await, [(7, 12, quiet)]);
+    renew(&stage, &state(3, back)).await;
+    assert_eq!(loads().await, [(3, 12, back), (7, 12, quiet)]);
 }
 
 async fn a_lease_runs_out_and_the_certificate_comes_after_the_grace(stage: Stage) {
@@ -477,15 +507,7 @@ async fn services_do_not_mix(stage: Stage) {
     renew(&stage, &state(0, me)).await;
     for other in [service_id("ns", "svc2"), service_id("ns2", "svc")] {
         let deadline = stage.deadline();
-        assert!(
-            stage
-                .store
-                .pods(&other, deadline)
-                .await
-                .unwrap()
-                .records
-                .is_empty()
-        );
+        assert!(stage.pods(&other).await.records.is_empty());
         let certificate = stage
             .store
             .pod_certify(&other, pod(0), deadline)

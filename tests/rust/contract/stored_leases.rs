@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use podlink::error::{ErrorKind, WriteOutcome};
-use podlink::executor::Renewed;
+use podlink::executor::{Reading, Renewed};
 use podlink::id::Incarnation;
 use podlink::route::link::Certificate;
 use podlink::route::state::RoutingState;
@@ -137,11 +137,7 @@ async fn what_is_unreadable_is_told_and_left_out(stage: Stage) {
         "8",
         &good.replace("\"podId\":3", "\"podId\":8"),
     ]);
-    let pods = stage
-        .store
-        .pods(&service(), stage.deadline())
-        .await
-        .unwrap();
+    let pods = stage.pods(&service()).await;
     let shown: Vec<u32> = pods
         .records
         .iter()
@@ -154,15 +150,14 @@ async fn what_is_unreadable_is_told_and_left_out(stage: Stage) {
     assert!(pods.corrupt.iter().all(|(_, why)| !why.is_empty()));
     // What the pod itself publishes next is readable again.
     raw.run(&["HSET", STATES, "3", "\u{1}not json"]);
+    let pods = stage.pods(&service()).await;
+    assert_eq!(pods.records, []);
+    assert!(pods.corrupt.iter().any(|(name, _)| name == "3"));
     assert!(matches!(
         renew(&stage, &state(3, me)).await,
         Renewed::Done { .. }
     ));
-    let pods = stage
-        .store
-        .pods(&service(), stage.deadline())
-        .await
-        .unwrap();
+    let pods = stage.pods(&service()).await;
     assert!(
         pods.records
             .iter()
@@ -260,7 +255,10 @@ async fn a_lease_key_of_the_wrong_type_loses_nothing(stage: Stage) {
             assert_eq!(error.kind(), ErrorKind::Redis, "{error}");
             assert_eq!(error.outcome(), Some(WriteOutcome::NotSent), "{error}");
         }
-        let error = store.pods(&service(), deadline).await.unwrap_err();
+        let error = store
+            .pods(&service(), &Reading::default(), deadline)
+            .await
+            .unwrap_err();
         assert_eq!((error.kind(), error.outcome()), (ErrorKind::Redis, None));
         assert_eq!(raw.everything(), before);
         raw.run(&["RENAME", "saved", broken]);

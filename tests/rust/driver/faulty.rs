@@ -9,7 +9,7 @@ use podlink::clock::{Clock, Tick};
 use podlink::config::LeaseTimes;
 use podlink::error::{Error, ErrorKind, Result, WriteOutcome};
 use podlink::executor::{
-    Begun, Changes, Executor, Inspection, PodIdentity, Pods, Removed, Renewed,
+    Begun, Changes, Executor, Inspection, PodIdentity, Pods, Reading, Removed, Renewed,
 };
 use podlink::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
 use podlink::route::link::{Certificate, Persist, Placed, Removal, StoredLink};
@@ -177,7 +177,7 @@ handed_on! {
     pod_renew(service: &ServiceId, state: &PodState, times: LeaseTimes) -> Renewed;
     pod_end(service: &ServiceId, pod: PodIndex, incarnation: Incarnation) -> bool;
     pod_certify(service: &ServiceId, pod: PodIndex) -> Certificate;
-    pods(service: &ServiceId) -> Pods;
+    pods(service: &ServiceId, last: &Reading) -> Pods;
     inspect(service: &ServiceId) -> Inspection;
     listen(service: &ServiceId) -> Changes;
     set_workload(service: &ServiceId, workload: &WorkloadState, ttl: Duration) -> ();
