@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use redis::Value;
+use rmp::decode;
 
 use super::codec::misshapen;
 use crate::error::Result;
@@ -14,8 +15,7 @@ use crate::error::Result;
 #[derive(Debug)]
 pub(super) struct Packed<'a> {
     whole: &'a [u8],
-    /// Where the next one begins.
-    next: usize,
+    rest: &'a [u8],
     /// How many strings are left: two a field.
     strings: usize,
 }
@@ -32,21 +32,17 @@ pub(super) struct Field<'a> {
 impl<'a> Packed<'a> {
     /// The fields of a packed hash.
     pub(super) fn open(whole: &'a [u8]) -> Result<Self> {
-        let mut fields = Self {
-            whole,
-            next: 0,
-            strings: 0,
-        };
-        let strings = match fields.byte() {
-            Some(short @ 0x90..=0x9f) => Some(usize::from(short & 0x0f)),
-            Some(0xdc) => fields.number::<2>(),
-            Some(0xdd) => fields.number::<4>(),
-            _ => None,
-        };
+        let mut rest = whole;
+        let strings = decode::read_array_len(&mut rest).ok();
+        let strings = strings.and_then(|strings| usize::try_from(strings).ok());
         // A field without a value, or more than there can be: somebody else's packing.
         let fits = |strings: &usize| strings.is_multiple_of(2) && *strings < whole.len();
-        fields.strings = strings.filter(fits).ok_or_else(|| foreign(whole))?;
-        Ok(fields)
+        let strings = strings.filter(fits).ok_or_else(|| foreign(whole))?;
+        Ok(Self {
+            whole,
+            rest,
+            strings,
+        })
     }
 
     /// How many fields are left.
@@ -55,40 +51,25 @@ impl<'a> Packed<'a> {
     }
 
     fn field(&mut self) -> Option<Field<'a>> {
-        let start = self.next;
+        let start = self.read();
         let (name, value) = (self.string()?, self.string()?);
         Some(Field {
-            entry: start..self.next,
+            entry: start..self.read(),
             name,
             value,
         })
     }
 
+    /// How many bytes were read so far.
+    const fn read(&self) -> usize {
+        self.whole.len() - self.rest.len()
+    }
+
     fn string(&mut self) -> Option<&'a [u8]> {
-        let length = match self.byte()? {
-            short @ 0xa0..=0xbf => usize::from(short & 0x1f),
-            0xd9 => self.number::<1>()?,
-            0xda => self.number::<2>()?,
-            0xdb => self.number::<4>()?,
-            _ => return None,
-        };
-        self.take(length)
-    }
-
-    fn byte(&mut self) -> Option<u8> {
-        self.take(1)?.first().copied()
-    }
-
-    fn number<const BYTES: usize>(&mut self) -> Option<usize> {
-        let bytes = self.take(BYTES)?.iter();
-        Some(bytes.fold(0, |number, byte| number << 8 | usize::from(*byte)))
-    }
-
-    fn take(&mut self, bytes: usize) -> Option<&'a [u8]> {
-        let end = self.next.checked_add(bytes)?;
-        let taken = self.whole.get(self.next..end)?;
-        self.next = end;
-        Some(taken)
+        let length = decode::read_str_len(&mut self.rest).ok()?;
+        let (string, rest) = self.rest.split_at_checked(usize::try_from(length).ok()?)?;
+        self.rest = rest;
+        Some(string)
     }
 }
 
