@@ -27,7 +27,7 @@ from helpers.grpc_servers import Serve
 from helpers.wire import third_party
 
 SECONDS = 0.3 if QUICK else 1.0
-ROUNDS = 5
+ROUNDS = 11
 TASKS = (1, 64, 256)
 
 UNIT = "calls/s"

@@ -7,6 +7,7 @@ mod endpoint;
 mod line;
 mod operations;
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -285,7 +286,8 @@ impl Shared {
             };
             attempts += 1;
             let span = trace::attempt(method_of::<Q>(), &self.endpoints[at].url, attempts);
-            let attempt = self.attempt(at, manner, deadline, &message, &send);
+            // Pinned, here and below, because it is large: a pointer is moved instead.
+            let attempt = pin!(self.attempt(at, manner, deadline, &message, &send));
             let attempt = attempt.instrument(span.clone()).await;
             trace::ended(&span, attempt.as_ref().map_err(|failure| &failure.error));
             let failure = match attempt {
@@ -334,7 +336,7 @@ impl Shared {
         request.metadata_mut().insert("grpc-timeout", told(left));
         traced::carry(&mut request);
         let _busy = Busy::new(&endpoint.under_way);
-        let sending = send(endpoint.line.clone(), request);
+        let sending = pin!(send(endpoint.line.clone(), request));
         let failure = match tokio::time::timeout(limit, sending).await {
             Ok(Ok(answer)) => {
                 self.answered(at);

@@ -5,6 +5,7 @@
 //! work, which has a deadline: a caller who cancels never leaves half a change.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -96,7 +97,7 @@ async fn take(
 ) {
     let aged = tokio::time::sleep(manners.age);
     let over = tokio::time::sleep(manners.age + manners.grace);
-    let (mut aged, mut over) = (std::pin::pin!(aged), std::pin::pin!(over));
+    let (mut aged, mut over) = (pin!(aged), pin!(over));
     let mut ending = false;
     loop {
         tokio::select! {
@@ -146,7 +147,7 @@ async fn answer(
     let mut request = request.map(Incoming::new);
     request.extensions_mut().insert(peer);
     // One request that goes wrong must not take down those beside it.
-    let answering = AssertUnwindSafe(services.call(request)).catch_unwind();
+    let answering = pin!(AssertUnwindSafe(services.call(request)).catch_unwind());
     let response = match tokio::time::timeout(patience, answering).await {
         Ok(Ok(response)) => response,
         Ok(Err(_)) => {
@@ -179,7 +180,7 @@ enum Next {
 }
 
 async fn send(body: Body, mut stream: SendStream<Bytes>) -> Result<(), h2::Error> {
-    let mut body = std::pin::pin!(body);
+    let mut body = pin!(body);
     loop {
         let next = poll_fn(|cx| {
             if let Poll::Ready(frame) = body.as_mut().poll_frame(cx) {
