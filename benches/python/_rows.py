@@ -13,6 +13,7 @@ _RUST = ("redis-rs and tokio, 1 thread", "redis-rs and tokio, 2 threads")
 _REDIS_PY = ("redis-py", "redis-py, 32 connections")
 _DICT, _DICT_UID = "dict, key (namespace, uid, service)", "dict, key uid"
 _TTLCACHE = "cachetools.TTLCache"
+_NOTHING = "nothing, called as compute_linked_pod is"
 _OWN, _HANDLE = "podlink compute_linked_pod", "podlink service handle"
 
 Subjects = dict[str, Measured]
@@ -125,6 +126,12 @@ def _cached(cached: Measured, threads: Measured) -> Iterator[Row]:
         f"{what} ÷ dict by (namespace, uid, service)",
         *at_most(1.5, 1.0),
         ratio(_OWN, _DICT, "one"),
+    )
+    yield Row(
+        "its limit: a method of the same arguments that looks nothing up, one user ÷ that dict",
+        None,
+        None,
+        ratio(_NOTHING, _DICT, "one"),
     )
     yield Row(f"{what} ÷ dict by uid alone", None, None, ratio(_OWN, _DICT_UID, "one"))
     yield Row(
