@@ -30,8 +30,11 @@ use crate::trace;
 
 /// Exchanges under way at a time: while the store works at one, the next is on its way.
 const EXCHANGES: usize = 4;
-/// The most users of one exchange: more would only wait for one another.
+/// The most users of one exchange. Where fewer wait, each exchange takes its share of them, so that
+/// the server works at some while others are on their way and the program makes its next calls...
 const CROWD: usize = 512;
+/// ...but not less than this.
+const CROWD_LEAST: usize = 8;
 /// An exchange ends by the last deadline of its callers, so their deadlines lie at most this far
 /// apart...
 const SPREAD: Duration = Duration::from_millis(25);
@@ -359,7 +362,9 @@ impl Placer {
     fn next_crowd(&mut self) -> Vec<Question> {
         let mut crowd: Vec<Question> = Vec::new();
         let mut later = VecDeque::new();
-        while crowd.len() < CROWD
+        let share = self.flights.len().div_ceil(EXCHANGES);
+        let most = share.clamp(CROWD_LEAST, CROWD);
+        while crowd.len() < most
             && let Some(question) = self.questions.pop_front()
         {
             let near = crowd
