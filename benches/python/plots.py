@@ -36,6 +36,7 @@ _LOOKS: dict[str, tuple[str, str, str]] = {
     "valkey-glide": (_GREEN, "^", "-"),
     "coredis": (_PURPLE, "v", "-"),
     "grpc.aio": (_RED, "s", "-"),
+    "nothing, called as compute_linked_pod is": (_PURPLE, "s", "-"),
     "dict": (_GREY, "s", "-"),
     "dict, key (namespace, uid, service)": (_GREY, "s", "-"),
     "dict, key uid": (_BLACK, "s", "-"),
