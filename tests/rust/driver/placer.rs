@@ -141,6 +141,29 @@ async fn who_waits_behind_a_silent_store_leaves_in_time() {
     world.until("the others have ended", ended).await;
 }
 
+/// A crowd is not asked for in one exchange, in which everybody would wait for the slowest answer:
+/// each of those that may be under way takes its share.
+#[tokio::test(start_paused = true)]
+async fn a_crowd_is_shared_among_exchanges() {
+    for (crowd, share) in [(5, 5), (8, 8), (9, 8), (64, 16), (500, 125), (3000, 512)] {
+        let (world, _server, client) = stage().await;
+        let late = Fault::Late(Duration::from_secs(1));
+        world.store.fail("set_if_absent", &[late]);
+        let calls: Vec<_> = (0..crowd)
+            .map(|n| compute(&client, &format!("u{n}"), PATIENT))
+            .collect();
+        let waiting = || calls.iter().filter(|call| !call.is_finished()).count();
+        world
+            .until("the others have theirs", || waiting() <= share)
+            .await;
+        assert_eq!(waiting(), share, "of {crowd}");
+        world.until("all have their pod", || waiting() == 0).await;
+        for call in calls {
+            assert_eq!(call.await.unwrap().unwrap().get(), 0);
+        }
+    }
+}
+
 /// A pod that is gone is looked at more closely, for each of its users.
 #[tokio::test(start_paused = true)]
 async fn users_of_a_dead_pod_are_moved_by_the_long_way() {
