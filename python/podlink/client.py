@@ -150,7 +150,10 @@ class ClientDriver:
         """
         if timeout is not None:
             _podlink.check_timeout(seconds(timeout))
-        pod = self._compute_cached(namespace, uid, service_name)
+        # Two lines: CPython 3.11 looks a method up in the class first, and by name, if it is called
+        # where it is named, and has no quick way to one that is in the instance.
+        compute_cached = self._compute_cached
+        pod = compute_cached(namespace, uid, service_name)
         if pod is not None:
             return pod
         computed: int = await call(

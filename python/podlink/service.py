@@ -65,7 +65,8 @@ class ServiceLinks:
             ...     return await users.compute_linked_pod("user123")
         """
         if timeout is None:
-            pod = self._compute_cached(uid)
+            compute_cached = self._compute_cached  # quicker than a call where it is named
+            pod = compute_cached(uid)
             if pod is not None:
                 return pod
         return await self._client.compute_linked_pod(
