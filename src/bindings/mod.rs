@@ -25,8 +25,8 @@ mod trace;
 
 use pyo3::prelude::*;
 
-/// Half of what a call costs besides the network is made of small things that live as long as it
-/// does (docs/decisions/0017).
+/// A call is made of small things that live as long as it does: a tenth of its cost is allocation
+/// (docs/decisions/0017).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

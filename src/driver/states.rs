@@ -40,7 +40,7 @@ pub trait Audience: Send + Sync + std::fmt::Debug + 'static {
 /// Where the pods of a service are read.
 #[async_trait]
 pub(super) trait PodSource: Send + Sync + std::fmt::Debug + 'static {
-    /// Every pod of a service with what is left of its lease.
+    /// Every pod of a service with what is left of its lease; `last` as for [`Executor::pods`].
     async fn pods(&self, service: &ServiceId, last: &Reading, deadline: Tick) -> Result<Pods>;
 
     /// Subscribes to the events of a service's pods.

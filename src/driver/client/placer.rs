@@ -380,8 +380,10 @@ impl Placer {
                 question.view.count_sent(question.pod, -1);
             }
         }
-        later.append(&mut self.questions);
-        self.questions = later;
+        // Their place in the line is before those that nobody has looked at.
+        while let Some(question) = later.pop_back() {
+            self.questions.push_front(question);
+        }
         crowd
     }
 
