@@ -22,7 +22,7 @@ use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo};
 use tokio::runtime::{Builder, Runtime};
 
 /// The script, the very file that podlink runs.
-const SCRIPT: &str = include_str!("../src/executor/lua/set_if_absent.lua");
+const SCRIPT: &str = include_str!("../src/store/lua/set_if_absent.lua");
 /// The pod that is offered for each user, and for how long, in milliseconds.
 const POD: u32 = 0;
 const TTL_MS: u32 = 300_000;

@@ -4,7 +4,7 @@
 //!
 //! * [`id`], [`error`], [`clock`], [`config`]: the words everything else uses.
 //! * [`route`]: decisions, as pure functions over values already in hand.
-//! * [`executor`]: the only door to shared state: in-process memory, Redis or Valkey.
+//! * [`store`]: the only door to shared state: in-process memory, Redis or Valkey.
 //! * [`cache`]: what this process remembers about links.
 //! * [`rpc`]: link operations across namespaces, over gRPC.
 //! * [`driver`]: the use cases; they order the steps and own the tasks.
@@ -16,11 +16,11 @@ pub mod clock;
 pub mod config;
 pub mod driver;
 pub mod error;
-pub mod executor;
 pub mod id;
 pub(crate) mod proto;
 pub mod route;
 pub mod rpc;
+pub mod store;
 pub mod telemetry;
 pub mod trace;
 

@@ -13,14 +13,14 @@ use super::store::StoreCore;
 use super::telemetry::together;
 use crate::clock::{Clock, Tick};
 use crate::error::{Error, ErrorKind, Result};
-use crate::executor::Executor;
 use crate::rpc::admin::{AdminPages, AdminServer};
+use crate::store::Store;
 use crate::telemetry::{Metrics, openmetrics};
 
 /// What the endpoint shows of the drivers on one store.
 #[derive(Debug)]
 struct Pages {
-    executor: Arc<dyn Executor>,
+    executor: Arc<dyn Store>,
     metrics: Arc<Metrics>,
 }
 

@@ -13,9 +13,9 @@ use super::runtime::{self, Owned};
 use super::telemetry::windows_to_python;
 use crate::clock::Clock;
 use crate::config::{Address, StoreConfig};
-use crate::executor::{self, Executor, Observed};
 use crate::id::Namespace;
 use crate::rpc::{LinkOperations, ObservedPeer};
+use crate::store::{Observed, Store};
 use crate::telemetry::Metrics;
 
 /// How long a ping may take when the caller names no time.
@@ -24,7 +24,7 @@ const PING_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 /// A store that drivers share. Holds no connection until the first call.
 #[pyclass(frozen, module = "podlink._podlink")]
 pub(super) struct StoreCore {
-    executor: Owned<Arc<dyn Executor>>,
+    executor: Owned<Arc<dyn Store>>,
     metrics: Owned<Arc<Metrics>>,
     #[pyo3(get)]
     shown: String,
@@ -42,9 +42,9 @@ impl StoreCore {
             // No name in a URL contains this character.
             name.push_str(&format!("#{}", runtime::generation()));
         }
-        let store = executor::open(&config, Clock::System).or_raise(py)?;
+        let store = crate::store::open(&config, Clock::System).or_raise(py)?;
         let metrics = Metrics::new(Clock::System);
-        let executor: Arc<dyn Executor> = Observed::new(store, Clock::System, &metrics);
+        let executor: Arc<dyn Store> = Observed::new(store, Clock::System, &metrics);
         Ok(Self {
             executor: Owned::new(executor),
             metrics: Owned::new(metrics),
@@ -82,7 +82,7 @@ impl StoreCore {
 }
 
 impl StoreCore {
-    pub(super) fn executor(&self, py: Python<'_>) -> PyResult<Arc<dyn Executor>> {
+    pub(super) fn executor(&self, py: Python<'_>) -> PyResult<Arc<dyn Store>> {
         Ok(Arc::clone(self.executor.get(py)?))
     }
 

@@ -14,12 +14,12 @@ use crate::cache::TagCache;
 use crate::clock::{Clock, Tick};
 use crate::config::RouteInfoConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::executor::Executor;
 use crate::id::{Namespace, PodIndex, ServiceId, ServiceName, Tag};
 use crate::route::pick::Strategy;
 use crate::route::snapshot::Pod;
 use crate::route::state::{PodRecord, PodState, Readiness, Standing};
 use crate::rpc::LinkOperations;
+use crate::store::Store;
 use crate::telemetry::Metrics;
 
 /// What is known of the pods of each service. Cheap to clone; the clones are one driver.
@@ -30,7 +30,7 @@ pub struct InfoDriver {
 
 #[derive(Debug)]
 struct Shared {
-    executor: Arc<dyn Executor>,
+    executor: Arc<dyn Store>,
     clock: Clock,
     namespace: Namespace,
     states: Arc<StateCache>,
@@ -55,7 +55,7 @@ impl InfoDriver {
     /// A driver for services of `namespace`. No I/O, no task: the first call starts what it needs.
     #[must_use]
     pub fn new(
-        executor: Arc<dyn Executor>,
+        executor: Arc<dyn Store>,
         clock: Clock,
         namespace: Namespace,
         config: RouteInfoConfig,
@@ -66,7 +66,7 @@ impl InfoDriver {
     /// The same, which asks `peers` for what is in other namespaces.
     #[must_use]
     pub fn with_peers(
-        executor: Arc<dyn Executor>,
+        executor: Arc<dyn Store>,
         clock: Clock,
         namespace: Namespace,
         config: RouteInfoConfig,

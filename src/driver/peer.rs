@@ -14,17 +14,17 @@ use super::states::{Audience, PodSource, StateCache, Watched};
 use crate::clock::{Clock, Tick};
 use crate::config::ClientConfig;
 use crate::error::{Error, Result};
-use crate::executor::{Changes, Executor, Pods, Reading};
 use crate::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
 use crate::route::link::{Life, Persist, Removal, StoredLink};
 use crate::route::snapshot::Change;
 use crate::route::state::PodRecord;
 use crate::rpc::{Believed, ChangeStream, LinkOperations, Source, UsersByPod};
+use crate::store::{Changes, Pods, Reading, Store};
 
 /// Every link operation on the namespace of these drivers.
 #[derive(Debug)]
 pub struct LocalOperations {
-    executor: Arc<dyn Executor>,
+    executor: Arc<dyn Store>,
     client: ClientDriver,
     info: InfoDriver,
     config: ClientConfig,
@@ -34,7 +34,7 @@ impl LocalOperations {
     /// Operations through these drivers, which share the store `executor`.
     #[must_use]
     pub fn new(
-        executor: Arc<dyn Executor>,
+        executor: Arc<dyn Store>,
         client: ClientDriver,
         info: InfoDriver,
         config: ClientConfig,
@@ -50,7 +50,7 @@ impl LocalOperations {
     /// Drivers of their own on this store.
     #[must_use]
     pub fn on(
-        executor: Arc<dyn Executor>,
+        executor: Arc<dyn Store>,
         clock: Clock,
         namespace: Namespace,
         config: ClientConfig,

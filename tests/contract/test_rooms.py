@@ -21,9 +21,9 @@ STORE = {"redis"}
 GENERATED = {"crate::proto"}
 CACHES = {"moka", "quick_cache"}
 
-# Arrows point one way: bindings -> driver -> {executor, cache, rpc} -> route -> {id, error}.
+# Arrows point one way: bindings -> driver -> {store, cache, rpc} -> route -> {id, error}.
 ABOVE_THE_MIDDLE = {"crate::driver", "crate::bindings"}
-ABOVE_ROUTE = ABOVE_THE_MIDDLE | {"crate::executor", "crate::cache", "crate::rpc"}
+ABOVE_ROUTE = ABOVE_THE_MIDDLE | {"crate::store", "crate::cache", "crate::rpc"}
 ABOVE_THE_WORDS = ABOVE_ROUTE | {"crate::route"}
 
 DECIDES_NOTHING_BY_IO = PYTHON | WIRE | STORE | GENERATED | CACHES | {"tokio"}
@@ -36,7 +36,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "config": PYTHON | WIRE | STORE | GENERATED | CACHES | ABOVE_ROUTE,
     "trace": PYTHON | WIRE | STORE | GENERATED | CACHES | {"tokio"} | ABOVE_ROUTE,
     "telemetry": PYTHON | WIRE | STORE | GENERATED | CACHES | ABOVE_ROUTE,
-    "executor": PYTHON | WIRE | GENERATED | CACHES | ABOVE_THE_MIDDLE,
+    "store": PYTHON | WIRE | GENERATED | CACHES | ABOVE_THE_MIDDLE,
     "cache": PYTHON | WIRE | STORE | GENERATED | ABOVE_THE_MIDDLE,
     "rpc": PYTHON | STORE | CACHES | ABOVE_THE_MIDDLE,
     "driver": PYTHON | WIRE | STORE | GENERATED | CACHES | {"crate::bindings"},
@@ -79,9 +79,9 @@ LEAKS = [
     ("route/mod.rs", "use super::driver;", "crate::driver"),
     ("route/state.rs", 'fn a() { tracing::debug!("x"); }', "tracing::debug"),
     ("route/state.rs", "extern crate moka;", "moka"),
-    ("executor/mod.rs", "use crate::{error::Error, driver::{Client, Server}};", "crate::driver::C"),
-    ("executor/redis.rs", "fn a() -> tonic :: Status { b() }", "tonic::Status"),
-    ("executor/memory.rs", "use moka as quick;", "moka"),
+    ("store/mod.rs", "use crate::{error::Error, driver::{Client, Server}};", "crate::driver::C"),
+    ("store/redis.rs", "fn a() -> tonic :: Status { b() }", "tonic::Status"),
+    ("store/memory.rs", "use moka as quick;", "moka"),
     ("driver/client.rs", "use quick_cache::sync::Cache;", "quick_cache::sync::Cache"),
     ("cache/links.rs", "use {moka::sync, redis::Value};", "redis::Value"),
     ("cache/mod.rs", "pub use ::redis::Value;", "redis::Value"),
@@ -109,9 +109,9 @@ def test_a_leak_is_found(tmp_path: Path, file: str, code: str, found: str) -> No
 
 
 def test_what_is_allowed_or_only_text_is_not_a_leak(tmp_path: Path) -> None:
-    (tmp_path / "executor").mkdir()
+    (tmp_path / "store").mkdir()
     (tmp_path / "lib.rs").write_text("pub mod driver;\nuse crate::driver::Client;")
-    (tmp_path / "executor" / "redis.rs").write_text(
+    (tmp_path / "store" / "redis.rs").write_text(
         """
         //! Unlike tonic::Status, this is not about the wire. See [`crate::driver`].
         /* use moka::sync; */

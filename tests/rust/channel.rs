@@ -9,8 +9,8 @@ use futures_util::future::join_all;
 use podlink::clock::Clock;
 use podlink::config::ServerAddress;
 use podlink::error::{Error, ErrorKind, Result};
-use podlink::executor::{Changes, Executor, Reading, RedisExecutor};
 use podlink::id::ServiceId;
+use podlink::store::{Changes, Reading, RedisStore, Store};
 use tokio::runtime::Runtime;
 
 use crate::contract::events::{ended, told};
@@ -57,16 +57,16 @@ fn channel(name: &str) -> String {
     format!("sf:{{ns:state:{name}}}")
 }
 
-async fn listen_within(store: &RedisExecutor, name: &str, time: Duration) -> Result<Changes> {
+async fn listen_within(store: &RedisStore, name: &str, time: Duration) -> Result<Changes> {
     store.listen(&service(name), within(time)).await
 }
 
-async fn listen(store: &RedisExecutor, name: &str) -> Changes {
+async fn listen(store: &RedisStore, name: &str) -> Changes {
     listen_within(store, name, PATIENCE).await.unwrap()
 }
 
 /// Listens again and again until it works; every error until then must say "try again".
-async fn listen_again(store: &RedisExecutor, name: &str) -> Changes {
+async fn listen_again(store: &RedisStore, name: &str) -> Changes {
     let listening = async || match listen_within(store, name, Duration::from_secs(2)).await {
         Ok(changes) => Some(changes),
         Err(error) => {

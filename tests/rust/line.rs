@@ -7,9 +7,9 @@ use std::time::Duration;
 use podlink::clock::{Clock, Tick};
 use podlink::config::ServerAddress;
 use podlink::error::{Error, ErrorKind, Result, WriteOutcome};
-use podlink::executor::{Executor, RedisExecutor};
 use podlink::id::PodIndex;
 use podlink::route::link::Placed;
+use podlink::store::{RedisStore, Store};
 
 use crate::line_end::connections;
 use crate::server::{Kind, PATIENCE, Server, eventually};
@@ -21,27 +21,27 @@ pub(crate) const TTL: Duration = Duration::from_secs(3600);
 pub(crate) const SHORT: Duration = Duration::from_millis(300);
 
 /// A store at this address, with its counters in reach.
-pub(crate) fn store(address: &ServerAddress) -> Arc<RedisExecutor> {
-    Arc::new(RedisExecutor::new(address, Clock::System).unwrap())
+pub(crate) fn store(address: &ServerAddress) -> Arc<RedisStore> {
+    Arc::new(RedisStore::new(address, Clock::System).unwrap())
 }
 
 pub(crate) fn within(time: Duration) -> Tick {
     Clock::System.deadline(time)
 }
 
-pub(crate) async fn get(store: &RedisExecutor, time: Duration) -> Result<Option<PodIndex>> {
+pub(crate) async fn get(store: &RedisStore, time: Duration) -> Result<Option<PodIndex>> {
     let found = store.get(&user("u"), within(time)).await?;
     Ok(found.map(|found| found.pod))
 }
 
-pub(crate) async fn set(store: &RedisExecutor, time: Duration) -> Result<Placed> {
+pub(crate) async fn set(store: &RedisStore, time: Duration) -> Result<Placed> {
     store
         .set_if_absent(&user("u"), pod(1), TTL, within(time))
         .await
 }
 
 /// Asks until the store answers; every error until then must be one that says "try again".
-pub(crate) async fn recovers(store: &RedisExecutor) {
+pub(crate) async fn recovers(store: &RedisStore) {
     let answers = async || match get(store, Duration::from_secs(2)).await {
         Ok(_) => Some(()),
         Err(error) => {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use podlink::error::{ErrorKind, WriteOutcome};
-use podlink::executor::{Executor, Reading};
+use podlink::store::{Reading, Store};
 
 use crate::line::{SHORT, get, is, set, store, wait_until_sent, within};
 use crate::server::{Kind, PATIENCE, Raw, Server, eventually};

@@ -5,9 +5,9 @@ use std::time::Duration;
 use podlink::clock::Clock;
 use podlink::config::ServerAddress;
 use podlink::error::{Error, ErrorKind, WriteOutcome};
-use podlink::executor::{Executor, Reading, RedisExecutor, Renewed};
 use podlink::id::Incarnation;
 use podlink::route::link::{Persist, Removal};
+use podlink::store::{Reading, RedisStore, Renewed, Store};
 
 use crate::contract::leases::{TIMES, service, state};
 use crate::contract::on_every_server;
@@ -41,7 +41,7 @@ fn with(server: &Server, credentials: &str, path: &str) -> ServerAddress {
 }
 
 /// The error of a call that could take its time, but must not.
-async fn refused_at_once(store: &RedisExecutor) -> Error {
+async fn refused_at_once(store: &RedisStore) -> Error {
     let began = Clock::System.now();
     let error = set(store, PATIENCE).await.unwrap_err();
     let took = Clock::System.now().since(began);
@@ -54,7 +54,7 @@ async fn refused_at_once(store: &RedisExecutor) -> Error {
     error
 }
 
-async fn not_let_in(store: &RedisExecutor) {
+async fn not_let_in(store: &RedisStore) {
     let error = refused_at_once(store).await;
     is(
         &error,
@@ -68,7 +68,7 @@ async fn not_let_in(store: &RedisExecutor) {
 }
 
 /// Asks until the store lets us in; until then it may only say that it does not.
-async fn let_in(store: &RedisExecutor) {
+async fn let_in(store: &RedisStore) {
     let inside = async || match get(store, Duration::from_secs(2)).await {
         Ok(_) => Some(()),
         Err(error) => {

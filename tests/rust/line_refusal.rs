@@ -1,8 +1,8 @@
 //! A server that answers, but refuses: out of memory, a replica, loading, without scripts.
 
 use podlink::error::{Error, ErrorKind, WriteOutcome};
-use podlink::executor::{Executor, Reading};
 use podlink::route::link::Persist;
+use podlink::store::{Reading, Store};
 
 use crate::contract::on_every_server;
 use crate::line::{SHORT, TTL, get, is, recovers, set, store, within};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use podlink::clock::Clock;
 use podlink::error::{Error, ErrorKind, WriteOutcome};
-use podlink::executor::RedisExecutor;
+use podlink::store::RedisStore;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 use crate::line::{get, is, recovers, set, store};
@@ -74,12 +74,12 @@ async fn server(hosts: &[&str], demand: &str) -> (Server, Authority) {
     (server, authority)
 }
 
-fn over_tls(server: &Server, host: &str, files: &[(&str, &str)]) -> std::sync::Arc<RedisExecutor> {
+fn over_tls(server: &Server, host: &str, files: &[(&str, &str)]) -> std::sync::Arc<RedisStore> {
     store(&address(&format!("rediss://{host}:{}", server.port), files))
 }
 
 /// A call that could take its time, but must not.
-async fn refused_at_once(store: &RedisExecutor) -> Error {
+async fn refused_at_once(store: &RedisStore) -> Error {
     let began = Clock::System.now();
     let error = set(store, PATIENCE).await.unwrap_err();
     let took = Clock::System.now().since(began);

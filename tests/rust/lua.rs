@@ -25,7 +25,7 @@ const READS: [&str; 7] = [
 ];
 
 fn scripts() -> Vec<(String, String)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/executor/lua");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/lua");
     let mut scripts: Vec<_> = std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())

@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use podlink::executor::Removed;
 use podlink::id::{Incarnation, LinkId};
 use podlink::route::link::{Life, Persist, Placed, Removal, StoredLink};
+use podlink::store::Removed;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use tokio::runtime::Runtime;

@@ -13,12 +13,12 @@ use podlink::config::{
 };
 use podlink::driver::info::InfoDriver;
 use podlink::driver::peer::LocalOperations;
-use podlink::executor::MemoryExecutor;
 use podlink::id::Namespace;
 use podlink::route::pick::Strategy;
 use podlink::rpc::client::{Names, PeerClient};
 use podlink::rpc::server::Server;
 use podlink::rpc::{LinkOperations, Source};
+use podlink::store::MemoryStore;
 
 use crate::server::{PATIENCE, eventually};
 use crate::stage::{link, pod};
@@ -65,7 +65,7 @@ async fn serving(index: i64, connection_age: Duration) -> (Server, SocketAddr) {
         serve_stale: false,
         tag_ttl: Duration::ZERO,
     };
-    let store = MemoryExecutor::open(None, Clock::System).unwrap();
+    let store = MemoryStore::open(None, Clock::System).unwrap();
     let prod = Namespace::new("prod").unwrap();
     let info = InfoDriver::new(store.clone(), Clock::System, prod.clone(), info);
     let local = LocalOperations::on(store, Clock::System, prod.clone(), client, info);

@@ -4,15 +4,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use podlink::clock::{Clock, ManualClock, Tick};
-use podlink::executor::{Executor, MemoryExecutor, Pods, Reading, RedisExecutor};
 use podlink::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid};
 use podlink::route::state::PodState;
+use podlink::store::{MemoryStore, Pods, Reading, RedisStore, Store};
 
 use crate::server::{Kind, PATIENCE, Server, eventually};
 
 /// One store and its surroundings.
 pub(crate) struct Stage {
-    pub(crate) store: Arc<dyn Executor>,
+    pub(crate) store: Arc<dyn Store>,
     clock: Clock,
     place: Place,
     reading: Mutex<Reading>,
@@ -30,7 +30,7 @@ impl Stage {
         // Not at zero, so that "before" exists.
         hand.advance(Duration::from_secs(1000));
         let clock = Clock::Manual(hand.clone());
-        let store = MemoryExecutor::open(None, clock.clone()).unwrap();
+        let store = MemoryStore::open(None, clock.clone()).unwrap();
         Self {
             store,
             clock,
@@ -41,7 +41,7 @@ impl Stage {
 
     pub(crate) async fn server(kind: Kind) -> Self {
         let server = Server::start(kind).await;
-        let store = RedisExecutor::new(&server.address(), Clock::System).unwrap();
+        let store = RedisStore::new(&server.address(), Clock::System).unwrap();
         let place = Place::Server(Box::new(server));
         Self {
             store: Arc::new(store),

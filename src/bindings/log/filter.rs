@@ -89,10 +89,7 @@ mod tests {
     #[test]
     fn the_rest_stays_at_info() {
         let text = "podlink.executor=trace,podlink::rpc=off";
-        assert_eq!(
-            level_of(text, "podlink::executor::redis"),
-            Some(Level::TRACE)
-        );
+        assert_eq!(level_of(text, "podlink::store::redis"), Some(Level::TRACE));
         assert_eq!(level_of(text, "podlink::driver"), Some(Level::INFO));
         assert_eq!(level_of(text, "podlink::rpc::client"), None);
         assert_eq!(level_of("DEBUG", "podlink::driver"), Some(Level::DEBUG));

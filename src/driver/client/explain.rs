@@ -14,7 +14,6 @@ use crate::clock::Tick;
 use crate::config::OnRestart;
 use crate::driver::view::View;
 use crate::error::{Error, ErrorKind, Result};
-use crate::executor::{Inspection, Pods};
 use crate::id::{Incarnation, LinkId, PodIndex};
 use crate::route::explain::{
     Action, Cached, Candidate, Facts, Forecast, Look, Reason, Stale, cached, foresee, weigh,
@@ -24,6 +23,7 @@ use crate::route::pick::{Chance, Strategy};
 use crate::route::snapshot::Pod;
 use crate::route::state::{PodState, Standing};
 use crate::rpc::{Believed, LinkOperations, Source};
+use crate::store::{Inspection, Pods};
 
 /// What is known of a user, and what compute would do. Times are seconds.
 #[derive(Debug, Clone, Serialize)]

@@ -22,9 +22,9 @@ use crate::cache::{Key, Ticket};
 use crate::clock::Tick;
 use crate::driver::view::View;
 use crate::error::{Error, ErrorKind, Result, WriteOutcome};
-use crate::executor::Offer;
 use crate::id::PodIndex;
 use crate::route::link::{Placed, Verdict, judge};
+use crate::store::Offer;
 use crate::telemetry::count;
 use crate::trace;
 

@@ -14,12 +14,12 @@ use crate::config::Drain;
 use crate::driver::by;
 use crate::driver::view::View;
 use crate::error::{Error, Result};
-use crate::executor::Reading;
 use crate::id::{LinkId, ServiceId};
 use crate::route::link::{Life, StoredLink};
 use crate::route::pick::{Chance, Strategy};
 use crate::route::snapshot::{Policy, Snapshot};
 use crate::route::state::RoutingState;
+use crate::store::Reading;
 use crate::telemetry::count;
 
 /// How many drain hooks run at a time: a game that saves to a database wants some, not all.

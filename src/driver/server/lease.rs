@@ -11,8 +11,8 @@ use crate::clock::Tick;
 use crate::driver::by;
 use crate::driver::cpu::CpuMeter;
 use crate::error::{Error, ErrorKind, Result};
-use crate::executor::Renewed;
 use crate::route::state::{PodState, Readiness, RoutingState};
+use crate::store::Renewed;
 use crate::telemetry::count;
 
 impl Shared {

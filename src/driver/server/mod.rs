@@ -21,10 +21,10 @@ use tokio::task::AbortHandle;
 use crate::clock::{Clock, Tick};
 use crate::config::{Drain, ServerConfig};
 use crate::error::{Error, ErrorKind, Result};
-use crate::executor::Executor;
 use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId};
 use crate::route::state::RoutingState;
 use crate::rpc::LinkOperations;
+use crate::store::Store;
 use crate::telemetry::ServerStats;
 
 pub use drain::DrainReport;
@@ -88,7 +88,7 @@ pub struct ServerDriver {
 
 #[derive(Debug)]
 struct Shared {
-    executor: Arc<dyn Executor>,
+    executor: Arc<dyn Store>,
     clock: Clock,
     info: ServerInfo,
     config: ServerConfig,
@@ -193,7 +193,7 @@ impl ServerDriver {
     /// A driver for this pod. No I/O, no task: `start` does both.
     #[must_use]
     pub fn new(
-        executor: Arc<dyn Executor>,
+        executor: Arc<dyn Store>,
         clock: Clock,
         info: ServerInfo,
         config: ServerConfig,
@@ -205,7 +205,7 @@ impl ServerDriver {
     /// The same, whose operations on links of other namespaces go to `peers`.
     #[must_use]
     pub fn with_peers(
-        executor: Arc<dyn Executor>,
+        executor: Arc<dyn Store>,
         clock: Clock,
         info: ServerInfo,
         config: ServerConfig,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use super::{Phase, ServerDriver, Shared};
 use crate::clock::Tick;
 use crate::error::{Error, Result};
-use crate::executor::Renewed;
+use crate::store::Renewed;
 use crate::telemetry::{Gauges, Metrics, Sheet, Source, count, names};
 
 impl ServerDriver {

@@ -10,9 +10,9 @@ use super::{Phase, ServerDriver, Shared};
 use crate::clock::Tick;
 use crate::driver::by;
 use crate::error::{Error, ErrorKind, Result};
-use crate::executor::{Begun, PodIdentity};
 use crate::id::Incarnation;
 use crate::route::state::RoutingState;
+use crate::store::{Begun, PodIdentity};
 use crate::telemetry::count;
 
 /// The start keeps its own deadline; whoever made it waits this much longer for its outcome.

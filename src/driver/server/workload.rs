@@ -2,8 +2,8 @@
 
 use super::Shared;
 use crate::clock::Tick;
-use crate::executor::{Pods, Reading};
 use crate::route::state::{Readiness, RoutingState, WorkloadState};
+use crate::store::{Pods, Reading};
 use crate::telemetry::count;
 
 impl Shared {

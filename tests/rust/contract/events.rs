@@ -9,9 +9,9 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use podlink::config::LeaseTimes;
 use podlink::error::{ErrorKind, WriteOutcome};
-use podlink::executor::{Begun, Changes, PodIdentity, Pods, Renewed};
 use podlink::id::{Incarnation, Namespace, ServiceId, ServiceName, Tag};
 use podlink::route::state::{PodState, Readiness, RoutingState, WorkloadState};
+use podlink::store::{Begun, Changes, PodIdentity, Pods, Renewed};
 
 use super::leases::{TIMES, death, process, record, renew, service, started, state};
 use crate::contract::on_every_store;

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use podlink::executor::Inspection;
 use podlink::id::Incarnation;
 use podlink::route::link::{Certificate, Foretold};
+use podlink::store::Inspection;
 
 use super::leases::{TIMES, certify, death, records, renew, service, started, state};
 use crate::contract::on_every_store;

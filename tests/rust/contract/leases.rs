@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use podlink::config::LeaseTimes;
-use podlink::executor::{Begun, PodIdentity, Renewed};
 use podlink::id::{Incarnation, PodIndex, ServiceId};
 use podlink::route::link::Certificate;
 use podlink::route::state::{PodRecord, PodState, Readiness, RoutingState};
+use podlink::store::{Begun, PodIdentity, Renewed};
 
 use crate::contract::on_every_store;
 use crate::stage::{Stage, pod, service_id};

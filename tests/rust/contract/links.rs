@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use podlink::error::{ErrorKind, WriteOutcome};
-use podlink::executor::Removed;
 use podlink::id::{Incarnation, LinkId, PodIndex, Uid};
 use podlink::route::link::{Life, Persist, Placed, Removal, StoredLink};
+use podlink::store::Removed;
 
 use crate::contract::on_every_store;
 use crate::stage::{Stage, link, pod, user};

@@ -1,4 +1,4 @@
-//! The contract of [`podlink::executor::Executor`]: one set of tests on every store.
+//! The contract of [`podlink::store::Store`]: one set of tests on every store.
 
 pub(crate) mod events;
 mod inspections;

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use podlink::error::{Error, ErrorKind, WriteOutcome};
-use podlink::executor::Offer;
 use podlink::id::LinkId;
 use podlink::route::link::{Life, Persist, Placed};
+use podlink::store::Offer;
 
 use crate::contract::{on_every_server, on_every_store};
 use crate::stage::{Stage, key_of, link, pod, user};

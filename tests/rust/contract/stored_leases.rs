@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use podlink::error::{ErrorKind, WriteOutcome};
-use podlink::executor::{Reading, Renewed};
 use podlink::id::Incarnation;
 use podlink::route::link::Certificate;
 use podlink::route::state::RoutingState;
+use podlink::store::{Reading, Renewed};
 
 use super::leases::{
     TIMES, certify, death, process, record, records, renew, service, started, state,

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use podlink::error::{Error, ErrorKind, WriteOutcome};
-use podlink::executor::Removed;
 use podlink::id::{Incarnation, LinkId};
 use podlink::route::link::{Life, Persist, Removal, StoredLink};
+use podlink::store::Removed;
 
 use crate::contract::on_every_server;
 use crate::server::Raw;

@@ -7,12 +7,12 @@ use std::time::Duration;
 use podlink::config::{ClientConfig, LeaseTimes, OnRestart};
 use podlink::driver::client::ClientDriver;
 use podlink::error::ErrorKind;
-use podlink::executor::{Begun, Executor, PodIdentity};
 use podlink::id::{Incarnation, LinkId, PodIndex};
 use podlink::route::explain::{Action, Reason};
 use podlink::route::link::{Persist, Removal};
 use podlink::route::pick::Strategy as Choice;
 use podlink::route::state::{PodState, Readiness, RoutingState};
+use podlink::store::{Begun, PodIdentity, Store};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
@@ -119,7 +119,7 @@ impl Play {
             ..route_info()
         };
         let client = ClientDriver::new(
-            Arc::clone(&world.store) as Arc<dyn Executor>,
+            Arc::clone(&world.store) as Arc<dyn Store>,
             world.clock.clone(),
             service().namespace,
             config.check().unwrap(),

@@ -8,12 +8,12 @@ use async_trait::async_trait;
 use podlink::clock::{Clock, Tick};
 use podlink::config::LeaseTimes;
 use podlink::error::{Error, ErrorKind, Result, WriteOutcome};
-use podlink::executor::{
-    Begun, Changes, Executor, Inspection, PodIdentity, Pods, Reading, Removed, Renewed,
-};
 use podlink::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
 use podlink::route::link::{Certificate, Persist, Placed, Removal, StoredLink};
 use podlink::route::state::{PodState, WorkloadState};
+use podlink::store::{
+    Begun, Changes, Inspection, PodIdentity, Pods, Reading, Removed, Renewed, Store,
+};
 
 /// What happens to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub(super) enum Fault {
 /// A store in front of another one.
 #[derive(Debug)]
 pub(super) struct Faulty {
-    store: Arc<dyn Executor>,
+    store: Arc<dyn Store>,
     clock: Clock,
     /// Per operation, what happens to its next calls; then all is well again.
     faults: Mutex<BTreeMap<&'static str, VecDeque<Fault>>>,
@@ -62,7 +62,7 @@ impl Drop for UnderWay<'_> {
 }
 
 impl Faulty {
-    pub(super) fn new(store: Arc<dyn Executor>, clock: Clock) -> Arc<Self> {
+    pub(super) fn new(store: Arc<dyn Store>, clock: Clock) -> Arc<Self> {
         Arc::new(Self {
             store,
             clock,
@@ -145,7 +145,7 @@ impl Faulty {
 macro_rules! handed_on {
     ($($name:ident($($argument:ident: $type:ty),* $(,)?) -> $answer:ty;)+) => {
         #[async_trait]
-        impl Executor for Faulty {
+        impl Store for Faulty {
             $(async fn $name(&self, $($argument: $type,)* deadline: Tick) -> Result<$answer> {
                 let call = self.store.$name($($argument,)* deadline);
                 self.pass(stringify!($name), deadline, call).await

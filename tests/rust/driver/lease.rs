@@ -8,9 +8,9 @@ use podlink::clock::{Clock, Tick};
 use podlink::driver::info::InfoDriver;
 use podlink::driver::server::{NoHooks, ServerDriver, ServerInfo};
 use podlink::error::ErrorKind;
-use podlink::executor::{Executor, MemoryExecutor};
 use podlink::route::link::{Certificate, Persist};
 use podlink::route::state::RoutingState;
+use podlink::store::{MemoryStore, Store};
 
 use super::faulty::Fault;
 use super::world::{
@@ -205,7 +205,7 @@ async fn wrong_clocks_change_nothing() {
         world.wrong_clock(Duration::from_millis(1)),
     ];
     // One store, by the clock of whoever opens it first; each process has its own way to it.
-    let open = |clock: &Clock| MemoryExecutor::open(Some("wrong clocks"), clock.clone()).unwrap();
+    let open = |clock: &Clock| MemoryStore::open(Some("wrong clocks"), clock.clone()).unwrap();
     let store = open(&world.clock);
     let servers: Vec<ServerDriver> = (0..)
         .zip(clocks)

@@ -9,9 +9,9 @@ use podlink::config::{ClientConfig, OnRestart};
 use podlink::driver::client::ClientDriver;
 use podlink::driver::server::ServerDriver;
 use podlink::error::{Error, ErrorKind, WriteOutcome};
-use podlink::executor::Executor;
 use podlink::id::PodIndex;
 use podlink::route::pick::Strategy;
+use podlink::store::Store;
 use tokio::task::JoinHandle;
 
 use super::faulty::Fault;
@@ -31,7 +31,7 @@ async fn client(world: &World) -> ClientDriver {
         timeout: Duration::from_secs(2),
         on_restart: OnRestart::SamePod,
     };
-    let store = Arc::clone(&world.store) as Arc<dyn Executor>;
+    let store = Arc::clone(&world.store) as Arc<dyn Store>;
     let (clock, namespace) = (world.clock.clone(), service().namespace);
     let info = world.info(route_info());
     let client = ClientDriver::new(store, clock, namespace, config, &info, None, HashMap::new());

@@ -11,8 +11,8 @@ use podlink::config::{Drain, LeaseTimes, RouteInfoConfig, ServerConfig};
 use podlink::driver::info::InfoDriver;
 use podlink::driver::server::{NoHooks, PodHooks, ServerDriver, ServerInfo};
 use podlink::error::Result;
-use podlink::executor::{Executor, MemoryExecutor};
 use podlink::id::{LinkId, ServiceId};
+use podlink::store::{MemoryStore, Store};
 
 use super::faulty::Faulty;
 use crate::stage::{pod, service_id};
@@ -37,7 +37,7 @@ impl World {
         // Not at zero, which means "never" in places.
         hand.advance(Duration::from_secs(1000));
         let clock = Clock::Manual(hand.clone());
-        let memory = MemoryExecutor::open(None, clock.clone()).unwrap();
+        let memory = MemoryStore::open(None, clock.clone()).unwrap();
         Self {
             store: Faulty::new(memory, clock.clone()),
             clock,
@@ -93,12 +93,12 @@ impl World {
             pod_uid: pod_uid.to_owned(),
             metadata: BTreeMap::new(),
         };
-        let store = Arc::clone(&self.store) as Arc<dyn Executor>;
+        let store = Arc::clone(&self.store) as Arc<dyn Store>;
         ServerDriver::new(store, clock, info, config(), hooks)
     }
 
     pub(super) fn info(&self, config: RouteInfoConfig) -> InfoDriver {
-        let store = Arc::clone(&self.store) as Arc<dyn Executor>;
+        let store = Arc::clone(&self.store) as Arc<dyn Store>;
         InfoDriver::new(store, self.clock.clone(), service().namespace, config)
     }
 

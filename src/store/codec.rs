@@ -7,10 +7,10 @@ use std::time::Duration;
 use redis::Value;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::executor::{Begun, Renewed};
 use crate::id::{Incarnation, PodIndex, ServiceName, shown};
 use crate::route::link::{Certificate, Foretold, Life, Placed, StoredLink};
 use crate::route::state::WorkloadState;
+use crate::store::{Begun, Renewed};
 
 /// A duration as the store takes it: whole milliseconds, at least one, at most a hundred years.
 pub(super) fn millis(duration: Duration) -> i64 {

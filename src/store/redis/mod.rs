@@ -30,7 +30,7 @@ use live::{End, Live};
 pub use stats::Stats;
 
 /// A store on one server.
-pub struct RedisExecutor {
+pub struct RedisStore {
     line: Line,
     channel: Channel,
 }
@@ -55,7 +55,7 @@ impl Request<'_> {
     }
 }
 
-impl RedisExecutor {
+impl RedisStore {
     /// A store at this address. No I/O: the connection is made by the first call, and is served by
     /// the runtime of that call, which has to be driven for as long as the store is used. When it
     /// ends, the next call makes a new connection on its own runtime.
@@ -210,9 +210,9 @@ fn unknown_though_given() -> Error {
     )
 }
 
-impl fmt::Debug for RedisExecutor {
+impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedisExecutor")
+        f.debug_struct("RedisStore")
             .field("stats", self.stats())
             .finish_non_exhaustive()
     }

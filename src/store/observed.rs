@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{
-    Begun, Changes, Executor, Inspection, Offer, PodIdentity, Pods, Reading, Removed, Renewed,
+    Begun, Changes, Inspection, Offer, PodIdentity, Pods, Reading, Removed, Renewed, Store,
 };
 use crate::clock::{Clock, Tick};
 use crate::config::LeaseTimes;
@@ -30,7 +30,7 @@ pub struct Observed {
 /// What is told of the store.
 #[derive(Debug)]
 struct Watch {
-    store: Arc<dyn Executor>,
+    store: Arc<dyn Store>,
     clock: Clock,
     stats: StoreStats,
     /// Somebody has called it: a store that nobody uses need not be connected.
@@ -50,7 +50,7 @@ impl Drop for UnderWay<'_> {
 impl Observed {
     /// The same store, watched; `metrics` reports what is seen.
     #[must_use]
-    pub fn new(store: Arc<dyn Executor>, clock: Clock, metrics: &Arc<Metrics>) -> Arc<Self> {
+    pub fn new(store: Arc<dyn Store>, clock: Clock, metrics: &Arc<Metrics>) -> Arc<Self> {
         let watch = Arc::new(Watch {
             store,
             clock,
@@ -143,7 +143,7 @@ impl Source for Watch {
 }
 
 #[async_trait]
-impl Executor for Observed {
+impl Store for Observed {
     async fn get(&self, link: &LinkId, deadline: Tick) -> Result<Option<StoredLink>> {
         let call = self.watch.store.get(link, deadline);
         self.call("get", call).await

@@ -7,23 +7,21 @@ use redis::{Cmd, Pipeline, Value};
 
 use super::failure::{Intent, code};
 use super::operations::{after_write, number};
-use super::{
-    RedisExecutor, Request, is_unknown_script, judged, server_error, unknown_though_given,
-};
+use super::{RedisStore, Request, is_unknown_script, judged, server_error, unknown_though_given};
 use crate::clock::Tick;
 use crate::error::{Error, Result};
-use crate::executor::codec::{self, LinkReply};
-use crate::executor::script::{self, Arg, Invocation};
-use crate::executor::{Offer, key};
 use crate::id::{PodIndex, ServiceId, Uid};
 use crate::route::link::Placed;
+use crate::store::codec::{self, LinkReply};
+use crate::store::script::{self, Arg, Invocation};
+use crate::store::{Offer, key};
 
 /// Links are read in pieces of so many, so that a large reading does not hold up everybody else...
 const PIECE: usize = 512;
 /// ...and so many pieces are under way at a time.
 const PIECES: usize = 4;
 
-impl RedisExecutor {
+impl RedisStore {
     /// The pods of many users, in their order.
     pub(super) async fn get_all(
         &self,

@@ -20,7 +20,7 @@ use super::failure::{Intent, refusal};
 use super::line::closed;
 use crate::clock::{Clock, Tick};
 use crate::error::{Error, ErrorKind, Result};
-use crate::executor::Changes;
+use crate::store::Changes;
 
 /// The connection is asked for a sign of life this often: a half-open one brings no events, and
 /// looks as if there were none.

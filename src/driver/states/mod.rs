@@ -21,10 +21,10 @@ use super::view::View;
 use crate::clock::{Clock, Tick};
 use crate::config::RouteInfoConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::executor::{Changes, Executor, Pods, Reading};
 use crate::id::{PodIndex, ServiceId};
 use crate::route::pick::{Chance, Strategy};
 use crate::route::snapshot::{Change, Policy, Seen, Snapshot};
+use crate::store::{Changes, Pods, Reading, Store};
 use crate::telemetry::{StateStats, count};
 
 /// How long one reading of all pods may take: less than a call usually has, so that who waits for
@@ -40,7 +40,7 @@ pub trait Audience: Send + Sync + std::fmt::Debug + 'static {
 /// Where the pods of a service are read.
 #[async_trait]
 pub(super) trait PodSource: Send + Sync + std::fmt::Debug + 'static {
-    /// Every pod of a service with what is left of its lease; `last` as for [`Executor::pods`].
+    /// Every pod of a service with what is left of its lease; `last` as for [`Store::pods`].
     async fn pods(&self, service: &ServiceId, last: &Reading, deadline: Tick) -> Result<Pods>;
 
     /// Subscribes to the events of a service's pods.
@@ -52,7 +52,7 @@ pub(super) trait PodSource: Send + Sync + std::fmt::Debug + 'static {
 
 /// The store of the driver's own namespace.
 #[derive(Debug)]
-struct OwnStore(Arc<dyn Executor>);
+struct OwnStore(Arc<dyn Store>);
 
 #[async_trait]
 impl PodSource for OwnStore {
@@ -90,7 +90,7 @@ pub struct StateCache {
 impl StateCache {
     /// A cache without services. No I/O.
     #[must_use]
-    pub fn new(executor: Arc<dyn Executor>, clock: Clock, config: RouteInfoConfig) -> Arc<Self> {
+    pub fn new(executor: Arc<dyn Store>, clock: Clock, config: RouteInfoConfig) -> Arc<Self> {
         Self::reading(Arc::new(OwnStore(executor)), clock, config)
     }
 

@@ -7,26 +7,26 @@ use async_trait::async_trait;
 use redis::{Cmd, Value};
 
 use super::failure::Intent;
-use super::{RedisExecutor, Request};
+use super::{RedisStore, Request};
 use crate::clock::Tick;
 use crate::config::LeaseTimes;
 use crate::error::{Error, ErrorKind, Result, WriteOutcome};
-use crate::executor::codec::{self, LinkReply};
-use crate::executor::script::{self, Arg, Invocation};
-use crate::executor::{
-    Begun, Changes, ConnectionReport, Executor, Inspection, Offer, PodIdentity, Pods, Reading,
-    Removed, Renewed,
-};
-use crate::executor::{key, reading};
 use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
 use crate::route::link::{Certificate, Life, Persist, Placed, Removal, StoredLink};
 use crate::route::state::{PodState, WorkloadState};
+use crate::store::codec::{self, LinkReply};
+use crate::store::script::{self, Arg, Invocation};
+use crate::store::{
+    Begun, Changes, ConnectionReport, Inspection, Offer, PodIdentity, Pods, Reading, Removed,
+    Renewed, Store,
+};
+use crate::store::{key, reading};
 
 /// What a script gets for "no TTL".
 const PERSISTENT: i64 = -1;
 
 #[async_trait]
-impl Executor for RedisExecutor {
+impl Store for RedisStore {
     async fn get(&self, link: &LinkId, deadline: Tick) -> Result<Option<StoredLink>> {
         during("get", async {
             let key = key::link(&link.service, &link.uid);
@@ -417,7 +417,7 @@ impl Executor for RedisExecutor {
     }
 }
 
-impl RedisExecutor {
+impl RedisStore {
     /// A plain `SET`.
     async fn store(&self, command: &Cmd, deadline: Tick) -> Result<()> {
         let request = Request::One(command);

@@ -15,7 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::codec::{micros, millis};
-use super::{Begun, Changes, Executor, Inspection, PodIdentity, Pods, Reading, Removed, Renewed};
+use super::{Begun, Changes, Inspection, PodIdentity, Pods, Reading, Removed, Renewed, Store};
 use crate::clock::{Clock, Tick, calendar_micros};
 use crate::config::LeaseTimes;
 use crate::error::{Error, ErrorKind, Result, WriteOutcome};
@@ -28,21 +28,21 @@ use links::Links;
 use listeners::Listeners;
 
 /// The stores that have a name, as long as somebody holds them.
-static NAMED: LazyLock<Mutex<HashMap<String, Weak<Store>>>> = LazyLock::new(Mutex::default);
+static NAMED: LazyLock<Mutex<HashMap<String, Weak<Data>>>> = LazyLock::new(Mutex::default);
 
 /// How many executors there have been: each gets a number.
 static EXECUTORS: AtomicU64 = AtomicU64::new(0);
 
 /// A store in this process.
-pub struct MemoryExecutor {
-    store: Arc<Store>,
+pub struct MemoryStore {
+    store: Arc<Data>,
     clock: Clock,
     closed: AtomicBool,
     /// Tells this executor's subscriptions from those of others with the same store.
     number: u64,
 }
 
-struct Store {
+struct Data {
     clock: Clock,
     /// The calendar time, in microseconds, at which `clock` showed `origin`.
     calendar_origin: u64,
@@ -61,7 +61,7 @@ struct Tables {
     tags: HashMap<(Namespace, Tag), ServiceName>,
 }
 
-impl Store {
+impl Data {
     fn new(clock: Clock) -> Self {
         let (calendar_origin, origin) = (calendar_micros(), clock.now());
         Self {
@@ -77,16 +77,16 @@ impl Store {
     }
 }
 
-impl MemoryExecutor {
+impl MemoryStore {
     /// Opens a store. The same name is the same store for as long as anybody has it open; no
     /// name is a store of one's own. Links and leases run by the clock of whoever made the store.
     ///
     /// # Errors
     /// None so far; opening another kind of store can fail.
-    pub fn open(name: Option<&str>, clock: Clock) -> Result<Arc<dyn Executor>> {
+    pub fn open(name: Option<&str>, clock: Clock) -> Result<Arc<dyn Store>> {
         let store = match name.filter(|name| !name.is_empty()) {
             Some(name) => named(name, &clock),
-            None => Arc::new(Store::new(clock.clone())),
+            None => Arc::new(Data::new(clock.clone())),
         };
         Ok(Arc::new(Self {
             store,
@@ -156,13 +156,13 @@ impl MemoryExecutor {
     }
 }
 
-fn named(name: &str, clock: &Clock) -> Arc<Store> {
+fn named(name: &str, clock: &Clock) -> Arc<Data> {
     let mut stores = NAMED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(store) = stores.get(name).and_then(Weak::upgrade) {
         return store;
     }
     stores.retain(|_, store| store.strong_count() > 0);
-    let store = Arc::new(Store::new(clock.clone()));
+    let store = Arc::new(Data::new(clock.clone()));
     stores.insert(name.to_owned(), Arc::downgrade(&store));
     store
 }
@@ -179,20 +179,20 @@ fn whole_persist(persist: Persist) -> Persist {
     }
 }
 
-impl Drop for MemoryExecutor {
+impl Drop for MemoryStore {
     fn drop(&mut self) {
         self.end_subscriptions();
     }
 }
 
-impl fmt::Debug for MemoryExecutor {
+impl fmt::Debug for MemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryExecutor").finish_non_exhaustive()
+        f.debug_struct("MemoryStore").finish_non_exhaustive()
     }
 }
 
 #[async_trait]
-impl Executor for MemoryExecutor {
+impl Store for MemoryStore {
     async fn get(&self, link: &LinkId, deadline: Tick) -> Result<Option<StoredLink>> {
         let (tables, now) = self.begin("get", deadline)?;
         Ok(tables.links.get(link, now))

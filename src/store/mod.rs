@@ -1,6 +1,6 @@
 //! The only door to shared state.
 //!
-//! [`Executor`] is one trait with one contract (`tests/rust/contract/`): in-process memory, Redis and
+//! [`Store`] is one trait with one contract (`tests/rust/contract/`): in-process memory, Redis and
 //! Valkey behave alike, call by call. Each link operation is one atomic step; the Lua files in
 //! `lua/` are its definition on a server, `memory.rs` is the same thing without one.
 
@@ -29,10 +29,10 @@ use crate::route::link::{Certificate, Foretold, Persist, Placed, Removal, Stored
 use crate::route::state::{PodRecord, PodState, WorkloadState};
 
 pub use changes::Changes;
-pub use memory::MemoryExecutor;
+pub use memory::MemoryStore;
 pub use observed::Observed;
 pub use reading::Reading;
-pub use redis::{RedisExecutor, Stats};
+pub use redis::{RedisStore, Stats};
 
 /// The shared truth about links and pods.
 ///
@@ -40,7 +40,7 @@ pub use redis::{RedisExecutor, Stats};
 /// whether it was not sent or its outcome is unknown. Dropping a call's future abandons only the
 /// wait: what was sent may still happen.
 #[async_trait]
-pub trait Executor: Send + Sync + std::fmt::Debug + 'static {
+pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// The link of a user, or `None`.
     async fn get(&self, link: &LinkId, deadline: Tick) -> Result<Option<StoredLink>>;
 
@@ -326,9 +326,9 @@ pub struct Inspection {
 ///
 /// # Errors
 /// `InvalidParameter` if a certificate file cannot be read or used.
-pub fn open(config: &StoreConfig, clock: Clock) -> Result<Arc<dyn Executor>> {
+pub fn open(config: &StoreConfig, clock: Clock) -> Result<Arc<dyn Store>> {
     match &config.address {
-        Address::Memory(name) => MemoryExecutor::open(name.as_deref(), clock),
-        Address::Server(server) => Ok(Arc::new(RedisExecutor::new(server, clock)?)),
+        Address::Memory(name) => MemoryStore::open(name.as_deref(), clock),
+        Address::Server(server) => Ok(Arc::new(RedisStore::new(server, clock)?)),
     }
 }

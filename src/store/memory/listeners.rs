@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use tokio::sync::mpsc::Sender;
 
-use crate::executor::Changes;
 use crate::id::ServiceId;
+use crate::store::Changes;
 
 /// Every subscription of the store. One that was dropped is swept out with the next that comes.
 #[derive(Debug, Default)]

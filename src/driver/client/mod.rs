@@ -25,11 +25,11 @@ use crate::cache::{Key, LinkCache};
 use crate::clock::{Clock, Tick};
 use crate::config::ClientConfig;
 use crate::error::Result;
-use crate::executor::Executor;
 use crate::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid};
 use crate::route::link::{Life, valid_until};
 use crate::route::snapshot::{Change, Pod};
 use crate::rpc::{LinkOperations, Source};
+use crate::store::Store;
 use crate::telemetry::{ClientStats, count};
 
 pub use cached::ServiceLinks;
@@ -99,7 +99,7 @@ pub struct ClientDriver {
 
 #[derive(Debug)]
 struct Shared {
-    executor: Arc<dyn Executor>,
+    executor: Arc<dyn Store>,
     clock: Clock,
     namespace: Namespace,
     config: ClientConfig,
@@ -144,7 +144,7 @@ impl ClientDriver {
     /// those of other namespaces. No I/O, no task: the first call starts what it needs.
     #[must_use]
     pub fn new(
-        executor: Arc<dyn Executor>,
+        executor: Arc<dyn Store>,
         clock: Clock,
         namespace: Namespace,
         config: ClientConfig,
