@@ -1,8 +1,8 @@
 //! The one place that reads a clock.
 //!
-//! Everything else is handed a [`Tick`] as an argument, so that tests decide what time it is.
-//! The system clock is `CLOCK_BOOTTIME`: it does not jump when somebody sets the date, and it
-//! goes on while the machine is suspended, so a lease cannot outlive a nap.
+//! All other code takes a [`Tick`] as an argument, so that tests control the time.
+//! The system clock is `CLOCK_BOOTTIME`: it does not jump when the date is set, and it runs while
+//! the machine is suspended, so a lease cannot outlive a suspend.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ pub struct Tick(u64);
 impl Tick {
     /// Before every other moment.
     pub const ZERO: Self = Self(0);
-    /// After every other moment: what never ends ends here.
+    /// After every other moment: the end of what never ends.
     pub const NEVER: Self = Self(u64::MAX);
 
     /// The moment `nanos` nanoseconds after the clock's origin.
@@ -44,13 +44,13 @@ impl Tick {
     }
 }
 
-/// Where moments come from: the machine, or a test.
+/// The source of the time: the machine, or a test.
 #[derive(Debug, Clone, Default)]
 pub enum Clock {
     /// The machine's boot-time clock.
     #[default]
     System,
-    /// A clock that stands still until somebody moves it.
+    /// A clock that stands still until a test advances it.
     Manual(ManualClock),
 }
 
@@ -71,7 +71,7 @@ impl Clock {
     }
 }
 
-/// A clock for tests: it moves only when told to.
+/// A clock for tests: it moves only by [`ManualClock::advance`].
 #[derive(Debug, Clone, Default)]
 pub struct ManualClock(Arc<AtomicU64>);
 
@@ -89,7 +89,7 @@ impl ManualClock {
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const CLOCK_ID: rustix::time::ClockId = rustix::time::ClockId::Boottime;
-/// Elsewhere (macOS) the monotonic clock is the closest thing there is.
+/// Elsewhere (macOS) the monotonic clock is the closest equivalent.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 const CLOCK_ID: rustix::time::ClockId = rustix::time::ClockId::Monotonic;
 
@@ -100,8 +100,8 @@ fn system_now() -> Tick {
     Tick(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
 }
 
-/// The date, in nanoseconds since 1970: for spans, which other machines' spans stand beside.
-/// Nothing is decided by it.
+/// The date, in nanoseconds since 1970: for spans, which are compared with other machines' spans.
+/// No decision depends on it.
 #[must_use]
 pub fn unix_nanos() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
@@ -119,8 +119,8 @@ pub fn process_cpu() -> Duration {
     Duration::from_secs(seconds) + Duration::from_nanos(nanos)
 }
 
-/// Microseconds since 1970 by this machine's calendar clock. Only the in-memory store asks: it is
-/// its own server, and a server stamps states with calendar time.
+/// Microseconds since 1970 by this machine's calendar clock. Only the in-memory store reads it:
+/// it is its own server, and a server stamps states with calendar time.
 #[must_use]
 #[allow(
     clippy::disallowed_methods,
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_manual_clock_moves_only_when_told() {
+    fn a_manual_clock_moves_only_by_advance() {
         let hand = ManualClock::default();
         let clock = Clock::Manual(hand.clone());
         let before = clock.now();

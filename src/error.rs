@@ -1,4 +1,4 @@
-//! One error for the whole core: what happened, whether to try again, where, with what, and why.
+//! One error type for the whole core: what failed, whether to retry, where, with what, and why.
 //!
 //! The shape follows OpenDAL's `Error`: a kind that programs match on, an operation, a context of
 //! name and value pairs, and the source. Python gets one exception class per kind
@@ -8,11 +8,11 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-/// What kind of failure it is. The code is what users match on, in Python and over gRPC.
+/// The kind of a failure. Users match on its code, in Python and over gRPC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// An argument is not of the form that is asked for.
+    /// An argument does not have the required form.
     InvalidParameter,
     /// No pod of this service was ever seen.
     ServiceNotFound,
@@ -26,31 +26,31 @@ pub enum ErrorKind {
     PodIndexBusy,
     /// This pod's lease is over, or its incarnation was declared dead.
     LeaseLost,
-    /// The driver is not in a state in which this can be asked of it.
+    /// The driver is in a state that does not allow the operation.
     IllegalState,
-    /// A namespace that is not this driver's, and that no peer is registered for.
+    /// A namespace that is not this driver's and has no registered peer.
     NamespaceUnreachable,
     /// The peer in another namespace could not be reached, or the connection broke.
     PeerUnavailable,
-    /// The peer does not know who calls, or does not allow it.
+    /// The peer could not authenticate the caller, or does not authorize the call.
     PermissionDenied,
-    /// The peer has more to do than it can, and did not begin this.
+    /// The peer is over its limits and did not begin the request.
     Overloaded,
-    /// The store answered with an error of its own.
+    /// The store replied with an error of its own.
     Redis,
     /// The store could not be reached, or the connection broke.
     StoreUnavailable,
-    /// The store refused the user name, the password or the permission.
+    /// The store rejected the user name, the password or the permission.
     StoreAuthentication,
-    /// The store holds something at this key that podlink did not write.
+    /// The store holds a value at this key that podlink did not write.
     StoreData,
     /// The deadline passed first.
     Timeout,
     /// The driver or the store was closed.
     Closed,
-    /// The object was made before `fork` and is used in the child.
+    /// The object was created before `fork` and is used in the child.
     ForkedProcess,
-    /// A mistake in podlink itself.
+    /// A bug in podlink.
     Internal,
 }
 
@@ -112,7 +112,7 @@ impl ErrorKind {
         Self::ALL.into_iter().find(|kind| kind.code() == code)
     }
 
-    /// Whether the same call may succeed later without anybody changing the call.
+    /// Whether the same call may succeed on a retry.
     #[must_use]
     pub const fn is_retryable(self) -> bool {
         matches!(
@@ -131,9 +131,9 @@ impl ErrorKind {
 /// What is known about a write that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WriteOutcome {
-    /// It never left this process, or the store refused it: nothing changed.
+    /// It never left this process, or the store rejected it: nothing changed.
     NotSent,
-    /// It may have happened. Repeat it, or read, to find out.
+    /// It may have been applied. Retry, or read, to find out.
     Unknown,
 }
 
@@ -181,14 +181,14 @@ impl Error {
         }))
     }
 
-    /// Names the operation that failed. The innermost name stays.
+    /// Names the operation that failed. The innermost name wins.
     #[must_use]
     pub fn during(mut self, operation: &'static str) -> Self {
         self.0.operation.get_or_insert(operation);
         self
     }
 
-    /// Adds a fact. A fact that is already there stays.
+    /// Adds a detail. A detail that is already set stays.
     #[must_use]
     pub fn with(mut self, name: impl Into<Cow<'static, str>>, value: impl ToString) -> Self {
         let name = name.into();
@@ -198,28 +198,28 @@ impl Error {
         self
     }
 
-    /// Says what is known about the write that failed.
+    /// Sets what is known about the write that failed.
     #[must_use]
     pub fn with_outcome(mut self, outcome: WriteOutcome) -> Self {
         self.0.outcome = Some(outcome);
         self
     }
 
-    /// Says that trying again may help although the kind alone would not tell.
+    /// Marks the error as retryable, whatever its kind.
     #[must_use]
     pub fn retryable(mut self) -> Self {
         self.0.retryable = true;
         self
     }
 
-    /// Says whether trying again may help, whatever the kind alone would tell.
+    /// Sets whether a retry may succeed, whatever the kind.
     #[must_use]
     pub fn with_retryable(mut self, retryable: bool) -> Self {
         self.0.retryable = retryable;
         self
     }
 
-    /// Keeps the cause.
+    /// Sets the cause.
     #[must_use]
     pub fn caused_by(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.0.source = Some(Arc::new(source));
@@ -232,7 +232,7 @@ impl Error {
         self.0.kind
     }
 
-    /// Whether the same call may succeed later.
+    /// Whether a retry may succeed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         self.0.retryable
@@ -244,7 +244,7 @@ impl Error {
         self.0.outcome
     }
 
-    /// Every fact in the order in which they were added, the operation first.
+    /// Every detail in the order in which they were added, the operation first.
     #[must_use]
     pub fn details(&self) -> Vec<(&str, String)> {
         let context = self.0.context.iter();

@@ -1,8 +1,7 @@
-//! Names and numbers, checked once at the edge and trusted everywhere behind it.
+//! Names and numbers, validated once at the edge and trusted everywhere behind it.
 //!
-//! A name that passes here can be put into a store key as it is: no two different
-//! (namespace, uid, service) triples share a key. What does not pass is refused, never changed
-//! (docs/decisions/0004).
+//! A valid name can be used in a store key unchanged: no two different (namespace, uid, service)
+//! triples share a key. An invalid name is rejected, never changed (docs/decisions/0004).
 
 use std::fmt;
 use std::sync::Arc;
@@ -38,7 +37,7 @@ pub fn invalid(what: &'static str, given: &str, allowed: &str) -> Error {
     .with("allowed", allowed)
 }
 
-/// How a refused text is shown: quoted, control characters escaped, cut after 40 characters.
+/// How a rejected text is shown: quoted, control characters escaped, cut after 40 characters.
 #[must_use]
 pub fn shown(given: &str) -> String {
     const SHOWN_MAX: usize = 40;
@@ -57,7 +56,7 @@ macro_rules! name {
         pub struct $type(Arc<str>);
 
         impl $type {
-            /// Checks and takes a name: 1 to 63 characters `[A-Za-z0-9._-]`.
+            /// Validates a name: 1 to 63 characters `[A-Za-z0-9._-]`.
             ///
             /// # Errors
             /// `InvalidParameter` for anything else.
@@ -78,7 +77,7 @@ macro_rules! name {
             }
         }
 
-        // Tables are asked with plain text, without building a name first.
+        // Lookups in tables use plain text, without building a name first.
         impl std::borrow::Borrow<str> for $type {
             fn borrow(&self) -> &str {
                 &self.0
@@ -98,17 +97,17 @@ name!(
     "service_name"
 );
 name!(
-    /// A tag that stands for a service name.
+    /// An alias of a service name.
     Tag,
     "tag"
 );
 
-/// A user, as the game names them.
+/// A user id, chosen by the application.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Uid(Arc<str>);
 
 impl Uid {
-    /// Checks and takes a uid: 1 to 128 bytes UTF-8, no control characters, no `{` or `}`.
+    /// Validates a uid: 1 to 128 bytes UTF-8, no control characters, no `{` or `}`.
     ///
     /// # Errors
     /// `InvalidParameter` for anything else.
@@ -130,15 +129,15 @@ impl Uid {
         &self.0
     }
 
-    /// What stands for the uid in logs and traces.
+    /// The hash that replaces the uid in logs and traces.
     #[must_use]
     pub fn hashed(&self) -> String {
         hashed(&self.0)
     }
 }
 
-/// What stands for a uid in logs and traces: the first 12 hexadecimal digits of its SHA-256. The
-/// same uid has the same everywhere, and `sha256sum` makes it, too.
+/// The hash that replaces a uid in logs and traces: the first 12 hexadecimal digits of its
+/// SHA-256. It is the same in every process, and `sha256sum` prints it, too.
 #[must_use]
 pub fn hashed(uid: &str) -> String {
     const BYTES: usize = 6;
@@ -153,7 +152,7 @@ impl fmt::Display for Uid {
     }
 }
 
-/// A StatefulSet ordinal. 0 is a pod like any other; "no pod" is `Option::None`.
+/// A StatefulSet ordinal. 0 is a valid pod; "no pod" is `Option::None`.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
 )]
@@ -175,10 +174,10 @@ impl TryFrom<i64> for PodIndex {
 }
 
 impl PodIndex {
-    /// The largest ordinal that Kubernetes can count to.
+    /// The largest ordinal in Kubernetes.
     pub const MAX: u32 = i32::MAX as u32;
 
-    /// Checks and takes a pod index: 0 to 2147483647.
+    /// Validates a pod index: 0 to 2147483647.
     ///
     /// # Errors
     /// `InvalidParameter` for anything else.
@@ -199,7 +198,7 @@ impl PodIndex {
         self.0
     }
 
-    /// What a store holds: plain decimal digits, and nothing else.
+    /// Parses an index as a store holds it: plain decimal digits only.
     #[must_use]
     pub fn parse(stored: &str) -> Option<Self> {
         let digits = !stored.is_empty() && stored.bytes().all(|b| b.is_ascii_digit());
@@ -214,7 +213,7 @@ impl fmt::Display for PodIndex {
     }
 }
 
-/// Rises every time a pod process starts; 0 is "no process was ever seen".
+/// Increases every time a pod process starts; 0 means that no process was ever seen.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
 )]
@@ -244,7 +243,7 @@ impl fmt::Display for Incarnation {
     }
 }
 
-/// A stateful service in its namespace: what a state cache and a lease belong to.
+/// A stateful service in its namespace: the owner of a state cache and of leases.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceId {
     /// The namespace.
@@ -259,7 +258,7 @@ impl fmt::Display for ServiceId {
     }
 }
 
-/// One user of one service: what a link belongs to.
+/// One user of one service: the key of a link.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinkId {
     /// The service.
@@ -274,7 +273,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn names_are_refused_not_changed() {
+    fn names_are_rejected_not_changed() {
         for bad in ["", "a:b", "a b", "{x}", "ü", "a\n", &"x".repeat(64)] {
             let error = Namespace::new(bad).err().map(|e| e.kind());
             assert_eq!(error, Some(ErrorKind::InvalidParameter), "{bad:?}");

@@ -2,13 +2,13 @@
 //!
 //! The rooms, from the inside out (ARCHITECTURE.md draws them):
 //!
-//! * [`id`], [`error`], [`clock`], [`config`]: the words everything else uses.
+//! * [`id`], [`error`], [`clock`], [`config`]: the types that all other rooms use.
 //! * [`route`]: decisions, as pure functions over values already in hand.
-//! * [`store`]: the only door to shared state: in-process memory, Redis or Valkey.
-//! * [`cache`]: what this process remembers about links.
+//! * [`store`]: the only access to shared state: in-process memory, Redis or Valkey.
+//! * [`cache`]: the local caches of links and tags.
 //! * [`rpc`]: link operations across namespaces, over gRPC.
 //! * [`driver`]: the use cases; they order the steps and own the tasks.
-//! * [`trace`]: spans, and where they wait for whoever collects them.
+//! * [`trace`]: spans, and the buffer that holds them for the exporter.
 //! * `bindings`: the only room that knows Python (feature `python`).
 
 pub mod cache;

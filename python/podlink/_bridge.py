@@ -57,7 +57,7 @@ class LoopBridge:
                 daemon=True,
             )
             thread.start()
-            weakref.finalize(self, self.queue.ring).atexit = False
+            weakref.finalize(self, self.queue.wake).atexit = False
 
     def drain(self) -> None:
         """Delivers everything that has arrived. Runs on the loop."""
@@ -349,7 +349,7 @@ class CallbackThread:
     def stop(self) -> None:
         """Ends the thread, within a second."""
         self._stopping = True
-        self.queue.ring()
+        self.queue.wake()
         self._thread.join(timeout=1.0)
 
 

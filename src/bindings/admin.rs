@@ -10,14 +10,14 @@ use super::grpc_server::address;
 use super::queue::{Answer, CompletionQueue};
 use super::runtime::Owned;
 use super::store::StoreCore;
-use super::telemetry::together;
+use super::telemetry::snapshot_of;
 use crate::clock::{Clock, Tick};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::admin::{AdminPages, AdminServer};
 use crate::store::Store;
 use crate::telemetry::{Metrics, openmetrics};
 
-/// What the endpoint shows of the drivers on one store.
+/// The pages about the drivers on one store.
 #[derive(Debug)]
 struct Pages {
     executor: Arc<dyn Store>,
@@ -27,9 +27,9 @@ struct Pages {
 #[async_trait]
 impl AdminPages for Pages {
     fn metrics(&self) -> Result<String> {
-        let sheet = together(std::slice::from_ref(&self.metrics));
+        let snapshot = snapshot_of(std::slice::from_ref(&self.metrics));
         let text = "the metrics could not be written";
-        openmetrics(sheet).map_err(|_| Error::new(ErrorKind::Internal, text))
+        openmetrics(snapshot).map_err(|_| Error::new(ErrorKind::Internal, text))
     }
 
     async fn ready(&self, deadline: Tick) -> Result<()> {

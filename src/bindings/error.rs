@@ -1,4 +1,4 @@
-//! Errors on their way to Python. The classes are written in Python (`podlink/errors.py`).
+//! Errors for Python. The classes are written in Python (`podlink/errors.py`).
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -6,7 +6,7 @@ use pyo3::types::{PyDict, PyTuple};
 
 use crate::error::{Error, ErrorKind};
 
-/// Code, message, retryable and details: what `podlink.errors.from_core` makes an exception of.
+/// Code, message, retryable and details: the arguments of `podlink.errors.from_core`.
 pub(super) fn parts<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyTuple>> {
     let details = PyDict::new(py);
     for (name, value) in error.details() {
@@ -36,7 +36,7 @@ fn exception<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>>
         .call1(parts(py, error)?)
 }
 
-/// Puts the exception in the place of the error.
+/// Converts the error of a result to an exception.
 pub(super) trait OrRaise<T> {
     fn or_raise(self, py: Python<'_>) -> PyResult<T>;
 }
@@ -47,8 +47,7 @@ impl<T> OrRaise<T> for Result<T, Error> {
     }
 }
 
-/// Every error code with whether it is retryable, so that a test can hold the Python classes
-/// against it.
+/// Every error code with whether it is retryable, for a test of the Python classes.
 #[pyfunction]
 pub(super) fn error_codes() -> Vec<(&'static str, bool)> {
     ErrorKind::ALL

@@ -1,5 +1,5 @@
-//! Python functions that the core calls: they run on a Python thread or loop, and the core waits
-//! for the reply like for any other I/O, or does not wait at all.
+//! Python hooks: they run on a Python thread or loop, and the core awaits the reply like any other
+//! I/O, or does not wait at all.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,7 +15,7 @@ use super::telemetry::hooks;
 use crate::clock::{Clock, Tick};
 use crate::driver::client::{LostPodHook, PodChooser};
 use crate::driver::server::PodHooks;
-use crate::driver::states::Audience;
+use crate::driver::states::ChangeListener;
 use crate::error::{Error, ErrorKind};
 use crate::id::{LinkId, PodIndex, ServiceId, Uid};
 use crate::route::snapshot::{Change, Pod};
@@ -30,7 +30,7 @@ pub(super) struct Hook {
 }
 
 impl Hook {
-    /// Calls of `callable` are run by whoever empties `queue`.
+    /// A hook whose calls run on the loop or thread that drains `queue`.
     pub(super) fn new(
         callable: Py<PyAny>,
         queue: &CompletionQueue,
@@ -42,12 +42,12 @@ impl Hook {
     }
 
     /// Calls the function without waiting for it.
-    fn tell(&self, arguments: Arguments) {
-        self.call(arguments, Recipient::Nobody);
+    fn notify(&self, arguments: Arguments) {
+        self.enqueue(arguments, Recipient::None);
     }
 
-    /// Calls the function and waits for what it answers.
-    async fn ask<T>(
+    /// Calls the function and waits for its result.
+    async fn call<T>(
         &self,
         arguments: Arguments,
         recipient: impl FnOnce(oneshot::Sender<Replied<T>>) -> Recipient,
@@ -55,7 +55,7 @@ impl Hook {
         let (reply, replied) = oneshot::channel();
         let recipient = recipient(reply);
         let counted = Counted::new(recipient.hook());
-        self.call(arguments, recipient);
+        self.enqueue(arguments, recipient);
         let answer = match replied.await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(why)) => Err(Error::new(ErrorKind::Internal, why)),
@@ -68,9 +68,9 @@ impl Hook {
         answer
     }
 
-    fn call(&self, arguments: Arguments, reply: Recipient) {
+    fn enqueue(&self, arguments: Arguments, reply: Recipient) {
         let callable = Arc::clone(&self.callable);
-        self.home.call(Call {
+        self.home.call(HookCall {
             callable,
             arguments,
             reply,
@@ -78,7 +78,7 @@ impl Hook {
     }
 }
 
-/// A call whose answer is waited for. One that is waited for no longer has failed.
+/// Counts a call whose result is awaited. A call that is abandoned counts as failed.
 struct Counted {
     hook: &'static str,
     began: Tick,
@@ -107,10 +107,10 @@ impl Drop for Counted {
     }
 }
 
-/// What a Python function answered: a value, or the text of its exception.
+/// The result of a Python function: a value, or the text of its exception.
 type Replied<T> = Result<T, String>;
 
-/// What a hook is called with.
+/// The arguments of a hook.
 enum Arguments {
     Nothing,
     Choose(Uid, Vec<Pod>),
@@ -120,35 +120,35 @@ enum Arguments {
     Condition(String, &'static str),
 }
 
-/// Who waits for the answer.
+/// The receiver of a result.
 enum Recipient {
-    Nobody,
+    None,
     Pod(oneshot::Sender<Replied<Option<PodIndex>>>),
     Number(oneshot::Sender<Replied<i64>>),
     Done(oneshot::Sender<Replied<()>>),
 }
 
 impl Recipient {
-    /// How the hook is called in the metrics.
+    /// The name of the hook in the metrics.
     fn hook(&self) -> &'static str {
         match self {
             Self::Pod(_) => "strategy",
             Self::Number(_) => "load",
             Self::Done(_) => "drain",
-            // Told, not asked: the Python layer counts those, which knows whether they want to hear.
-            Self::Nobody => "lease_lost",
+            // Notifications have no result: the Python layer, which filters them, counts the calls.
+            Self::None => "lease_lost",
         }
     }
 }
 
 /// A call of a Python function, waiting for a Python thread.
-pub(super) struct Call {
+pub(super) struct HookCall {
     callable: Arc<Py<PyAny>>,
     arguments: Arguments,
     reply: Recipient,
 }
 
-impl Call {
+impl HookCall {
     /// The callable, its arguments and where to put the answer.
     pub(super) fn into_python(self, py: Python<'_>) -> PyResult<Bound<'_, PyTuple>> {
         let arguments = self.arguments.into_python(py)?;
@@ -200,7 +200,7 @@ impl Arguments {
     }
 }
 
-/// A state as `podlink.StatefulServiceState` takes it, field by field.
+/// A state as the fields of `podlink.StatefulServiceState`.
 pub(super) fn state_fields<'py>(
     py: Python<'py>,
     state: &PodState,
@@ -217,7 +217,7 @@ pub(super) fn state_fields<'py>(
         .into_pyobject(py)
 }
 
-/// Where a hook's answer goes. An answer that nobody waits for any more is dropped.
+/// The receiver of a hook's result. A result that is no longer awaited is dropped.
 #[pyclass(frozen, module = "podlink._podlink")]
 pub(super) struct Reply {
     to: Mutex<Option<Recipient>>,
@@ -225,11 +225,11 @@ pub(super) struct Reply {
 
 #[pymethods]
 impl Reply {
-    /// Answers with what the function returned.
+    /// Sends the value that the function returned.
     fn answer(&self, value: &Bound<'_, PyAny>) -> PyResult<()> {
         let Some(to) = self.take() else { return Ok(()) };
         match to {
-            Recipient::Nobody => {}
+            Recipient::None => {}
             Recipient::Done(to) => send(to, Ok(())),
             Recipient::Number(to) => send(to, read(argument::integer("load", value))),
             Recipient::Pod(to) if value.is_none() => send(to, Ok(None)),
@@ -238,13 +238,13 @@ impl Reply {
         Ok(())
     }
 
-    /// Answers that the hook failed.
+    /// Sends that the hook failed.
     fn fail(&self, why: String) {
         match self.take() {
             Some(Recipient::Pod(to)) => send(to, Err(why)),
             Some(Recipient::Number(to)) => send(to, Err(why)),
             Some(Recipient::Done(to)) => send(to, Err(why)),
-            Some(Recipient::Nobody) | None => {}
+            Some(Recipient::None) | None => {}
         }
     }
 }
@@ -259,16 +259,16 @@ impl Reply {
 }
 
 fn send<T>(to: oneshot::Sender<T>, answer: T) {
-    let _nobody_waits = to.send(answer);
+    let _abandoned = to.send(answer);
 }
 
-/// A wrong answer is the hook's failure, in the words of every other wrong argument.
+/// An invalid result is a failure of the hook, with the message of an invalid argument.
 fn read<T>(answer: PyResult<T>) -> Replied<T> {
     answer.map_err(|error| error.to_string())
 }
 
 /// Starts a hook's coroutine as a task of `event_loop`, with the context variables of the hook's
-/// registration. `answering` answers by itself. pyo3-async-runtimes carries loop and context; its
+/// registration. `answering` sends its own reply. pyo3-async-runtimes carries loop and context; its
 /// `into_future` is not used, because it takes the GIL on a runtime thread when a loop ends under
 /// a coroutine (docs/decisions/0002).
 #[pyfunction]
@@ -298,19 +298,19 @@ impl PodChooser for PythonChooser {
         candidates: Vec<Pod>,
     ) -> Result<Option<PodIndex>, Error> {
         let arguments = Arguments::Choose(uid.clone(), candidates);
-        self.0.ask(arguments, Recipient::Pod).await
+        self.0.call(arguments, Recipient::Pod).await
     }
 }
 
-/// A Python function that hears of changes of one service, or of all.
+/// A Python hook for changes of one service, or of all.
 #[derive(Debug)]
-pub(super) struct PythonAudience {
+pub(super) struct PythonChangeListener {
     pub(super) hook: Hook,
     pub(super) service: Option<ServiceId>,
 }
 
-impl Audience for PythonAudience {
-    fn hear(&self, service: &ServiceId, changes: &[Change]) {
+impl ChangeListener for PythonChangeListener {
+    fn on_change(&self, service: &ServiceId, changes: &[Change]) {
         if self
             .service
             .as_ref()
@@ -320,34 +320,34 @@ impl Audience for PythonAudience {
         }
         for change in changes {
             self.hook
-                .tell(Arguments::Changed(service.clone(), change.clone()));
+                .notify(Arguments::Changed(service.clone(), change.clone()));
         }
     }
 }
 
-/// A Python function that hears of lost pods.
+/// A Python hook for lost pods.
 #[derive(Debug)]
 pub(super) struct PythonLostPod(pub(super) Hook);
 
 impl LostPodHook for PythonLostPod {
     fn lost(&self, service: &ServiceId, pod: PodIndex, users_cached: u64) {
         self.0
-            .tell(Arguments::Lost(service.clone(), pod, users_cached));
+            .notify(Arguments::Lost(service.clone(), pod, users_cached));
     }
 }
 
-/// A Python function that hears how the endpoints of a gRPC client are.
+/// A Python hook for the conditions of a gRPC client's endpoints.
 #[derive(Debug)]
 pub(super) struct PythonConditionHook(pub(super) Hook);
 
 impl ConditionHook for PythonConditionHook {
     fn changed(&self, endpoint: &str, condition: Condition) {
         let arguments = Arguments::Condition(endpoint.to_owned(), condition.as_str());
-        self.0.tell(arguments);
+        self.0.notify(arguments);
     }
 }
 
-/// The Python functions of a server driver.
+/// The Python hooks of a server driver.
 #[derive(Debug, Default)]
 pub(super) struct PythonPodHooks {
     pub(super) load: Option<Hook>,
@@ -376,7 +376,7 @@ impl PodHooks for PythonPodHooks {
 
     async fn load(&self) -> Result<i64, Error> {
         match &self.load {
-            Some(load) => load.ask(Arguments::Nothing, Recipient::Number).await,
+            Some(load) => load.call(Arguments::Nothing, Recipient::Number).await,
             None => Ok(0),
         }
     }
@@ -385,7 +385,7 @@ impl PodHooks for PythonPodHooks {
         let mut failure = None;
         for hook in Self::all(&self.drain) {
             let answer = hook
-                .ask(Arguments::User(link.clone()), Recipient::Done)
+                .call(Arguments::User(link.clone()), Recipient::Done)
                 .await;
             failure = failure.or(answer.err());
         }
@@ -394,7 +394,7 @@ impl PodHooks for PythonPodHooks {
 
     fn lease_lost(&self) {
         for hook in Self::all(&self.lease_lost) {
-            hook.tell(Arguments::Nothing);
+            hook.notify(Arguments::Nothing);
         }
     }
 }

@@ -11,14 +11,14 @@ use super::argument;
 use super::config::RouteInfoSettings;
 use super::error::OrRaise;
 use super::grpc_client::{GrpcClientCore, peer_table};
-use super::hook::{Hook, PythonAudience, state_fields};
+use super::hook::{Hook, PythonChangeListener, state_fields};
 use super::log;
 use super::queue::{Answer, CompletionQueue};
 use super::runtime::{self, Owned};
 use super::store::StoreCore;
 use crate::clock::{Clock, Tick};
 use crate::driver::info::{InfoDriver, States};
-use crate::driver::states::{Audience, StateCache, Watched};
+use crate::driver::states::{ChangeListener, StateCache, Watched};
 use crate::id::{Namespace, ServiceId, Tag};
 
 /// A route info driver.
@@ -240,12 +240,12 @@ impl InfoCore {
         let service = named.then(|| argument::service(service_name)).transpose()?;
         let states = driver.states_in(&namespace).or_raise(py)?;
         let service = service.map(|service| ServiceId { namespace, service });
-        let audience: Arc<dyn Audience> = Arc::new(PythonAudience {
+        let audience: Arc<dyn ChangeListener> = Arc::new(PythonChangeListener {
             hook,
             service: service.clone(),
         });
         // Before the service is read for the first time, so that no join is missed.
-        states.tell(Arc::clone(&audience));
+        states.subscribe(Arc::clone(&audience));
         let runtime = runtime::handle(py)?;
         let _runtime = runtime.enter();
         let watched = service.map(|service| driver.watch(&service)).transpose();
@@ -324,14 +324,14 @@ pub(super) struct Registration {
 
 struct Kept {
     states: Arc<StateCache>,
-    audience: Arc<dyn Audience>,
+    audience: Arc<dyn ChangeListener>,
     watched: Option<Arc<Watched>>,
 }
 
 impl Registration {
     pub(super) fn new(
         states: Arc<StateCache>,
-        audience: Arc<dyn Audience>,
+        audience: Arc<dyn ChangeListener>,
         watched: Option<Arc<Watched>>,
     ) -> Self {
         let kept = Owned::new(Kept {
@@ -356,7 +356,7 @@ impl Registration {
             .take();
         if let Some(kept) = &kept {
             let kept = kept.get(py)?;
-            kept.states.tell_no_more(&kept.audience);
+            kept.states.unsubscribe(&kept.audience);
             if let Some(watched) = &kept.watched {
                 watched.unpin();
             }

@@ -6,7 +6,6 @@
 
 mod admin;
 mod argument;
-mod bell;
 mod client;
 mod config;
 mod error;
@@ -22,6 +21,7 @@ mod service;
 mod store;
 mod telemetry;
 mod trace;
+mod waker;
 
 use pyo3::prelude::*;
 

@@ -1,7 +1,7 @@
-//! The bridge: what the runtime has finished, on its way to a Python event loop or thread.
+//! The bridge: delivers results of the runtime to a Python event loop or thread.
 //!
-//! A runtime thread puts an arrival into the queue and, if the queue was empty, rings its bell.
-//! The loop's reader wakes once per batch and empties the queue with the GIL it holds anyway. The
+//! A runtime thread puts an arrival into the queue and, if the queue was empty, wakes its reader.
+//! The reader wakes once per batch and drains the queue with the GIL that it holds anyway. The
 //! runtime never sees a Python object: waiters stay here, under a number.
 
 use std::collections::BTreeMap;
@@ -14,12 +14,12 @@ use pyo3::types::{PyDict, PyList, PyTuple};
 use slab::Slab;
 use tracing::Instrument;
 
-use super::bell::Bell;
 use super::error::{parts, raise};
-use super::hook::Call;
+use super::hook::HookCall;
 use super::info::states_to_python;
 use super::runtime::{self, Owned};
 use super::telemetry::{bridge, note_queue};
+use super::waker::Waker;
 use crate::driver::client::{Caller, Inbox as Answers, Numbered};
 use crate::driver::info::States;
 use crate::driver::server::DrainReport;
@@ -27,7 +27,7 @@ use crate::error::{Error, ErrorKind};
 use crate::id::{PodIndex, ServiceName, Uid};
 use crate::telemetry::count;
 
-/// What an operation answers.
+/// The result of an operation.
 pub(super) enum Answer {
     Nothing,
     Pod(PodIndex),
@@ -93,18 +93,18 @@ type Outcome = Result<Answer, Error>;
 
 /// The half of a queue that the runtime sees.
 pub(super) struct Arrivals {
-    inbox: Mutex<Inbox>,
-    bell: Bell,
-    /// The queue's Python half is gone.
-    deserted: AtomicBool,
-    /// How many operations are waited for. Only a figure for the metrics.
-    waited_for: AtomicUsize,
+    inbox: Mutex<ArrivalBuffer>,
+    waker: Waker,
+    /// The queue's Python half was dropped.
+    abandoned: AtomicBool,
+    /// The number of awaited operations, for the metrics only.
+    awaited: AtomicUsize,
 }
 
 #[derive(Default)]
-struct Inbox {
+struct ArrivalBuffer {
     done: Vec<(u64, Outcome)>,
-    calls: Vec<Call>,
+    calls: Vec<HookCall>,
 }
 
 impl std::fmt::Debug for Arrivals {
@@ -117,17 +117,17 @@ impl Arrivals {
     fn new() -> std::io::Result<Self> {
         Ok(Self {
             inbox: Mutex::default(),
-            bell: Bell::new()?,
-            deserted: AtomicBool::new(false),
-            waited_for: AtomicUsize::new(0),
+            waker: Waker::new()?,
+            abandoned: AtomicBool::new(false),
+            awaited: AtomicUsize::new(0),
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inbox> {
+    fn lock(&self) -> MutexGuard<'_, ArrivalBuffer> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, put: impl FnOnce(&mut Inbox)) {
+    fn put(&self, put: impl FnOnce(&mut ArrivalBuffer)) {
         let was_empty = {
             let mut inbox = self.lock();
             let was_empty = inbox.done.is_empty() && inbox.calls.is_empty();
@@ -135,21 +135,21 @@ impl Arrivals {
             was_empty
         };
         if was_empty {
-            self.ring();
+            self.wake();
         }
     }
 
-    /// Wakes whoever listens.
-    pub(super) fn ring(&self) {
+    /// Wakes the reader.
+    pub(super) fn wake(&self) {
         count(&bridge().wake_ups);
-        self.bell.ring();
+        self.waker.wake();
     }
 
-    /// Puts a hook call into the queue. Where the loop has ended, or does not keep up by far, the
-    /// call is dropped: whoever waits for its answer hears of that, and nobody runs out of memory.
-    pub(super) fn call(&self, call: Call) {
+    /// Puts a hook call into the queue. If the loop has ended, or is far behind, the call is dropped:
+    /// its caller gets an error, and the queue stays bounded.
+    pub(super) fn call(&self, call: HookCall) {
         const WAITING_MAX: usize = 100_000;
-        if self.deserted.load(Ordering::Acquire) {
+        if self.abandoned.load(Ordering::Acquire) {
             return;
         }
         self.put(|inbox| {
@@ -162,17 +162,17 @@ impl Arrivals {
         });
     }
 
-    /// Nobody will empty this queue any more.
-    fn desert(&self) {
-        self.deserted.store(true, Ordering::Release);
+    /// Marks the queue as one that is no longer drained.
+    fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
         self.lock().calls.clear();
     }
 
-    /// How much waits to be taken, and how many operations are waited for.
+    /// The number of queued items, and of awaited operations.
     pub(super) fn load(&self) -> (usize, usize) {
         let inbox = self.lock();
         let waiting = inbox.done.len() + inbox.calls.len();
-        (waiting, self.waited_for.load(Ordering::Relaxed))
+        (waiting, self.awaited.load(Ordering::Relaxed))
     }
 }
 
@@ -186,7 +186,7 @@ impl Answers for Arrivals {
     }
 }
 
-/// An operation under way. However it ends, even by a panic, its waiter hears of it.
+/// An operation in progress. However it ends, even by a panic, its waiter gets an outcome.
 struct Pending {
     arrivals: Arc<Arrivals>,
     waiter: u64,
@@ -216,8 +216,8 @@ impl Drop for Pending {
 #[pyclass(frozen, module = "podlink._podlink")]
 pub(super) struct CompletionQueue {
     arrivals: Owned<Arc<Arrivals>>,
-    /// Who waits, by number; a number is used again once its waiter has been handed out. Only
-    /// touched with the GIL held.
+    /// The waiters, by number; a number is reused once its waiter has been handed out. Only accessed
+    /// with the GIL held.
     waiters: Mutex<Slab<Py<PyAny>>>,
 }
 
@@ -240,18 +240,18 @@ impl CompletionQueue {
         })
     }
 
-    /// The descriptor that becomes readable when there is something to drain.
+    /// The descriptor that becomes readable when the queue has items to drain.
     fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
-        Ok(self.arrivals.get(py)?.bell.descriptor())
+        Ok(self.arrivals.get(py)?.waker.descriptor())
     }
 
     /// Everything that has arrived: waiters and, in the same order, their values; failures as
     /// (waiter, error parts); and hook calls as (callable, arguments, reply).
     fn drain<'py>(&self, py: Python<'py>) -> PyResult<Drained<'py>> {
         let arrivals = self.arrivals.get(py)?;
-        arrivals.bell.hear();
-        // Both at once: nobody rings for what arrives in a queue that still holds something.
-        let Inbox { done, calls } = std::mem::take(&mut *arrivals.lock());
+        arrivals.waker.clear();
+        // Both at once: an arrival in a queue that is not empty does not wake the reader.
+        let ArrivalBuffer { done, calls } = std::mem::take(&mut *arrivals.lock());
         let taken = done.len() + calls.len();
         if taken > 0 {
             bridge().batches.size(taken);
@@ -279,19 +279,19 @@ impl CompletionQueue {
         ))
     }
 
-    /// Delivers `None` to `waiter`: for operations that have been done already, and whose answer
-    /// takes the same way as every other.
+    /// Delivers `None` to `waiter`: for operations that have finished already, and whose result is
+    /// delivered like any other.
     fn nothing(&self, py: Python<'_>, waiter: Py<PyAny>) -> PyResult<()> {
         self.spawn(py, waiter, async { Ok(Answer::Nothing) })
     }
 
-    /// Wakes whoever listens, though nothing has arrived.
-    fn ring(&self, py: Python<'_>) -> PyResult<()> {
-        self.arrivals.get(py)?.ring();
+    /// Wakes the reader of an empty queue.
+    fn wake(&self, py: Python<'_>) -> PyResult<()> {
+        self.arrivals.get(py)?.wake();
         Ok(())
     }
 
-    /// How many operations are waited for.
+    /// The number of awaited operations.
     fn __len__(&self) -> usize {
         self.waiters().len()
     }
@@ -300,12 +300,12 @@ impl CompletionQueue {
 impl Drop for CompletionQueue {
     fn drop(&mut self) {
         if let Some(arrivals) = self.arrivals.ours() {
-            arrivals.desert();
+            arrivals.abandon();
         }
     }
 }
 
-/// What `drain` hands out.
+/// The result of `drain`.
 type Drained<'py> = (
     Bound<'py, PyList>,
     Bound<'py, PyList>,
@@ -314,8 +314,8 @@ type Drained<'py> = (
 );
 
 impl CompletionQueue {
-    /// Starts `work` on the runtime; its end is delivered to `waiter` by a later `drain`. Whoever
-    /// stops waiting takes nothing with him: the work goes on.
+    /// Starts `work` on the runtime; its outcome is delivered to `waiter` by a later `drain`. A
+    /// waiter that stops waiting does not cancel the work.
     pub(super) fn spawn(
         &self,
         py: Python<'_>,
@@ -330,7 +330,7 @@ impl CompletionQueue {
             waiter: number,
             outcome: None,
         };
-        // Its span ends before the waiter hears of it.
+        // Its span ends before the waiter gets the outcome.
         let work = work.in_current_span();
         runtime.spawn(async move {
             let outcome = work.await;
@@ -339,15 +339,15 @@ impl CompletionQueue {
         Ok(())
     }
 
-    /// A caller of the core whose answer is delivered to `waiter` by a later `drain`.
+    /// A caller of the core whose result is delivered to `waiter` by a later `drain`.
     pub(super) fn caller(&self, arrivals: Arc<Arrivals>, waiter: Py<PyAny>) -> Caller {
         let number = self.enrol(&arrivals, waiter);
         Caller::new(arrivals, number)
     }
 
-    /// The waiters of these outcomes. Nothing of Python's is made meanwhile: that may collect
-    /// garbage, whose finalisers may start an operation here, or let a thread run that does; and it
-    /// would wait for this lock with the GIL held.
+    /// The waiters of these outcomes. Must not create Python objects: that may run the garbage
+    /// collector, whose finalisers may start an operation here, or let another thread run that does;
+    /// and it would wait for this lock with the GIL held.
     fn awaited(&self, arrivals: &Arrivals, done: Vec<(u64, Outcome)>) -> Vec<(Py<PyAny>, Outcome)> {
         let mut waiters = self.waiters();
         let found = done.into_iter().filter_map(|(number, outcome)| {
@@ -355,14 +355,14 @@ impl CompletionQueue {
             Some((waiter, outcome))
         });
         let found = found.collect();
-        arrivals.waited_for.store(waiters.len(), Ordering::Relaxed);
+        arrivals.awaited.store(waiters.len(), Ordering::Relaxed);
         found
     }
 
     fn enrol(&self, arrivals: &Arrivals, waiter: Py<PyAny>) -> u64 {
         let mut waiters = self.waiters();
         let number = waiters.insert(waiter);
-        arrivals.waited_for.store(waiters.len(), Ordering::Relaxed);
+        arrivals.awaited.store(waiters.len(), Ordering::Relaxed);
         number as u64
     }
 
@@ -370,7 +370,7 @@ impl CompletionQueue {
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The half that the runtime may keep.
+    /// The runtime's half of the queue.
     pub(super) fn arrivals(&self, py: Python<'_>) -> PyResult<Arc<Arrivals>> {
         Ok(Arc::clone(self.arrivals.get(py)?))
     }

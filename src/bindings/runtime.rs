@@ -1,4 +1,4 @@
-//! The tokio runtime of this process, and what a fork does to it.
+//! The tokio runtime of this process, and its handling of a fork.
 
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
@@ -11,14 +11,14 @@ use tokio::runtime::{Builder, Handle};
 use super::error::raise;
 use crate::error::{Error, ErrorKind};
 
-/// Rises with every fork, in the child.
+/// Increases with every fork, in the child.
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 
 /// The runtime of this generation. Only locked with the GIL held, and a fork happens with the GIL
 /// held by the forking thread, so no child inherits it locked.
 static RUNTIME: Mutex<Option<(u64, Handle)>> = Mutex::new(None);
 
-/// Tells podlink that this process is a forked child: `os.register_at_fork` calls it.
+/// Marks this process as a forked child: `os.register_at_fork` calls it.
 #[pyfunction]
 pub(super) fn after_fork_in_child() {
     GENERATION.fetch_add(1, Ordering::SeqCst);
@@ -27,7 +27,7 @@ pub(super) fn after_fork_in_child() {
     crate::trace::after_fork_in_child();
 }
 
-/// How many forks lie between the first process and this one.
+/// The number of forks between the first process and this one.
 pub(super) fn generation() -> u64 {
     GENERATION.load(Ordering::SeqCst)
 }
@@ -54,18 +54,19 @@ pub(super) fn handle(py: Python<'_>) -> PyResult<Handle> {
         raise(py, &error.caused_by(cause))
     })?;
     let handle = started.handle().clone();
-    // The process ends it: its threads never touch Python, so nothing has to wait for them. After
-    // a fork the parent's runtime has no threads here, and dropping it would wait for them.
+    // It ends with the process: its threads never touch Python, so no shutdown has to wait for them.
+    // After a fork the parent's runtime has no threads here, and dropping it would wait for them.
     std::mem::forget(started);
     *runtime = Some((generation, handle.clone()));
     Ok(handle)
 }
 
-/// One thread moves bytes while another prepares the next call; Python itself needs the rest.
+/// One thread does the I/O while a Python thread prepares the next call; Python needs the other
+/// cores.
 const WORKERS: usize = 1;
 
-/// Something that must not be used, nor even dropped, in a forked child: its tasks and
-/// connections belong to the parent, and its locks may have been held when the fork happened.
+/// A value that must not be used, nor even dropped, in a forked child: its tasks and connections
+/// belong to the parent, and its locks may have been held at the fork.
 #[derive(Debug)]
 pub(super) struct Owned<T> {
     generation: u64,
@@ -81,17 +82,17 @@ impl<T> Owned<T> {
         }
     }
 
-    /// Whether this is the process that made it. One atomic load.
+    /// Whether this process created the value. One atomic load.
     pub(super) fn is_ours(&self) -> bool {
         self.generation == GENERATION.load(Ordering::Relaxed)
     }
 
-    /// The value in the process that made it, `None` elsewhere.
+    /// The value in the process that created it, `None` elsewhere.
     pub(super) fn ours(&self) -> Option<&T> {
         self.is_ours().then_some(&*self.value)
     }
 
-    /// The value, in the process that made it.
+    /// The value in the process that created it, a `ForkedProcess` error elsewhere.
     pub(super) fn get(&self, py: Python<'_>) -> PyResult<&T> {
         if self.is_ours() {
             return Ok(self.value.deref());

@@ -12,7 +12,7 @@ use super::queue::{Answer, CompletionQueue};
 use super::runtime::{self, Owned};
 use super::telemetry::windows_to_python;
 use crate::clock::Clock;
-use crate::config::{Address, StoreConfig};
+use crate::config::{StoreAddress, StoreConfig};
 use crate::id::Namespace;
 use crate::rpc::{LinkOperations, ObservedPeer};
 use crate::store::{Observed, Store};
@@ -37,7 +37,7 @@ impl StoreCore {
         let py = url.py();
         let options: Vec<(String, String)> = options.into_iter().collect();
         let mut config = StoreConfig::parse(argument::text("url", url)?, &options).or_raise(py)?;
-        if let Address::Memory(Some(name)) = &mut config.address {
+        if let StoreAddress::Memory(Some(name)) = &mut config.address {
             // A forked child has a copy of its parent's memory, and must not own what is in it.
             // No name in a URL contains this character.
             name.push_str(&format!("#{}", runtime::generation()));

@@ -1,4 +1,4 @@
-//! The metrics, on their way to Python: as OpenMetrics text, or series by series.
+//! The metrics for Python: as OpenMetrics text, or series by series.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock, Weak};
@@ -13,41 +13,45 @@ use super::queue::Arrivals;
 use super::store::StoreCore;
 use crate::error::{Error, ErrorKind};
 use crate::telemetry::names::{self, Kind, Merge, Metric, Values};
-use crate::telemetry::sheet::{LabelValues, Value};
+use crate::telemetry::snapshot::{LabelValues, MetricValue};
 use crate::telemetry::windows::Window;
-use crate::telemetry::{BridgeStats, HookStats, Metrics, Sheet, Source, openmetrics};
+use crate::telemetry::{
+    BridgeStats, HookStats, MetricSource, Metrics, MetricsSnapshot, openmetrics,
+};
 
-/// What the drivers on all of these stores say, added up, and what is counted for the whole
-/// process, once.
-fn sheet(py: Python<'_>, stores: &[PyRef<'_, StoreCore>]) -> PyResult<Sheet> {
+/// The metrics of all drivers on these stores, added up, and the metrics of the whole process,
+/// once.
+fn snapshot(py: Python<'_>, stores: &[PyRef<'_, StoreCore>]) -> PyResult<MetricsSnapshot> {
     let mut metrics: Vec<Arc<Metrics>> = Vec::with_capacity(stores.len());
     for store in stores {
         let each = store.metrics(py)?;
-        // A store that is named twice is counted once.
+        // A store that is listed twice is counted once.
         if !metrics.iter().any(|known| Arc::ptr_eq(known, each)) {
             metrics.push(Arc::clone(each));
         }
     }
-    // The drivers' locks are short, but nobody else need wait for all of them.
-    Ok(py.detach(move || together(&metrics)))
+    // The drivers' locks are short, but other Python threads need not wait for all of them.
+    Ok(py.detach(move || snapshot_of(&metrics)))
 }
 
-/// The sheets of these stores added up, and what is counted for the whole process, once.
-pub(super) fn together(stores: &[Arc<Metrics>]) -> Sheet {
-    let mut sheet = Sheet::default();
-    sheet.level(&names::BUILD, &[env!("CARGO_PKG_VERSION")], 1.0);
-    look_at_queues(bridge());
-    bridge().report(&mut sheet);
-    hooks().report(&mut sheet);
-    stores.iter().for_each(|each| sheet.absorb(each.sheet()));
-    sheet
+/// The snapshots of these stores added up, and the metrics of the whole process, once.
+pub(super) fn snapshot_of(stores: &[Arc<Metrics>]) -> MetricsSnapshot {
+    let mut snapshot = MetricsSnapshot::default();
+    snapshot.level(&names::BUILD, &[env!("CARGO_PKG_VERSION")], 1.0);
+    count_queues(bridge());
+    bridge().report(&mut snapshot);
+    hooks().report(&mut snapshot);
+    stores
+        .iter()
+        .for_each(|each| snapshot.absorb(each.snapshot()));
+    snapshot
 }
 
 /// Everything as OpenMetrics text.
 #[pyfunction]
 pub(super) fn metrics_text(py: Python<'_>, stores: Vec<PyRef<'_, StoreCore>>) -> PyResult<String> {
-    let sheet = sheet(py, &stores)?;
-    py.detach(|| openmetrics(sheet)).map_err(|_| {
+    let snapshot = snapshot(py, &stores)?;
+    py.detach(|| openmetrics(snapshot)).map_err(|_| {
         let text = "the metrics could not be written";
         raise(py, &Error::new(ErrorKind::Internal, text))
     })
@@ -60,8 +64,8 @@ pub(super) fn metrics_collect<'py>(
     py: Python<'py>,
     stores: Vec<PyRef<'py, StoreCore>>,
 ) -> PyResult<Vec<Bound<'py, PyTuple>>> {
-    let sheet = sheet(py, &stores)?;
-    let families = sheet.families().map(|(metric, family)| {
+    let snapshot = snapshot(py, &stores)?;
+    let families = snapshot.families().map(|(metric, family)| {
         let series: PyResult<Vec<_>> = family
             .iter()
             .map(|(labels, value)| series(py, metric, labels, value))
@@ -78,13 +82,13 @@ fn series<'py>(
     py: Python<'py>,
     metric: &Metric,
     labels: &LabelValues,
-    value: &Value,
+    value: &MetricValue,
 ) -> PyResult<Bound<'py, PyTuple>> {
     let labels = PyTuple::new(py, labels)?;
     let value = match value {
-        Value::Count(count) => count.into_pyobject(py)?.into_any(),
-        Value::Level(level) => level.into_pyobject(py)?.into_any(),
-        Value::Spread(counts) => {
+        MetricValue::Count(count) => count.into_pyobject(py)?.into_any(),
+        MetricValue::Level(level) => level.into_pyobject(py)?.into_any(),
+        MetricValue::Spread(counts) => {
             let bounds = match metric.kind {
                 Kind::Histogram(bounds) => bounds,
                 Kind::Counter | Kind::Gauge(_) => &[],
@@ -110,8 +114,8 @@ fn kind(kind: Kind) -> &'static str {
     }
 }
 
-/// A row of the table: name, kind, what it means, its labels with what they may say, how several
-/// processes' gauges are merged, the upper bounds of a histogram.
+/// A row of the table: name, kind, help text, labels with their allowed values, the merge rule of
+/// gauges of several processes, the upper bounds of a histogram.
 type TableRow = (
     &'static str,
     &'static str,
@@ -121,7 +125,7 @@ type TableRow = (
     &'static [f64],
 );
 
-/// Every metric that there is.
+/// Every metric.
 #[pyfunction]
 pub(super) fn metrics_table() -> Vec<TableRow> {
     let allowed = |values: Values| match values {
@@ -144,7 +148,7 @@ pub(super) fn metrics_table() -> Vec<TableRow> {
     names::ALL.iter().map(row).collect()
 }
 
-/// What happened lately: (window, seconds, {name: count}).
+/// The counts of each window: (window, seconds, counts).
 pub(super) fn windows_to_python<'py>(
     py: Python<'py>,
     windows: &[Window],
@@ -166,16 +170,16 @@ pub(super) fn windows_to_python<'py>(
     PyList::new(py, windows.collect::<Vec<_>>())
 }
 
-/// What is counted of the bridge, in the whole process.
+/// The counters of the bridge, for the whole process.
 pub(super) fn bridge() -> &'static BridgeStats {
     static BRIDGE: LazyLock<BridgeStats> = LazyLock::new(BridgeStats::default);
     &BRIDGE
 }
 
-/// Every queue that somebody empties. Without a lock: a forked child might inherit it locked.
+/// Every queue in use. Without a lock: a forked child might inherit it locked.
 static QUEUES: LazyLock<ArcSwap<Vec<Weak<Arrivals>>>> = LazyLock::new(ArcSwap::default);
 
-/// Counts a new queue in.
+/// Registers a new queue.
 pub(super) fn note_queue(queue: &Arc<Arrivals>) {
     QUEUES.rcu(|queues| {
         let alive = queues.iter().filter(|known| known.strong_count() > 0);
@@ -185,8 +189,8 @@ pub(super) fn note_queue(queue: &Arc<Arrivals>) {
     });
 }
 
-/// How full all queues are at this moment.
-fn look_at_queues(bridge: &BridgeStats) {
+/// Sums up the lengths of all queues.
+fn count_queues(bridge: &BridgeStats) {
     let queues = QUEUES.load();
     let loads = queues.iter().filter_map(Weak::upgrade);
     let sum = loads.fold((0, 0), |(waiting, operations), queue| {
@@ -197,21 +201,20 @@ fn look_at_queues(bridge: &BridgeStats) {
     bridge.operations.store(sum.1 as u64, Ordering::Relaxed);
 }
 
-/// A forked child begins to count anew, and its parent's queues are none of its own.
+/// Resets the counters in a forked child, and drops the parent's queues.
 pub(super) fn after_fork_in_child() {
     QUEUES.store(Arc::default());
     bridge().reset();
     hooks().reset();
 }
 
-/// What is counted of the program's own functions, in the whole process: they belong to loops and
-/// threads, not to stores.
+/// The counters of hooks, for the whole process: hooks belong to loops and threads, not to stores.
 pub(super) fn hooks() -> &'static HookStats {
     static HOOKS: LazyLock<HookStats> = LazyLock::new(HookStats::default);
     &HOOKS
 }
 
-/// A function of the program's own is called of which the core does not learn how it ends.
+/// Counts a call of a hook whose end the core does not see.
 #[pyfunction]
 pub(super) fn hook_called(hook: &str) {
     if let Some(hook) = known(hook) {
@@ -219,7 +222,7 @@ pub(super) fn hook_called(hook: &str) {
     }
 }
 
-/// Such a function has ended, after so many seconds.
+/// Counts the end of such a hook call, and its duration.
 #[pyfunction]
 pub(super) fn hook_ended(hook: &str, seconds: f64, well: bool) {
     if let Some(hook) = known(hook) {

@@ -1,14 +1,14 @@
-//! Spans on their way to OpenTelemetry: `podlink/otel.py` makes the program's own of them.
+//! Spans for OpenTelemetry: `podlink/otel.py` turns them into the application's own spans.
 
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use super::error::raise;
-use super::log::Value;
+use super::log::FieldValue;
 use crate::id::{invalid, shown};
 use crate::trace::{self, FinishedSpan, Trace, TraceContext};
 
-/// Begins to collect spans, or ends it.
+/// Turns the collecting of spans on or off.
 #[pyfunction]
 pub(super) fn collect_spans(on: bool) {
     trace::collect(on);
@@ -31,30 +31,30 @@ pub(super) fn start_traced(
 }
 
 /// A context as (trace id, span id, flags, tracestate).
-type Context = (u128, u64, u8, String);
+type ContextTuple = (u128, u64, u8, String);
 
 /// A span as (number, parent, name, kind, start, duration, attributes), times in nanoseconds.
-type Span = (
+type SpanTuple = (
     u32,
     u32,
     String,
     &'static str,
     u64,
     u64,
-    Vec<(&'static str, Value)>,
+    Vec<(&'static str, FieldValue)>,
 );
 
-/// A trace as the context that it continues, and its spans, parents first.
-type Written = (Option<Context>, Vec<Span>);
+/// A trace as (the context that it continues, its spans, parents first).
+type TraceTuple = (Option<ContextTuple>, Vec<SpanTuple>);
 
-/// The traces that have ended, and how many spans were dropped since the last call.
+/// Takes the finished traces, and the number of spans dropped since the last call.
 #[pyfunction]
-pub(super) fn take_spans() -> (Vec<Written>, u64) {
+pub(super) fn take_spans() -> (Vec<TraceTuple>, u64) {
     let (traces, dropped) = trace::take();
-    (traces.into_iter().map(written).collect(), dropped)
+    (traces.into_iter().map(trace_tuple).collect(), dropped)
 }
 
-fn written(trace: Trace) -> Written {
+fn trace_tuple(trace: Trace) -> TraceTuple {
     let context = trace.context.map(|context| {
         let (trace_id, span_id, flags) = context.ids();
         (trace_id, span_id, flags, context.state().to_owned())
@@ -62,7 +62,7 @@ fn written(trace: Trace) -> Written {
     (context, trace.spans.into_iter().map(span).collect())
 }
 
-fn span(span: FinishedSpan) -> Span {
+fn span(span: FinishedSpan) -> SpanTuple {
     let attributes = span.attributes.into_iter();
     let attributes = attributes.map(|(name, value)| (name, value.into()));
     (
@@ -76,7 +76,7 @@ fn span(span: FinishedSpan) -> Span {
     )
 }
 
-/// What stands for a uid in logs and traces.
+/// The hash that replaces a uid in logs and traces.
 #[pyfunction]
 pub(super) fn hash_uid(uid: &Bound<'_, PyAny>) -> PyResult<String> {
     Ok(super::argument::uid(uid)?.hashed())

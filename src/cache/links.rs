@@ -1,9 +1,9 @@
-//! What this process remembers about links.
+//! The local cache of links.
 //!
-//! `quick_cache` bounds the number of entries and chooses which go; what may be believed is decided
-//! here: every entry carries its own `valid_until`, judged with `now` as an argument, and an answer
-//! that was asked for before an invalidation is never stored after it. An entry that has ended
-//! goes when somebody meets it, or with the next [`LinkCache::sweep`].
+//! `quick_cache` bounds the number of entries and chooses which to evict; validity is decided here:
+//! every entry carries its own `valid_until`, compared with `now` as an argument, and the answer to
+//! a request from before an invalidation is never stored after it. An expired entry is removed by
+//! the next lookup that finds it, or by the next [`LinkCache::sweep`].
 
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,21 +17,21 @@ use crate::clock::Tick;
 use crate::id::{Incarnation, PodIndex, ServiceId};
 use crate::telemetry::{CacheStats, count};
 
-/// A remembered link.
+/// A cached link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
     /// The pod that holds the user.
     pub pod: PodIndex,
-    /// The process of that pod when the answer was given; `NONE` if nobody knew the pod.
+    /// The process of that pod when the answer was given; `NONE` if the pod was unknown.
     pub incarnation: Incarnation,
-    /// Which service the user belongs to: the driver's own number for it.
+    /// The driver's own number of the user's service.
     pub service: u32,
-    /// When the answer may no longer be believed.
+    /// The expiry of the entry.
     pub valid_until: Tick,
 }
 
-/// A user of a service, as 128 bits of a keyed hash (docs/decisions/0005): looked up without
-/// building a string, and two users in ten million meet with a probability below 10^-24.
+/// A user of a service, as 128 bits of a keyed hash (docs/decisions/0005): a lookup
+/// builds no string, and the probability of a collision among ten million users is below 10^-24.
 ///
 /// Two words rather than one of 128 bits, which would be padded to a multiple of 16 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,11 +64,11 @@ impl Scope {
     }
 }
 
-/// Permission to store an answer, taken before the question is asked.
+/// Permission to store an answer, taken before the request is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ticket(u64);
 
-/// The keys are hashes already: half of one is hash enough for a table.
+/// The keys are hashes already: half of one is enough for a hash table.
 #[derive(Debug, Default)]
 struct KeyHasher(u64);
 
@@ -88,11 +88,11 @@ impl Hasher for KeyHasher {
     }
 }
 
-/// Counts the entries that make room for others.
+/// Counts evictions.
 #[derive(Debug, Clone)]
-struct Departures(Arc<CacheStats>);
+struct EvictionCounter(Arc<CacheStats>);
 
-impl Lifecycle<Key, Entry> for Departures {
+impl Lifecycle<Key, Entry> for EvictionCounter {
     type RequestState = ();
 
     fn on_evict(&self, _request: &mut (), _key: Key, _entry: Entry) {
@@ -100,12 +100,12 @@ impl Lifecycle<Key, Entry> for Departures {
     }
 }
 
-type Entries = Cache<Key, Entry, UnitWeighter, BuildHasherDefault<KeyHasher>, Departures>;
+type Entries = Cache<Key, Entry, UnitWeighter, BuildHasherDefault<KeyHasher>, EvictionCounter>;
 
 const STRIPES: usize = 256;
 
-/// A table of this many entries is looked through in a tenth of a millisecond: nobody waits longer
-/// for a sweep.
+/// A sweep scans a table of this many entries in a tenth of a millisecond: no lookup waits longer
+/// for it.
 const ENTRIES_A_TABLE: u64 = 8_192;
 const TABLES_AT_MOST: u64 = 1_024;
 
@@ -114,11 +114,10 @@ pub struct LinkCache {
     entries: Entries,
     stats: Arc<CacheStats>,
     ttl: Duration,
-    /// Invalidations so far, per stripe of keys. The lock is held while an entry goes in or out,
-    /// so that an answer cannot slip in between an invalidation and its count. Readers do not
-    /// take it.
+    /// Invalidations so far, per stripe of keys. The lock is held during an insert or a removal, so
+    /// that no answer is stored between an invalidation and its count. Readers do not take it.
     stripes: Box<[Mutex<u64>]>,
-    /// Drawn at random, so that nobody can choose uids that collide.
+    /// Random, so that an attacker cannot choose uids that collide.
     seed: (u64, u64),
 }
 
@@ -131,20 +130,20 @@ impl std::fmt::Debug for LinkCache {
 }
 
 impl LinkCache {
-    /// A cache of at most `capacity` entries that end after `ttl` at the latest. It grows as it is
-    /// filled. Full, it keeps those that were asked for again (S3-FIFO): a crowd that passes once
-    /// does not drive out the regulars.
+    /// A cache of at most `capacity` entries that expire after `ttl` at the latest. It grows as it
+    /// is filled. When full, it keeps entries that were used again (S3-FIFO): a burst of users that
+    /// come once does not evict the regular users.
     #[must_use]
     pub fn new(capacity: u64, ttl: Duration, seed: (u64, u64)) -> Self {
         let tables = (capacity / ENTRIES_A_TABLE)
             .clamp(1, TABLES_AT_MOST)
             .next_power_of_two();
-        // Every table gets the same share; one that is rounded up would break the bound.
+        // Every table gets the same share; rounding one up would exceed the capacity.
         let capacity = capacity - capacity % tables;
         let stripes = (0..STRIPES).map(|_| Mutex::new(0)).collect();
         let stats = Arc::<CacheStats>::default();
         Self {
-            entries: entries(capacity, tables, Departures(Arc::clone(&stats))),
+            entries: entries(capacity, tables, EvictionCounter(Arc::clone(&stats))),
             stats,
             ttl,
             stripes,
@@ -152,11 +151,11 @@ impl LinkCache {
         }
     }
 
-    /// What makes the keys of this service.
+    /// The key factory of this service.
     #[must_use]
     pub fn scope(&self, service: &ServiceId) -> Scope {
         let mut hasher = SipHasher13::new_with_keys(self.seed.0, self.seed.1);
-        // Names contain no zero byte, so the three parts cannot run into one another.
+        // Names contain no zero byte, so the three parts are unambiguous.
         hasher.write(service.namespace.as_str().as_bytes());
         hasher.write(&[0]);
         hasher.write(service.service.as_str().as_bytes());
@@ -164,7 +163,7 @@ impl LinkCache {
         Scope(hasher)
     }
 
-    /// The entry, unless it is over.
+    /// The entry, unless it has expired.
     #[must_use]
     pub fn get(&self, key: Key, now: Tick) -> Option<Entry> {
         let entry = self.entries.get(&key)?;
@@ -180,25 +179,25 @@ impl LinkCache {
         None
     }
 
-    /// What is counted.
+    /// The counters.
     #[must_use]
     pub fn stats(&self) -> Arc<CacheStats> {
         Arc::clone(&self.stats)
     }
 
-    /// The entry, even one that is over and was not dropped yet. This does not count as a use.
+    /// The entry, even an expired one that was not removed yet. This does not count as a use.
     #[must_use]
     pub fn peek(&self, key: Key) -> Option<Entry> {
         self.entries.peek(&key)
     }
 
-    /// Permission to store the answer to a question that is asked after this call.
+    /// Permission to store the answer to a request that is sent after this call.
     #[must_use]
     pub fn ticket(&self, key: Key) -> Ticket {
         Ticket(*self.stripe(key))
     }
 
-    /// Stores an answer, unless the key was invalidated after the ticket was taken. Says whether
+    /// Stores an answer, unless the key was invalidated after the ticket was taken. Returns whether
     /// it was stored.
     pub fn insert(&self, key: Key, entry: Entry, ticket: Ticket) -> bool {
         let stripe = self.stripe(key);
@@ -209,7 +208,7 @@ impl LinkCache {
         fresh
     }
 
-    /// Stores what the caller knows to be true now; answers to earlier questions are void.
+    /// Stores a link that the caller knows to be current; answers to earlier requests are void.
     pub fn replace(&self, key: Key, entry: Entry, now: Tick) -> Option<Entry> {
         let mut stripe = self.stripe(key);
         *stripe += 1;
@@ -218,7 +217,7 @@ impl LinkCache {
         previous
     }
 
-    /// Forgets a user; answers to earlier questions are void. Returns what was believed.
+    /// Removes a user; answers to earlier requests are void. Returns the valid entry, if any.
     pub fn invalidate(&self, key: Key, now: Tick) -> Option<Entry> {
         let mut stripe = self.stripe(key);
         *stripe += 1;
@@ -226,9 +225,8 @@ impl LinkCache {
         (now < entry.valid_until).then_some(entry)
     }
 
-    /// How long nobody has to look for entries that have ended: a quarter of the longest life, so
-    /// that they take no more than a fourth of the room, but no more often than makes sense. `None`:
-    /// nothing lives at all.
+    /// The interval of sweeps: a quarter of the TTL, so that expired entries take at most a quarter
+    /// of the room, clamped so that sweeps stay cheap. `None`: the cache stores nothing.
     #[must_use]
     pub fn sweep_period(&self) -> Option<Duration> {
         const SHORTEST: Duration = Duration::from_millis(100);
@@ -236,13 +234,13 @@ impl LinkCache {
         (!self.ttl.is_zero()).then(|| (self.ttl / 4).clamp(SHORTEST, LONGEST))
     }
 
-    /// Drops what has ended. Looks at every entry, a table at a time: who asks for an entry of that
-    /// table meanwhile waits. The room is kept for others.
+    /// Removes expired entries. Scans every entry, one table at a time: lookups in that table wait
+    /// meanwhile. The memory is kept for new entries.
     pub fn sweep(&self, now: Tick) {
         self.entries.retain(|_, entry| now < entry.valid_until);
     }
 
-    /// How many entries say that a user of this service is on this pod. Looks at every entry.
+    /// The number of valid entries that link a user of this service to this pod. Scans every entry.
     #[must_use]
     pub fn count_on(&self, service: u32, pod: PodIndex, now: Tick) -> u64 {
         let on_pod = |entry: &Entry| entry.service == service && entry.pod == pod;
@@ -252,13 +250,13 @@ impl LinkCache {
             .count() as u64
     }
 
-    /// How many entries there are, those included that have ended and were not met since.
+    /// The number of entries, including expired ones that were not removed yet.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.entries.len() as u64
     }
 
-    /// Whether there are none.
+    /// Whether there are no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
@@ -267,28 +265,28 @@ impl LinkCache {
     fn stripe(&self, key: Key) -> std::sync::MutexGuard<'_, u64> {
         #[allow(clippy::cast_possible_truncation, reason = "the top byte")]
         let at = (key.high >> 56) as usize % self.stripes.len();
-        // The guarded number is whole whatever panicked meanwhile.
+        // The guarded number is valid even after a panic.
         self.stripes[at]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn entries(capacity: u64, tables: u64, departures: Departures) -> Entries {
+fn entries(capacity: u64, tables: u64, evictions: EvictionCounter) -> Entries {
     let size = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
-    // Nothing is reserved: the estimate decides how many tables there are, and how many of the
-    // entries that went are remembered as hashes.
+    // The estimate reserves no memory: it sets the number of tables, and how many hashes of evicted
+    // entries are kept.
     let options = OptionsBuilder::new()
         .shards(size(tables))
         .estimated_items_capacity(size(capacity))
         .weight_capacity(capacity)
         .build()
-        .unwrap_or_else(|error| unreachable!("both figures that it wants are given: {error}"));
+        .unwrap_or_else(|error| unreachable!("both required options are set: {error}"));
     Cache::with_options(
         options,
         UnitWeighter,
         BuildHasherDefault::default(),
-        departures,
+        evictions,
     )
 }
 
@@ -330,12 +328,12 @@ mod tests {
             cache.scope(&service("a", "b-c")).key("v"),
         ];
         for (at, key) in keys.iter().enumerate() {
-            assert!(!keys[..at].contains(key), "key {at} stands twice");
+            assert!(!keys[..at].contains(key), "key {at} is not unique");
         }
     }
 
     #[test]
-    fn an_entry_ends_by_itself() {
+    fn an_entry_expires() {
         let cache = cache();
         let key = cache.scope(&service("a", "b")).key("u");
         assert!(cache.insert(key, entry(0, 11), cache.ticket(key)));
@@ -354,17 +352,17 @@ mod tests {
         assert!(cache.len() <= 100, "{} entries", cache.len());
     }
 
-    /// A client asked the store, the user was moved and the cache told so, and then the old
-    /// answer arrived: it must not be believed. Every order of the three steps is tried.
+    /// A client sent a request, the user was moved, the cache entry was invalidated, and then the
+    /// old answer arrived: it must not be stored. The test runs every order of the three steps.
     #[test]
     fn an_answer_from_before_an_invalidation_is_never_stored_after_it() {
         #[derive(Clone, Copy, PartialEq)]
-        enum Step {
+        enum RaceStep {
             Ask,
             Answer,
             Invalidate,
         }
-        use Step::{Answer, Ask, Invalidate};
+        use RaceStep::{Answer, Ask, Invalidate};
         for order in [
             [Ask, Answer, Invalidate],
             [Ask, Invalidate, Answer],
@@ -380,12 +378,12 @@ mod tests {
                     Invalidate => _ = cache.invalidate(key, NOW),
                 }
             }
-            let believed = cache.get(key, NOW).is_some();
-            assert_eq!(believed, order == [Invalidate, Ask, Answer]);
+            let cached = cache.get(key, NOW).is_some();
+            assert_eq!(cached, order == [Invalidate, Ask, Answer]);
         }
     }
 
-    /// The same with real threads: after the invalidation returned nobody may read the old pod,
+    /// The same with real threads: after the invalidation returned no reader may see the old pod,
     /// however the threads interleave.
     #[test]
     fn threads_never_see_an_old_answer_after_an_invalidation() {
@@ -417,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_program_says_replaces_and_voids() {
+    fn replace_overrides_and_voids_older_answers() {
         let cache = cache();
         let key = cache.scope(&service("a", "b")).key("u");
         let ticket = cache.ticket(key);
@@ -429,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_ended_goes_when_it_is_met_or_swept() {
+    fn expired_entries_go_by_lookup_or_sweep() {
         let cache = cache();
         let scope = cache.scope(&service("a", "b"));
         for (uid, until) in [("met", 11), ("swept", 11), ("stays", 100)] {
@@ -444,7 +442,7 @@ mod tests {
         assert_eq!(cache.get(scope.key("stays"), later), Some(entry(1, 100)));
     }
 
-    /// Tables that are rounded up to equal sizes held more than was allowed.
+    /// Tables that were rounded up to equal sizes held more entries than the capacity.
     #[test]
     fn the_bound_holds_for_capacities_that_tables_do_not_divide() {
         for capacity in [1, 2, 3, 50, 8_193, 33_333] {
@@ -465,10 +463,10 @@ mod tests {
         }
     }
 
-    /// A crowd that comes once, ten times as many as there is room for, between the calls of the
-    /// users that are there all the time.
+    /// A burst of users that come once, ten times the capacity, between the lookups of the regular
+    /// users.
     #[test]
-    fn a_crowd_that_passes_once_leaves_the_regulars() {
+    fn a_burst_does_not_evict_regular_users() {
         let cache = LinkCache::new(1_000, Duration::from_secs(240), (1, 2));
         let scope = cache.scope(&service("a", "b"));
         let insert = |uid: String| {
@@ -479,16 +477,16 @@ mod tests {
         let regulars: Vec<Key> = (0..500)
             .map(|user| insert(format!("regular {user}")))
             .collect();
-        let there = || {
+        let cached = || {
             regulars
                 .iter()
                 .filter(|key| cache.get(**key, NOW).is_some())
                 .count()
         };
-        assert_eq!(there(), 500);
+        assert_eq!(cached(), 500);
         for user in 0..10_000 {
-            insert(format!("passer-by {user}"));
+            insert(format!("once {user}"));
         }
-        assert!(there() >= 450, "{} of 500 regulars", there());
+        assert!(cached() >= 450, "{} of 500 regulars", cached());
     }
 }

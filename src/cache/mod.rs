@@ -1,7 +1,7 @@
-//! What this process remembers.
+//! The local caches of links and tags.
 //!
-//! Libraries bound the number of entries; what may be believed is decided here: every entry
-//! carries its own end, judged with `now` as an argument.
+//! Libraries bound the number of entries; validity is decided here: every entry carries its own
+//! expiry, compared with `now` as an argument.
 
 mod links;
 mod tags;

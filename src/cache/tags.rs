@@ -1,11 +1,11 @@
-//! What this process remembers about tags.
+//! The local cache of tags.
 
 use std::time::Duration;
 
 use crate::clock::Tick;
 use crate::id::{ServiceName, Tag};
 
-/// What this process remembers about tags, absent ones too.
+/// The local cache of tags, including negative entries.
 pub struct TagCache {
     entries: moka::sync::Cache<Tag, (Option<ServiceName>, Tick)>,
     ttl: Duration,
@@ -19,7 +19,7 @@ impl std::fmt::Debug for TagCache {
 }
 
 impl TagCache {
-    /// A cache that believes a tag for `ttl`, and the absence of one for `absent_ttl` at most.
+    /// A cache that keeps a tag for `ttl`, and a negative entry for at most `absent_ttl`.
     #[must_use]
     pub fn new(ttl: Duration, absent_ttl: Duration) -> Self {
         const CAPACITY: u64 = 10_000;
@@ -34,18 +34,15 @@ impl TagCache {
         }
     }
 
-    /// What is remembered: a service, or that there is none.
+    /// The cached answer: a service, or that the tag has none.
     #[must_use]
-    #[allow(
-        clippy::option_option,
-        reason = "not remembered, remembered as absent, remembered"
-    )]
+    #[allow(clippy::option_option, reason = "not cached, cached as absent, cached")]
     pub fn get(&self, tag: &Tag, now: Tick) -> Option<Option<ServiceName>> {
         let (service, valid_until) = self.entries.get(tag)?;
         (now < valid_until).then_some(service)
     }
 
-    /// Remembers an answer to a question that was sent at `asked`.
+    /// Caches the answer to a request that was sent at `asked`.
     pub fn insert(&self, tag: &Tag, service: Option<ServiceName>, asked: Tick) {
         let ttl = if service.is_some() {
             self.ttl
@@ -56,7 +53,7 @@ impl TagCache {
             .insert(tag.clone(), (service, asked.after(ttl)));
     }
 
-    /// Forgets a tag.
+    /// Removes a tag.
     pub fn forget(&self, tag: &Tag) {
         self.entries.invalidate(tag);
     }
@@ -67,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tags_and_their_absence_are_remembered_for_a_while() {
+    fn tags_and_their_absence_expire() {
         let seconds = Duration::from_secs;
         let cache = TagCache::new(seconds(60), seconds(1));
         let at = |s| Tick::ZERO.after(seconds(s));

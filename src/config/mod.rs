@@ -1,4 +1,4 @@
-//! Every figure that users may set, as plain data: checked once when built, trusted afterwards.
+//! Every setting, as plain data: validated once when built, trusted afterwards.
 
 mod rpc;
 mod store;
@@ -10,12 +10,12 @@ use crate::id::{invalid, shown};
 use crate::route::pick::Strategy;
 
 pub use rpc::{Allowed, Balance, PeerClientConfig, PeerServerConfig, PeerUrl, ServerTls};
-pub use store::{Address, Endpoint, ServerAddress, StoreConfig, TlsFiles};
+pub use store::{ServerAddress, StoreAddress, StoreConfig, StoreEndpoint, TlsFiles};
 
 /// Reads a number of seconds within a range, ends included.
 ///
 /// # Errors
-/// `InvalidParameter` that names the parameter, the figure and the range.
+/// `InvalidParameter` that names the parameter, the value and the range.
 pub fn seconds_within(what: &'static str, seconds: f64, least: f64, most: f64) -> Result<Duration> {
     if seconds.is_finite() && seconds >= least && seconds <= most {
         return Ok(Duration::from_secs_f64(seconds));
@@ -27,12 +27,12 @@ pub fn seconds_within(what: &'static str, seconds: f64, least: f64, most: f64) -
     ))
 }
 
-/// What happens to a user whose pod came back as a new process.
+/// What happens to a user whose pod restarted as a new process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnRestart {
     /// The user stays with the pod index.
     SamePod,
-    /// The user is placed afresh.
+    /// A pod is chosen again.
     BestPod,
 }
 
@@ -50,28 +50,28 @@ impl OnRestart {
     }
 }
 
-/// The figures of a client driver.
+/// The settings of a client driver.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
-    /// How long a link made by `compute` lasts.
+    /// The TTL of a link that `compute` creates.
     pub link_ttl: Duration,
-    /// How long an answer may come from the local cache.
+    /// How long an answer may be served from the local cache.
     pub cache_ttl: Duration,
     /// How many links the local cache holds.
     pub cache_capacity: u64,
     /// How a new user's pod is chosen.
     pub strategy: Strategy,
-    /// The deadline of a call that names none.
+    /// The deadline of a call that sets none.
     pub timeout: Duration,
-    /// What happens to a user whose pod came back as a new process.
+    /// What happens to a user whose pod restarted as a new process.
     pub on_restart: OnRestart,
 }
 
 impl ClientConfig {
-    /// Checks the figures and how they relate.
+    /// Validates the settings and how they relate.
     ///
     /// # Errors
-    /// `InvalidParameter` that names the figure, or both figures.
+    /// `InvalidParameter` that names the setting, or both settings.
     pub fn check(self) -> Result<Self> {
         within("link_ttl", self.link_ttl, 1.0, 3_153_600_000.0)?;
         within("cache_ttl", self.cache_ttl, 0.0, 3_153_600_000.0)?;
@@ -92,26 +92,26 @@ impl ClientConfig {
     }
 }
 
-/// The figures of a route info driver, and of the state cache inside a client driver.
+/// The settings of a route info driver, and of the state cache inside a client driver.
 #[derive(Debug, Clone)]
 pub struct RouteInfoConfig {
     /// How often the pods of a service in use are read.
     pub refresh: Duration,
     /// A READY pod above this load gets no new users while another one is below.
     pub overload_limit: Option<i64>,
-    /// A service that nobody asked for this long is no longer read.
+    /// A service without a lookup for this long is no longer read.
     pub idle: Duration,
-    /// While the store cannot be read, judge pods as they were instead of letting leases end.
+    /// While the store cannot be read, use the last known pods instead of letting leases expire.
     pub serve_stale: bool,
-    /// How long a tag may come from the local cache.
+    /// How long a tag may be served from the local cache.
     pub tag_ttl: Duration,
 }
 
 impl RouteInfoConfig {
-    /// Checks the figures.
+    /// Validates the settings.
     ///
     /// # Errors
-    /// `InvalidParameter` that names the figure.
+    /// `InvalidParameter` that names the setting.
     pub fn check(self) -> Result<Self> {
         within("refresh", self.refresh, 0.01, 3600.0)?;
         within("idle", self.idle, 1.0, 86_400.0)?;
@@ -132,22 +132,22 @@ impl RouteInfoConfig {
 /// The three durations of a lease (docs/decisions/0006).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseTimes {
-    /// How long a renewal is proof of life.
+    /// How long a renewal keeps the pod alive.
     pub lease: Duration,
-    /// How long after its lease a pod may not be declared dead.
+    /// How long after its lease a pod must not be declared dead.
     pub grace: Duration,
-    /// A longer silence of everybody is an outage of the store, and moves nobody.
+    /// When no pod renewed for longer than this, it is an outage of the store: no user is moved.
     pub gap: Duration,
 }
 
-/// What becomes of the links that a pod still owns when it stops.
+/// What happens to the links that a pod still owns when it stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drain {
-    /// They become hints for `link_grace`.
+    /// They become routing hints for `link_grace`.
     Release,
     /// They are handed to other pods that take new users.
     Handover,
-    /// They stay as they are.
+    /// They are not changed.
     Keep,
 }
 
@@ -166,10 +166,10 @@ impl Drain {
     }
 }
 
-/// The figures of a server driver.
+/// The settings of a server driver.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
-    /// How long a renewal is proof of life, and what surrounds it.
+    /// The durations of the lease.
     pub times: LeaseTimes,
     /// How often the lease is renewed and the state published.
     pub renew: Duration,
@@ -177,19 +177,19 @@ pub struct ServerConfig {
     pub guard: Duration,
     /// The share of the CPU in the published load, 0 to 1.
     pub cpu_factor: f64,
-    /// How long a removed link stays as a hint.
+    /// How long a removed link stays as a routing hint.
     pub link_grace: Duration,
-    /// What becomes of the links that the pod still owns when it stops.
+    /// What happens to the links that the pod still owns when it stops.
     pub drain: Drain,
-    /// The deadline of a call that names none.
+    /// The deadline of a call that sets none.
     pub timeout: Duration,
 }
 
 impl ServerConfig {
-    /// Checks the figures and how they relate (docs/decisions/0006).
+    /// Validates the settings and how they relate (docs/decisions/0006).
     ///
     /// # Errors
-    /// `InvalidParameter` that names the figure, or both figures.
+    /// `InvalidParameter` that names the setting, or both settings.
     pub fn check(self) -> Result<Self> {
         let LeaseTimes { lease, grace, gap } = self.times;
         within("lease", lease, 0.1, 3600.0)?;
@@ -235,13 +235,13 @@ impl ServerConfig {
     }
 }
 
-fn within(what: &'static str, figure: Duration, least: f64, most: f64) -> Result<()> {
-    seconds_within(what, figure.as_secs_f64(), least, most).map(|_| ())
+fn within(what: &'static str, value: Duration, least: f64, most: f64) -> Result<()> {
+    seconds_within(what, value.as_secs_f64(), least, most).map(|_| ())
 }
 
 fn relation(
     what: &'static str,
-    figure: Duration,
+    value: Duration,
     rule: &str,
     other: &str,
     limit: Duration,
@@ -249,7 +249,7 @@ fn relation(
     let seconds = Duration::as_secs_f64;
     invalid(
         what,
-        &format!("{} s", seconds(&figure)),
+        &format!("{} s", seconds(&value)),
         &format!("{rule} {other} ({} s)", seconds(&limit)),
     )
 }
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_that_do_not_fit_together_are_refused_with_both_names() {
+    fn conflicting_settings_are_rejected_with_both_names() {
         assert!(server_config().check().is_ok());
         let mut config = server_config();
         config.times.grace = Duration::from_secs(3);

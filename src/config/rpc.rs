@@ -1,4 +1,4 @@
-//! The figures of the gRPC client and server.
+//! The settings of the gRPC client and server.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -14,14 +14,14 @@ use crate::id::{Namespace, invalid, shown};
 /// How an endpoint is chosen for a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Balance {
-    /// Of two at random, the one with fewer calls under way.
+    /// Of two random endpoints, the one with fewer calls in flight.
     P2c,
-    /// One after the other.
+    /// In turn.
     RoundRobin,
 }
 
 impl Balance {
-    /// The way with this name.
+    /// The balance with this name.
     ///
     /// # Errors
     /// `InvalidParameter` that lists the names.
@@ -34,10 +34,10 @@ impl Balance {
     }
 }
 
-/// Where a peer listens: `grpc://host:port`, or `grpcs://host:port` with TLS.
+/// The address of a peer: `grpc://host:port`, or `grpcs://host:port` with TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerUrl {
-    /// A DNS name, looked up whenever a connection is made, or an address.
+    /// A DNS name, resolved for every new connection, or an IP address.
     pub host: String,
     /// The port.
     pub port: u16,
@@ -46,13 +46,13 @@ pub struct PeerUrl {
 }
 
 impl PeerUrl {
-    /// Reads an endpoint.
+    /// Parses an endpoint.
     ///
     /// # Errors
-    /// `InvalidParameter` that says what is allowed.
+    /// `InvalidParameter` that lists what is allowed.
     pub fn parse(given: &str) -> Result<Self> {
         const ALLOWED: &str = "grpc://host:port or grpcs://host:port";
-        // Never the text itself: somebody may have put a password into it.
+        // Never the text itself: it may contain a password.
         let refused = |why: &str| invalid("endpoint", why, ALLOWED);
         let url = Url::parse(given).map_err(|error| refused(&error.to_string()))?;
         let tls = match url.scheme() {
@@ -82,7 +82,7 @@ impl PeerUrl {
         address.map_or(self.host == "localhost", |address| address.is_loopback())
     }
 
-    /// Host and port, as a URL has them.
+    /// Host and port, as in a URL.
     #[must_use]
     pub fn authority(&self) -> String {
         if self.host.contains(':') {
@@ -99,28 +99,28 @@ impl fmt::Display for PeerUrl {
     }
 }
 
-/// The figures of a client of peers.
+/// The settings of a client of peers.
 #[derive(Debug, Clone)]
 pub struct PeerClientConfig {
-    /// Where the peers listen; all serve the same namespace.
+    /// The addresses of the peers; all serve the same namespace.
     pub endpoints: Vec<PeerUrl>,
-    /// The deadline of a call that names none.
+    /// The deadline of a call that sets none.
     pub timeout: Duration,
-    /// How long making a connection may take.
+    /// The timeout of a new connection.
     pub connect_timeout: Duration,
-    /// How often a connection is asked for a sign of life, also while nobody uses it.
+    /// The interval of keepalive pings, also on idle connections.
     pub keepalive: Duration,
-    /// How long the sign of life may take.
+    /// The timeout of a keepalive ping.
     pub keepalive_timeout: Duration,
     /// How an endpoint is chosen.
     pub balance: Balance,
-    /// How many users are asked for in one request.
+    /// The maximum number of users in one request.
     pub max_batch: usize,
-    /// What share of the calls may be repeated, once the reserve is used up.
+    /// The share of calls that may be retried, once the reserve is used up.
     pub retry_ratio: f64,
-    /// Certificates and the client's own key; read whenever a connection is made.
+    /// Certificates and the client's own key; read for every new connection.
     pub tls: TlsFiles,
-    /// The name in the server's certificate, where it is not the endpoint's host.
+    /// The name in the server's certificate, if it differs from the endpoint's host.
     pub server_name: Option<String>,
     /// A file that holds the bearer token; read again when it changes.
     pub token_file: Option<PathBuf>,
@@ -129,10 +129,10 @@ pub struct PeerClientConfig {
 }
 
 impl PeerClientConfig {
-    /// Checks the figures and how they relate.
+    /// Validates the settings and how they relate.
     ///
     /// # Errors
-    /// `InvalidParameter` that names the figure, or both figures.
+    /// `InvalidParameter` that names the setting, or both settings.
     pub fn check(self) -> Result<Self> {
         within("timeout", self.timeout, 0.001, 3600.0)?;
         within("connect_timeout", self.connect_timeout, 0.001, 3600.0)?;
@@ -168,30 +168,30 @@ impl PeerClientConfig {
     }
 }
 
-/// What a server needs for TLS, all PEM files; read again when they change.
+/// The TLS files of a server, all PEM; read again when they change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerTls {
-    /// The server's certificate and those between it and the authority.
+    /// The server's certificate chain.
     pub cert_file: PathBuf,
     /// Its key.
     pub key_file: PathBuf,
-    /// The authority that clients' certificates must come from. Without it they need none.
+    /// The authority that must sign clients' certificates. Without it clients need none.
     pub client_ca_file: Option<PathBuf>,
 }
 
-/// One line of the authorization table. What no line allows is denied.
+/// One rule of the authorization table. A call that matches no rule is denied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Allowed {
-    /// The caller's name, as its channel says; `None`: whoever it is.
+    /// The caller's authenticated name; `None`: any caller.
     pub caller: Option<String>,
-    /// The method, such as `GetLinkedPod`; `None`: every one.
+    /// The method, such as `GetLinkedPod`; `None`: any method.
     pub method: Option<String>,
-    /// The namespace that the request is about; `None`: every one.
+    /// The namespace of the request; `None`: any namespace.
     pub namespace: Option<Namespace>,
 }
 
 impl Allowed {
-    /// Reads a line; `*` stands for all.
+    /// Parses a rule; `*` means any.
     ///
     /// # Errors
     /// `InvalidParameter` for an empty caller, an unknown method or an illegal namespace.
@@ -213,10 +213,10 @@ impl Allowed {
     }
 }
 
-/// The figures of a server for peers.
+/// The settings of a server for peers.
 #[derive(Debug, Clone)]
 pub struct PeerServerConfig {
-    /// Where it listens; port 0 is any free one.
+    /// The address to listen on; port 0 is any free port.
     pub listen: SocketAddr,
     /// TLS; without it the server listens on this machine only, unless `insecure`.
     pub tls: Option<ServerTls>,
@@ -224,41 +224,41 @@ pub struct PeerServerConfig {
     pub insecure: bool,
     /// A file of bearer tokens, one `caller token` a line; read again when it changes.
     pub tokens_file: Option<PathBuf>,
-    /// Who may do what.
+    /// The authorization table.
     pub allowed: Vec<Allowed>,
     /// The largest request, in bytes.
     pub max_message_bytes: usize,
-    /// How many users one request may ask for.
+    /// The maximum number of users in one request.
     pub max_batch: usize,
-    /// How many requests of one connection may be under way.
+    /// The maximum number of concurrent requests of one connection.
     pub max_streams: u32,
-    /// How many requests may be under way; what is more is refused at once.
+    /// The maximum number of concurrent requests; more are rejected at once.
     pub max_in_flight: usize,
-    /// How many streams of events there may be; what is more is refused at once.
+    /// The maximum number of event streams; more are rejected at once.
     pub max_event_streams: usize,
-    /// How many connections there may be.
+    /// The maximum number of connections.
     pub max_connections: usize,
-    /// How many requests of one caller are answered a second.
+    /// The rate limit of one caller, in requests per second.
     pub peer_rate: u32,
-    /// How long a request may take, whatever its caller allows.
+    /// The timeout of a request, whatever deadline its caller sets.
     pub request_timeout: Duration,
-    /// How often an idle connection is asked for a sign of life.
+    /// The interval of keepalive pings on an idle connection.
     pub keepalive: Duration,
-    /// How long the sign of life may take, and the first word of a new connection.
+    /// The timeout of a keepalive ping, and of the first bytes of a new connection.
     pub keepalive_timeout: Duration,
-    /// After how long a connection is ended in an orderly way, so that callers spread anew.
+    /// The age at which a connection is closed gracefully, so that callers are balanced again.
     pub connection_age: Duration,
-    /// How long requests may go on after that.
+    /// How long running requests may continue after that.
     pub connection_grace: Duration,
-    /// Whether callers may ask for the schema.
+    /// Whether gRPC reflection is enabled.
     pub reflection: bool,
 }
 
 impl PeerServerConfig {
-    /// Checks the figures and how they relate.
+    /// Validates the settings and how they relate.
     ///
     /// # Errors
-    /// `InvalidParameter` that names the figure, or what is missing.
+    /// `InvalidParameter` that names the setting, or what is missing.
     pub fn check(self) -> Result<Self> {
         const HUGE: usize = 1 << 30;
         count_within("max_message_bytes", self.max_message_bytes, 1024, HUGE)?;
@@ -299,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endpoints_are_read_or_refused() {
+    fn endpoints_are_parsed_or_rejected() {
         let read = |text| PeerUrl::parse(text).map(|url| url.to_string()).ok();
         assert_eq!(read("grpc://h:50051").as_deref(), Some("grpc://h:50051"));
         assert_eq!(read("grpcs://[::1]:1/").as_deref(), Some("grpcs://[::1]:1"));
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_the_table_is_read_or_refused() {
+    fn a_rule_of_the_table_is_parsed_or_rejected() {
         let methods = ["GetLinkedPod"];
         let line = Allowed::parse("game", "*", "prod", &methods).unwrap();
         assert_eq!((line.caller.as_deref(), line.method), (Some("game"), None));

@@ -1,4 +1,4 @@
-//! Store URLs: what they name, and what may be shown of them.
+//! Store URLs: parsing them, and showing them without credentials.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,29 +11,29 @@ use super::seconds_within;
 use crate::error::Result;
 use crate::id::{invalid, shown};
 
-/// Where the shared state lives, read from a URL.
+/// The address of the shared state, parsed from a URL.
 #[derive(Clone)]
 pub struct StoreConfig {
-    /// What to open.
-    pub address: Address,
-    /// The URL without its credentials, for people.
+    /// The store to open.
+    pub address: StoreAddress,
+    /// The URL without its credentials, for logs and errors.
     pub shown: String,
 }
 
 /// What a store URL names.
 #[derive(Clone)]
-pub enum Address {
-    /// In this process. The same name is the same store; no name is a store of one's own.
+pub enum StoreAddress {
+    /// In this process. The same name is the same store; without a name the store is private.
     Memory(Option<String>),
     /// One Redis or Valkey server.
     Server(Box<ServerAddress>),
 }
 
-/// How to reach one Redis or Valkey server.
+/// The address of one Redis or Valkey server, and its credentials.
 #[derive(Clone)]
 pub struct ServerAddress {
     /// Host and port, or a socket file.
-    pub endpoint: Endpoint,
+    pub endpoint: StoreEndpoint,
     /// ACL user; the server's default user if there is none.
     pub username: Option<String>,
     /// Password.
@@ -42,20 +42,20 @@ pub struct ServerAddress {
     pub db: i64,
     /// TLS, if the scheme asks for it.
     pub tls: Option<TlsFiles>,
-    /// How long connecting and logging in may take.
+    /// The timeout of connecting and authenticating.
     pub connect_timeout: Duration,
 }
 
 /// Host and port, or a socket file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Endpoint {
+pub enum StoreEndpoint {
     /// TCP.
     Tcp(String, u16),
     /// A Unix domain socket.
     Unix(PathBuf),
 }
 
-/// The files that TLS needs, all PEM. They are read when the connection is made.
+/// The files for TLS, all PEM. They are read when the connection is made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsFiles {
     /// The authorities to trust, instead of the system's.
@@ -71,14 +71,13 @@ const SCHEMES: &str = "memory://, redis://, rediss://, valkey://, valkeys://, re
 const OPTIONS: &str = "db, username, password, connect_timeout, ca_file, cert_file, key_file";
 
 impl StoreConfig {
-    /// Reads a store URL.
+    /// Parses a store URL.
     ///
-    /// `options` are given beside the URL and mean the same as its query: `db`, `username`,
-    /// `password`, `connect_timeout` (seconds), `ca_file`, `cert_file`, `key_file`. They win over
-    /// the URL.
+    /// `options` mean the same as the URL's query: `db`, `username`, `password`,
+    /// `connect_timeout` (seconds), `ca_file`, `cert_file`, `key_file`. They override the URL.
     ///
     /// # Errors
-    /// `InvalidParameter` that names the part that is wrong, never a credential.
+    /// `InvalidParameter` that names the invalid part, never a credential.
     pub fn parse(url: &str, options: &[(String, String)]) -> Result<Self> {
         let wrong = || invalid("url", &shown_url(url), &format!("a URL like {SCHEMES}"));
         let parsed = Url::parse(&with_host(url)).map_err(|_| wrong())?;
@@ -106,7 +105,7 @@ impl StoreConfig {
                     return Err(invalid("url", &shown, "memory:// or memory://name"));
                 }
                 Ok(Self {
-                    address: Address::Memory(host),
+                    address: StoreAddress::Memory(host),
                     shown,
                 })
             }
@@ -134,13 +133,13 @@ impl StoreConfig {
                     "a URL with a host, like redis://localhost:6379/0",
                 )
             })?;
-        // An IPv6 address stands in brackets in a URL, and without them everywhere else.
+        // An IPv6 address has brackets in a URL, and none elsewhere.
         let host = host
             .trim_start_matches('[')
             .trim_end_matches(']')
             .to_owned();
         let mut server = ServerAddress {
-            endpoint: Endpoint::Tcp(host, url.port().unwrap_or(DEFAULT_PORT)),
+            endpoint: StoreEndpoint::Tcp(host, url.port().unwrap_or(DEFAULT_PORT)),
             username: decoded(url.username()),
             password: url.password().and_then(decoded),
             db: 0,
@@ -153,7 +152,7 @@ impl StoreConfig {
         }
         server.apply(options)?;
         Ok(Self {
-            address: Address::Server(Box::new(server)),
+            address: StoreAddress::Server(Box::new(server)),
             shown,
         })
     }
@@ -169,7 +168,7 @@ impl StoreConfig {
                 )
             })?;
         let mut server = ServerAddress {
-            endpoint: Endpoint::Unix(PathBuf::from(path)),
+            endpoint: StoreEndpoint::Unix(PathBuf::from(path)),
             username: decoded(url.username()),
             password: url.password().and_then(decoded),
             db: 0,
@@ -178,7 +177,7 @@ impl StoreConfig {
         };
         server.apply(options)?;
         Ok(Self {
-            address: Address::Server(Box::new(server)),
+            address: StoreAddress::Server(Box::new(server)),
             shown,
         })
     }
@@ -247,8 +246,8 @@ fn database(text: &str) -> Result<i64> {
     number.ok_or_else(|| invalid("db", &unless_secret(text), "a database number from 0"))
 }
 
-/// A part of a URL as it is shown, unless it may be the end of a password: one with a `/` or `?`
-/// that was not encoded ends up behind the host.
+/// A part of a URL for an error, unless it may be the end of a password: with an unescaped `/` or
+/// `?` the end of a password is parsed as the part after the host.
 fn unless_secret(text: &str) -> String {
     if text.contains('@') {
         return "a part with '@' in it (write / ? # of a password as %2F %3F %23)".to_owned();
@@ -261,8 +260,8 @@ fn decoded(part: &str) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// A socket's URL may have credentials and no host, `redis+unix://:secret@/path`, which the general
-/// rules of URLs do not know: it gets a host that nobody asks for.
+/// A socket's URL may have credentials and no host, `redis+unix://:secret@/path`, which URL parsers
+/// reject: this adds a host that is never used.
 fn with_host(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     match rest.split_once('/') {
@@ -273,13 +272,13 @@ fn with_host(url: &str) -> String {
     }
 }
 
-/// A URL without user, password and query: what may be shown to people. A password may contain
-/// anything, also what ought to have been escaped, so all before the last `@` is hidden.
+/// A URL without user, password and query, for logs and errors. A password may contain unescaped
+/// characters, so everything before the last `@` is hidden.
 fn shown_url(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let bare = |text: &str| text.split(['?', '#']).next().unwrap_or_default().to_owned();
     match (rest.rfind('@'), scheme) {
-        // Without a scheme nobody knows which part is the password.
+        // Without a scheme, any part may be the password.
         (Some(_), "") => "***".to_owned(),
         (Some(at), _) => format!("{scheme}://***@{}", bare(&rest[at + 1..])),
         (None, _) => bare(url),
@@ -306,8 +305,8 @@ mod tests {
 
     fn server(url: &str) -> ServerAddress {
         match StoreConfig::parse(url, &[]).unwrap().address {
-            Address::Server(server) => *server,
-            Address::Memory(_) => unreachable!("{url} is a server"),
+            StoreAddress::Server(server) => *server,
+            StoreAddress::Memory(_) => unreachable!("{url} is a server"),
         }
     }
 
@@ -316,10 +315,10 @@ mod tests {
     }
 
     #[test]
-    fn a_url_says_everything_about_a_server() {
+    fn a_url_sets_every_option_of_a_server() {
         let given =
             server("rediss://us%40er:p%3Ass@[::1]:7000/3?ca_file=/ca.pem&connect_timeout=2.5");
-        assert_eq!(given.endpoint, Endpoint::Tcp("::1".into(), 7000));
+        assert_eq!(given.endpoint, StoreEndpoint::Tcp("::1".into(), 7000));
         assert_eq!(given.username.as_deref(), Some("us@er"));
         assert_eq!(given.password.as_deref(), Some("p:ss"));
         assert_eq!(given.db, 3);
@@ -330,18 +329,18 @@ mod tests {
     #[test]
     fn defaults_and_sockets() {
         let plain = server("valkey://localhost");
-        assert_eq!(plain.endpoint, Endpoint::Tcp("localhost".into(), 6379));
+        assert_eq!(plain.endpoint, StoreEndpoint::Tcp("localhost".into(), 6379));
         assert_eq!((plain.db, plain.tls.is_none()), (0, true));
         let socket = server("redis+unix:///run/a%20b.sock?db=2");
-        assert_eq!(socket.endpoint, Endpoint::Unix("/run/a b.sock".into()));
+        assert_eq!(socket.endpoint, StoreEndpoint::Unix("/run/a b.sock".into()));
         assert_eq!(socket.db, 2);
         let locked = server("valkey+unix://game:s%20cret@/run/a.sock");
-        assert_eq!(locked.endpoint, Endpoint::Unix("/run/a.sock".into()));
+        assert_eq!(locked.endpoint, StoreEndpoint::Unix("/run/a.sock".into()));
         assert_eq!(locked.password.as_deref(), Some("s cret"));
     }
 
     #[test]
-    fn a_wrong_url_is_refused_by_name() {
+    fn a_wrong_url_is_rejected_by_name() {
         assert!(refusal("http://x").contains("redis://"));
         assert!(refusal("redis://").contains("host"));
         assert!(refusal("redis://h/x").contains("db"));

@@ -1,14 +1,14 @@
-//! How busy this pod is: the process's CPU time over what the pod may use.
+//! The CPU usage of this pod: the process's CPU time relative to the pod's limit.
 //!
-//! The limit is the pod's, from cgroup v2, not the node's: a figure of the whole node says nothing
-//! about one pod on it.
+//! The limit is the pod's, from cgroup v2, not the node's: the usage of a node does not show the
+//! load of one pod on it.
 
 use std::path::{Path, PathBuf};
 
 use crate::clock::{Clock, Tick, process_cpu};
 use crate::route::load::{cores_of_cpu_max, cpu_percent};
 
-/// Measures from one sample to the next.
+/// Measures CPU usage between samples.
 #[derive(Debug)]
 pub(super) struct CpuMeter {
     cores: f64,
@@ -36,7 +36,7 @@ impl CpuMeter {
     }
 }
 
-/// The cgroup's limit, or the cores that the machine has.
+/// The cgroup's limit, or the number of cores of the machine.
 fn cores_of_this_pod(root: &Path) -> f64 {
     let limit = std::fs::read_to_string(cpu_max(root)).ok();
     let limit = limit.as_deref().and_then(cores_of_cpu_max);
@@ -48,7 +48,7 @@ fn cores_of_this_pod(root: &Path) -> f64 {
     })
 }
 
-/// Where this process's limit stands. Inside a container its own cgroup looks like the root.
+/// The file of this process's limit. Inside a container its own cgroup looks like the root.
 fn cpu_max(root: &Path) -> PathBuf {
     let own = std::fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
     let own = own.lines().find_map(|line| line.strip_prefix("0::/"));
@@ -84,7 +84,7 @@ mod tests {
         hand.advance(Duration::from_secs(1));
         let percent = meter.sample(&clock);
         assert!((0.0..=100.0).contains(&percent), "{percent}");
-        // No time has passed: nothing can be said, and nothing divided by zero.
+        // No time has passed: the usage is 0, without a division by zero.
         assert!(meter.sample(&clock).abs() < 1e-9);
     }
 }

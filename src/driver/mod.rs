@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::Namespace;
 
 /// Waits for `work` until `deadline` at the longest.
-async fn by<T>(
+async fn with_deadline<T>(
     clock: &Clock,
     deadline: Tick,
     what: &'static str,

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::client::ClientDriver;
 use super::info::InfoDriver;
-use super::states::{Audience, PodSource, StateCache, Watched};
+use super::states::{ChangeListener, PodSource, StateCache, Watched};
 use crate::clock::{Clock, Tick};
 use crate::config::ClientConfig;
 use crate::error::{Error, Result};
@@ -210,11 +210,11 @@ impl LinkOperations for LocalOperations {
         const BEHIND_MAX: usize = 64;
         let (tell, told) = mpsc::channel(BEHIND_MAX);
         let states = self.info.states();
-        let audience: Arc<dyn Audience> = Arc::new(Teller {
+        let audience: Arc<dyn ChangeListener> = Arc::new(Teller {
             service: service.clone(),
             tell: Mutex::new(Some(tell)),
         });
-        states.tell(Arc::clone(&audience));
+        states.subscribe(Arc::clone(&audience));
         let seat = Seat {
             audience,
             watched: self.info.watch(service).ok(),
@@ -240,8 +240,8 @@ struct Teller {
     tell: Mutex<Option<mpsc::Sender<Vec<Change>>>>,
 }
 
-impl Audience for Teller {
-    fn hear(&self, service: &ServiceId, changes: &[Change]) {
+impl ChangeListener for Teller {
+    fn on_change(&self, service: &ServiceId, changes: &[Change]) {
         if *service != self.service {
             return;
         }
@@ -258,13 +258,13 @@ impl Audience for Teller {
 /// A listener's place; given up when its stream is dropped.
 struct Seat {
     states: Arc<StateCache>,
-    audience: Arc<dyn Audience>,
+    audience: Arc<dyn ChangeListener>,
     watched: Option<Arc<Watched>>,
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.states.tell_no_more(&self.audience);
+        self.states.unsubscribe(&self.audience);
         if let Some(watched) = &self.watched {
             watched.unpin();
         }

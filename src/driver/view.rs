@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use crate::clock::Tick;
 use crate::id::{Incarnation, PodIndex};
-use crate::route::pick::{Chance, Seat, Strategy, pick};
+use crate::route::pick::{Candidate, Chance, Strategy, pick};
 use crate::route::snapshot::{Pod, Snapshot};
 use crate::route::state::{PodState, Standing};
 
@@ -16,16 +16,16 @@ pub struct View {
     pub snapshot: Snapshot,
     /// Whether every READY pod was over the overload limit.
     pub degraded: bool,
-    seats: Vec<Seat>,
-    /// By position in `seats`: users sent there since the pod last published its load.
+    candidates: Vec<Candidate>,
+    /// By position in `candidates`: users sent there since the pod last published its load.
     sent: Vec<Arc<AtomicI64>>,
-    /// How many clients place users as this one does: what they send is not seen, but guessed.
+    /// The number of clients that place users: what the others send is not known, but estimated.
     clients: f64,
 }
 
 impl View {
-    /// A view of this snapshot, which goes on counting what `previous` has counted. `watchers` is
-    /// how many clients watch the service, this one among them.
+    /// A view of this snapshot that takes over the counts of `previous`. `watchers` is the number of
+    /// clients that watch the service, including this one.
     pub(super) fn new(
         snapshot: Snapshot,
         previous: Option<&Self>,
@@ -36,35 +36,37 @@ impl View {
         let degraded = routable.degraded;
         let placed = routable.pods.iter().map(|pod| {
             let kept = previous.and_then(|view| view.kept(pod));
-            kept.unwrap_or_else(|| (seat_of(&pod.state), Arc::default()))
+            kept.unwrap_or_else(|| (candidate_of(&pod.state), Arc::default()))
         });
-        let (seats, sent) = placed.unzip();
-        #[allow(clippy::cast_precision_loss, reason = "nobody has 2^53 clients")]
+        let (candidates, sent) = placed.unzip();
+        #[allow(clippy::cast_precision_loss, reason = "there are never 2^53 clients")]
         let clients = watchers.max(1) as f64;
         Self {
             degraded,
-            seats,
+            candidates,
             sent,
             clients,
             snapshot,
         }
     }
 
-    /// The seat of this pod and its count of users sent there, if it has published nothing since.
-    fn kept(&self, pod: &Pod) -> Option<(Seat, Arc<AtomicI64>)> {
+    /// The candidate of this pod and its count of sent users, if it has published nothing since.
+    fn kept(&self, pod: &Pod) -> Option<(Candidate, Arc<AtomicI64>)> {
         let known = self.snapshot.pod(pod.state.pod_id)?;
-        let at = self.seat(pod.state.pod_id)?;
+        let at = self.position_of(pod.state.pod_id)?;
         let sent = self.sent.get(at)?;
         if Arc::ptr_eq(&known.state, &pod.state) {
-            return Some((*self.seats.get(at)?, Arc::clone(sent)));
+            return Some((*self.candidates.get(at)?, Arc::clone(sent)));
         }
         let same = known.state.update_time == pod.state.update_time
             && known.state.incarnation == pod.state.incarnation;
-        same.then(|| (seat_of(&pod.state), Arc::clone(sent)))
+        same.then(|| (candidate_of(&pod.state), Arc::clone(sent)))
     }
 
-    fn seat(&self, pod: PodIndex) -> Option<usize> {
-        self.seats.binary_search_by_key(&pod, |seat| seat.pod).ok()
+    fn position_of(&self, pod: PodIndex) -> Option<usize> {
+        self.candidates
+            .binary_search_by_key(&pod, |candidate| candidate.pod)
+            .ok()
     }
 
     /// Chooses a pod that may take a new user now, and counts the user as sent there.
@@ -80,7 +82,7 @@ impl View {
         Some(chosen)
     }
 
-    /// The same choice, and nothing is counted.
+    /// The choice of `choose`, without counting it.
     pub(super) fn would_choose(
         &self,
         strategy: Strategy,
@@ -89,38 +91,48 @@ impl View {
         now: Tick,
     ) -> Option<PodIndex> {
         let ready = |pod: PodIndex| self.snapshot.standing(pod, now).takes_new_users();
-        let chosen = pick(strategy, &self.seats, uid, |at| self.sent_to(at), chance)?;
+        let chosen = pick(
+            strategy,
+            &self.candidates,
+            uid,
+            |at| self.sent_to(at),
+            chance,
+        )?;
         let chosen = if ready(chosen) {
             chosen
         } else {
-            // A lease ended since the last reading: choose among those that are left.
-            let left: Vec<Seat> = self
-                .seats
+            // A lease expired since the last reading: choose among the remaining pods.
+            let left: Vec<Candidate> = self
+                .candidates
                 .iter()
                 .copied()
                 .filter(|s| ready(s.pod))
                 .collect();
             let sent = |at: usize| {
-                let seat = left.get(at).and_then(|seat| self.seat(seat.pod));
-                seat.map_or(0.0, |at| self.sent_to(at))
+                let candidate = left
+                    .get(at)
+                    .and_then(|candidate| self.position_of(candidate.pod));
+                candidate.map_or(0.0, |at| self.sent_to(at))
             };
             pick(strategy, &left, uid, sent, chance)?
         };
         Some(chosen)
     }
 
-    /// The pods that `choose` chooses among now, each with the users that were sent there and
-    /// that its load cannot show yet.
-    pub(super) fn seats(&self, now: Tick) -> Vec<(Seat, f64)> {
-        let seats = self.seats.iter().enumerate();
-        let ready =
-            seats.filter(|(_, seat)| self.snapshot.standing(seat.pod, now).takes_new_users());
-        ready.map(|(at, seat)| (*seat, self.sent_to(at))).collect()
+    /// The candidates of `choose` at `now`, each with the users sent there that its published load
+    /// does not include yet.
+    pub(super) fn candidates_with_sent(&self, now: Tick) -> Vec<(Candidate, f64)> {
+        let candidates = self.candidates.iter().enumerate();
+        let ready = candidates
+            .filter(|(_, candidate)| self.snapshot.standing(candidate.pod, now).takes_new_users());
+        ready
+            .map(|(at, candidate)| (*candidate, self.sent_to(at)))
+            .collect()
     }
 
-    /// Counts users as sent to a pod, or takes them back.
+    /// Counts users as sent to a pod, or subtracts them.
     pub fn count_sent(&self, pod: PodIndex, users: i64) {
-        if let Some(count) = self.seat(pod).and_then(|at| self.sent.get(at)) {
+        if let Some(count) = self.position_of(pod).and_then(|at| self.sent.get(at)) {
             count.fetch_add(users, Ordering::Relaxed);
         }
     }
@@ -130,10 +142,7 @@ impl View {
             .sent
             .get(at)
             .map_or(0, |count| count.load(Ordering::Relaxed));
-        #[allow(
-            clippy::cast_precision_loss,
-            reason = "nobody sends 2^53 users in a second"
-        )]
+        #[allow(clippy::cast_precision_loss, reason = "there are never 2^53 users")]
         let users = users as f64;
         users * self.clients
     }
@@ -155,7 +164,7 @@ impl View {
         self.snapshot.standing(pod, now)
     }
 
-    /// The process that holds this index; `NONE` if nobody has published a state under it.
+    /// The process that holds this index; `NONE` if no process has published a state under it.
     #[must_use]
     pub fn incarnation(&self, pod: PodIndex) -> Incarnation {
         self.snapshot
@@ -163,7 +172,7 @@ impl View {
             .map_or(Incarnation::NONE, |pod| pod.state.incarnation)
     }
 
-    /// Whether this pod may serve its users, and is still the process it was.
+    /// Whether this pod may serve its users, and is still the process `incarnation`.
     #[must_use]
     pub(super) fn serves(&self, pod: PodIndex, incarnation: Incarnation, now: Tick) -> bool {
         let judged = self.snapshot.judged(pod, now);
@@ -173,8 +182,8 @@ impl View {
     }
 }
 
-fn seat_of(state: &PodState) -> Seat {
-    Seat {
+fn candidate_of(state: &PodState) -> Candidate {
+    Candidate {
         pod: state.pod_id,
         load: state.load_state,
         weight: state.weight(),
@@ -193,10 +202,10 @@ mod tests {
 
     const USERS: usize = 10_000;
     const CLIENTS: usize = 16;
-    /// Users come over ten seconds; a tick is the time between two of them.
+    /// Users arrive over ten seconds; a tick is the time between two of them.
     const TICKS_A_SECOND: usize = 1_000;
 
-    /// A pod of the simulation: how many users it has, how many of them it has published.
+    /// A pod of the simulation: the number of its users, and the number that it has published.
     struct Simulated {
         users: i64,
         published: i64,
@@ -205,8 +214,8 @@ mod tests {
     }
 
     /// 16 clients place 10,000 users over ten seconds. Every pod publishes its number of users
-    /// (relative to its capacity) once a second and every client reads once a second, each at a
-    /// time of its own: a load is up to two seconds old.
+    /// (relative to its capacity) once a second and every client reads once a second, all at
+    /// different times: a load is up to two seconds old.
     fn simulate(strategy: Strategy, starting: &[i64], weights: &[f64]) -> Vec<Simulated> {
         let mut random = StdRng::seed_from_u64(7);
         let mut pods: Vec<Simulated> = starting
@@ -269,10 +278,10 @@ mod tests {
         most / (users as f64 / capacity)
     }
 
-    /// With load figures a second old every client that picks the least loaded pod picks the same
-    /// one. Two choices, corrected by what was just sent, do not herd.
+    /// With loads a second old, all clients that pick the least loaded pod pick the same one. Two
+    /// choices, corrected by the users just sent, do not herd.
     #[test]
-    #[allow(clippy::print_stdout, reason = "the figures are what one wants to see")]
+    #[allow(clippy::print_stdout, reason = "the measured ratios are worth reading")]
     fn p2c_does_not_herd_and_least_load_does() {
         let (empty, equal) = ([0; 10], [1.0; 10]);
         let two_choices = max_over_mean(&simulate(Strategy::P2c, &empty, &equal));
@@ -283,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    #[allow(clippy::print_stdout, reason = "the figures are what one wants to see")]
+    #[allow(clippy::print_stdout, reason = "the measured ratios are worth reading")]
     fn p2c_evens_out_unequal_starts_and_follows_capacity() {
         let starts: Vec<i64> = (0..10).map(|pod| pod * 60).collect();
         let even = max_over_mean(&simulate(Strategy::P2c, &starts, &[1.0; 10]));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::link::{Certificate, Foretold, Verdict, judge};
-use super::pick::{Seat, Strategy};
+use super::pick::{Candidate, Strategy};
 use super::state::Standing;
 use crate::id::{Incarnation, PodIndex};
 
@@ -287,7 +287,7 @@ impl Steps<'_> {
 
 /// A pod that may get the user, as the strategy weighs it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Candidate {
+pub struct CandidateReport {
     /// The pod.
     pub pod: PodIndex,
     /// The load that it published last.
@@ -309,23 +309,23 @@ pub struct Candidate {
 #[must_use]
 pub fn weigh(
     strategy: Strategy,
-    seats: &[(Seat, f64)],
+    seats: &[(Candidate, f64)],
     certain: Option<PodIndex>,
-) -> Vec<Candidate> {
+) -> Vec<CandidateReport> {
     #[allow(
         clippy::cast_precision_loss,
         reason = "a load above 2^53 is compared roughly, here as there"
     )]
-    let weighed = |(seat, sent): &(Seat, f64)| seat.load as f64 + sent / seat.weight;
+    let weighed = |(seat, sent): &(Candidate, f64)| seat.load as f64 + sent / seat.weight;
     let total: f64 = seats.iter().map(|(seat, _)| seat.weight).sum();
-    let candidate = |(at, seated): (usize, &(Seat, f64))| {
+    let candidate = |(at, seated): (usize, &(Candidate, f64))| {
         let (seat, sent) = seated;
         let chance = match strategy {
             Strategy::Custom => None,
             Strategy::P2c => Some(better_of_two(seats.len(), || {
                 let mine = weighed(seated);
                 // Ties go to the lower index.
-                let better = |(other, them): &(usize, &(Seat, f64))| {
+                let better = |(other, them): &(usize, &(Candidate, f64))| {
                     let order = weighed(them).total_cmp(&mine);
                     order.is_lt() || order.is_eq() && *other < at
                 };
@@ -336,7 +336,7 @@ pub fn weigh(
                 Some(f64::from(u8::from(certain == Some(seat.pod))))
             }
         };
-        Candidate {
+        CandidateReport {
             pod: seat.pod,
             load: seat.load,
             weight: seat.weight,
@@ -497,11 +497,11 @@ mod tests {
         let mut random = StdRng::seed_from_u64(3);
         let figures = [(5, 1.0, 0.0), (4, 2.0, 4.0), (9, 1.0, 0.0), (5, 0.5, 0.0)];
         for count in 1..=figures.len() {
-            let seats: Vec<(Seat, f64)> = figures[..count]
+            let seats: Vec<(Candidate, f64)> = figures[..count]
                 .iter()
                 .enumerate()
                 .map(|(at, (load, weight, sent))| {
-                    let seat = Seat {
+                    let seat = Candidate {
                         pod: PodIndex::new(at as i64).unwrap(),
                         load: *load,
                         weight: *weight,
@@ -509,7 +509,7 @@ mod tests {
                     (seat, *sent)
                 })
                 .collect();
-            let alone: Vec<Seat> = seats.iter().map(|(seat, _)| *seat).collect();
+            let alone: Vec<Candidate> = seats.iter().map(|(seat, _)| *seat).collect();
             for strategy in [Strategy::P2c, Strategy::Weighted] {
                 let weighed = weigh(strategy, &seats, None);
                 let mut hits = vec![0_u32; count];

@@ -1,4 +1,4 @@
-//! Who owns a user, how long an answer may be believed, and what beats what.
+//! Links: who owns a user, how long an answer stays valid, and what to do about a lost owner.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use crate::error::Error;
 use crate::id::{Incarnation, PodIndex, invalid};
 use crate::route::state::Standing;
 
-/// A cached answer ends this much before the link does, so that it is never older than the link
-/// even when the reply was slow.
+/// A cached answer expires this much before the link, so that it never outlives the link, even
+/// when the reply was slow.
 pub const CACHE_MARGIN: Duration = Duration::from_millis(50);
 
 /// A link as the store holds it.
@@ -16,39 +16,39 @@ pub const CACHE_MARGIN: Duration = Duration::from_millis(50);
 pub struct StoredLink {
     /// The pod that holds the user.
     pub pod: PodIndex,
-    /// How much longer the link lasts.
+    /// The remaining lifetime of the link.
     pub life: Life,
 }
 
-/// How much longer a link lasts.
+/// The remaining lifetime of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Life {
-    /// For ever: the owning pod made it.
+    /// Unlimited: the owning pod created it.
     Persistent,
-    /// This much longer: a routing hint that a client made, or a grace period.
+    /// This long: a routing hint that a client created, or a grace period.
     Temporary(Duration),
 }
 
-/// The answer of an operation that may or may not have written.
+/// The answer of an operation that writes conditionally.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placed {
-    /// The link after the operation, whoever made it.
+    /// The link after the operation, whichever caller wrote it.
     pub link: StoredLink,
     /// Whether this call wrote it.
     pub made: bool,
 }
 
-/// How long a link that is being set shall last.
+/// The lifetime of a link that is being set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Persist {
-    /// For ever.
+    /// Unlimited.
     Forever,
-    /// Only this long.
+    /// This long.
     For(Duration),
 }
 
 impl Persist {
-    /// Reads `persist_seconds` of a set: -1 is for ever, positive is a TTL.
+    /// Parses `persist_seconds` of a set: -1 is unlimited, positive is a TTL.
     ///
     /// # Errors
     /// `InvalidParameter` for 0, other negative numbers and more than a hundred years.
@@ -65,17 +65,17 @@ impl Persist {
     }
 }
 
-/// What shall become of a link that is being removed.
+/// What happens to a link that is being removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
-    /// It goes at once.
+    /// It is deleted at once.
     Now,
-    /// It stays this long, as a hint.
+    /// It stays this long, as a routing hint.
     Grace(Duration),
 }
 
 impl Removal {
-    /// Reads `persist_seconds` of a remove: 0 and -1 delete at once, positive is the grace TTL.
+    /// Parses `persist_seconds` of a remove: 0 and -1 delete at once, positive is the grace TTL.
     ///
     /// # Errors
     /// `InvalidParameter` for other negative numbers and more than a hundred years.
@@ -92,30 +92,30 @@ impl Removal {
     }
 }
 
-/// A hundred years: longer is a mistake in the unit.
+/// A hundred years: a longer time is probably in the wrong unit.
 const SECONDS_MAX: i64 = 3_153_600_000;
 
-/// Until when an answer may be served from the local cache, or `None` if it may not at all.
+/// Until when an answer may be served from the local cache, or `None` if it must not be cached.
 ///
-/// `asked` is when the question was sent: the link's life was measured later than that, so the
-/// result can only be too early, never too late.
+/// `asked` is when the request was sent: the link's lifetime was measured later, so the result can
+/// only be too early, never too late.
 #[must_use]
 pub fn valid_until(asked: Tick, life: Life, cache_ttl: Duration) -> Option<Tick> {
-    let believed = match life {
+    let valid_for = match life {
         Life::Persistent => cache_ttl,
         Life::Temporary(left) => left.saturating_sub(CACHE_MARGIN).min(cache_ttl),
     };
-    (!believed.is_zero()).then(|| asked.after(believed))
+    (!valid_for.is_zero()).then(|| asked.after(valid_for))
 }
 
-/// What to do with a user whose link the store has just shown.
+/// What to do with a user whose link was just read from the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// The owner serves: answer it, and remember the answer.
+    /// The owner serves: return it, and cache the answer.
     Keep,
-    /// The owner may be gone: ask for a death certificate before anybody moves the user.
+    /// The owner may be gone: request a death certificate before the user is moved.
     Certify,
-    /// The owner said itself that it takes nothing: move the user.
+    /// The owner published that it takes no users: move the user.
     Relink,
 }
 
@@ -129,28 +129,28 @@ pub const fn judge(owner: Standing) -> Verdict {
     }
 }
 
-/// What the store says when asked to declare a pod dead.
+/// The store's answer to a request to declare a pod dead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Certificate {
-    /// No process was ever seen under this index: there is nobody to protect.
+    /// No process was ever seen under this index: there is no owner to protect.
     Unknown,
-    /// Every incarnation up to this one is dead for good: its renewals are refused for ever.
+    /// Every incarnation up to this one is fenced: its renewals are rejected permanently.
     Dead(Incarnation),
-    /// It may still be alive for this long.
+    /// It may still be alive.
     Alive {
         /// The incarnation that may be alive.
         incarnation: Incarnation,
-        /// How long to wait before asking again can help.
+        /// How long to wait before a retry can succeed.
         left: Duration,
     },
 }
 
-/// The certificate that a pod has, or would get if somebody asked for it now.
+/// The certificate that a pod has, or would get if it were requested now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Foretold {
-    /// What the store would say; never `Unknown`.
+    /// The expected answer; never `Unknown`.
     pub certificate: Certificate,
-    /// Whether it has said so already.
+    /// Whether the store has recorded it already.
     pub written: bool,
 }
 
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_moved_from_a_pod_that_may_be_alive() {
+    fn no_user_is_moved_from_a_pod_that_may_be_alive() {
         assert_eq!(judge(Standing::Draining), Verdict::Keep);
         assert_eq!(judge(Standing::Lapsed), Verdict::Certify);
     }

@@ -1,9 +1,9 @@
-//! The load that a pod publishes, from what its CPU does and what the application says.
+//! The load that a pod publishes, from its CPU usage and the load that the application reports.
 
 use std::time::Duration;
 
-/// How busy the CPU was, in percent of what the pod may use: `used` CPU time within `elapsed`,
-/// with `cores` cores allowed. 0 to 100.
+/// CPU usage in percent of the pod's limit: `used` CPU time within `elapsed`, with `cores` cores
+/// allowed. 0 to 100.
 #[must_use]
 pub fn cpu_percent(used: Duration, elapsed: Duration, cores: f64) -> f64 {
     const FULL: f64 = 100.0;
@@ -29,7 +29,7 @@ pub fn weighted(cpu_factor: f64, cpu_percent: f64, reported: i64) -> i64 {
     (cpu_factor * cpu_percent + (1.0 - cpu_factor) * reported as f64).round() as i64
 }
 
-/// How many cores a cgroup v2 `cpu.max` allows: `quota period`, or `max period` for no limit.
+/// The number of cores that a cgroup v2 `cpu.max` allows: `quota period`, or `max period` for no limit.
 #[must_use]
 pub fn cores_of_cpu_max(text: &str) -> Option<f64> {
     let mut words = text.split_ascii_whitespace();
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cpu_is_a_share_of_what_the_pod_may_use() {
+    fn cpu_is_a_share_of_the_limit() {
         let second = Duration::from_secs(1);
         assert!((cpu_percent(second, second, 1.0) - 100.0).abs() < 1e-9);
         assert!((cpu_percent(second, second, 4.0) - 25.0).abs() < 1e-9);
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn cpu_max_is_read_as_the_kernel_writes_it() {
+    fn cpu_max_is_parsed_as_the_kernel_writes_it() {
         assert_eq!(cores_of_cpu_max("200000 100000\n"), Some(2.0));
         assert_eq!(cores_of_cpu_max("50000 100000"), Some(0.5));
         for none in ["max 100000\n", "", "0 100000", "x y", "1 0"] {

@@ -1,4 +1,4 @@
-//! Choosing a pod for a new user, from figures already in hand.
+//! Choosing a pod for a new user: a pure function of candidates and chance.
 
 use std::hash::Hasher;
 
@@ -14,13 +14,13 @@ pub enum Strategy {
     P2c,
     /// The least loaded pod.
     LeastLoad,
-    /// One after the other.
+    /// In turn.
     RoundRobin,
     /// At random, in proportion to the pods' `weight`.
     Weighted,
     /// By the uid: highest random weight.
     Rendezvous,
-    /// A function of the program's own chooses (`driver::client::PodChooser`).
+    /// A function of the application chooses (`driver::client::PodChooser`).
     Custom,
 }
 
@@ -61,7 +61,7 @@ impl Strategy {
 
 /// A pod that may get a new user.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Seat {
+pub struct Candidate {
     /// The pod.
     pub pod: PodIndex,
     /// The load that the pod published last; lower is better.
@@ -70,68 +70,70 @@ pub struct Seat {
     pub weight: f64,
 }
 
-/// What chance and turn bring to a choice. Tests bring their own.
+/// The turn and the random numbers of one choice. Tests pass fixed ones.
 #[derive(Debug, Clone, Copy)]
 pub struct Chance {
-    /// Rises by one with every choice.
+    /// Increases by one with every choice.
     pub turn: u64,
     /// Two random numbers.
     pub random: (u64, u64),
 }
 
-/// Chooses one of `seats`, which are in the order of their indexes; `None` if there are none.
+/// Chooses one of `candidates`, which are in the order of their indexes; `None` if there are none.
 ///
-/// `sent` is how many users this process has sent to a seat (by position) that its published load
-/// cannot show yet, scaled to all clients. Ties go to the lower index.
+/// `sent` is how many users this process has sent to a candidate (by position) since the candidate
+/// published its load, scaled to all clients. Ties go to the lower index.
 #[must_use]
 pub fn pick(
     strategy: Strategy,
-    seats: &[Seat],
+    candidates: &[Candidate],
     uid: &str,
     sent: impl Fn(usize) -> f64,
     chance: Chance,
 ) -> Option<PodIndex> {
-    let last = seats.len().checked_sub(1)?;
+    let last = candidates.len().checked_sub(1)?;
     let at = match strategy {
-        Strategy::P2c | Strategy::Custom => two_choices(seats, sent, chance.random),
-        Strategy::LeastLoad => least(seats, (0..=last).collect::<Vec<_>>().as_slice(), |at| {
-            load(seats, at, 0.0)
-        }),
-        Strategy::RoundRobin => position(chance.turn, seats.len()),
-        Strategy::Weighted => weighted(seats, chance.random.0),
-        Strategy::Rendezvous => rendezvous(seats, uid),
+        Strategy::P2c | Strategy::Custom => two_choices(candidates, sent, chance.random),
+        Strategy::LeastLoad => least(
+            candidates,
+            (0..=last).collect::<Vec<_>>().as_slice(),
+            |at| load(candidates, at, 0.0),
+        ),
+        Strategy::RoundRobin => position(chance.turn, candidates.len()),
+        Strategy::Weighted => weighted(candidates, chance.random.0),
+        Strategy::Rendezvous => rendezvous(candidates, uid),
     };
-    seats.get(at.min(last)).map(|seat| seat.pod)
+    candidates.get(at.min(last)).map(|candidate| candidate.pod)
 }
 
-/// The better of two random pods by load: the choice does not herd as picking the least loaded of
-/// all does when load figures are old (Mitzenmacher, "How Useful Is Old Information?", 2000), and
-/// what this process has itself just sent is added to what it was told.
-fn two_choices(seats: &[Seat], sent: impl Fn(usize) -> f64, random: (u64, u64)) -> usize {
-    let first = position(random.0, seats.len());
-    if seats.len() == 1 {
+/// The better of two random pods by load. Unlike picking the least loaded of all, this does not
+/// herd when loads are old (Mitzenmacher, "How Useful Is Old Information?", 2000). The users that
+/// this process has just sent are added to the published load.
+fn two_choices(candidates: &[Candidate], sent: impl Fn(usize) -> f64, random: (u64, u64)) -> usize {
+    let first = position(random.0, candidates.len());
+    if candidates.len() == 1 {
         return first;
     }
     // The second differs from the first: one of the others, counted on from there.
-    let step = 1 + position(random.1, seats.len() - 1);
-    let second = (first + step) % seats.len();
-    least(seats, &[first.min(second), first.max(second)], |at| {
-        load(seats, at, sent(at))
+    let step = 1 + position(random.1, candidates.len() - 1);
+    let second = (first + step) % candidates.len();
+    least(candidates, &[first.min(second), first.max(second)], |at| {
+        load(candidates, at, sent(at))
     })
 }
 
-fn load(seats: &[Seat], at: usize, sent: f64) -> f64 {
+fn load(candidates: &[Candidate], at: usize, sent: f64) -> f64 {
     #[allow(
         clippy::cast_precision_loss,
         reason = "a load above 2^53 is compared roughly"
     )]
-    seats
-        .get(at)
-        .map_or(f64::INFINITY, |seat| seat.load as f64 + sent / seat.weight)
+    candidates.get(at).map_or(f64::INFINITY, |candidate| {
+        candidate.load as f64 + sent / candidate.weight
+    })
 }
 
-fn least(seats: &[Seat], among: &[usize], load: impl Fn(usize) -> f64) -> usize {
-    debug_assert!(among.iter().all(|at| *at < seats.len()));
+fn least(candidates: &[Candidate], among: &[usize], load: impl Fn(usize) -> f64) -> usize {
+    debug_assert!(among.iter().all(|at| *at < candidates.len()));
     let best = among
         .iter()
         .copied()
@@ -145,36 +147,36 @@ fn position(number: u64, count: usize) -> usize {
 }
 
 /// In proportion to the weights.
-fn weighted(seats: &[Seat], random: u64) -> usize {
-    let total: f64 = seats.iter().map(|seat| seat.weight).sum();
+fn weighted(candidates: &[Candidate], random: u64) -> usize {
+    let total: f64 = candidates.iter().map(|candidate| candidate.weight).sum();
     #[allow(
         clippy::cast_precision_loss,
         reason = "a fraction needs no more than 53 bits"
     )]
     let mut point = (random >> 11) as f64 / (1_u64 << 53) as f64 * total;
-    for (at, seat) in seats.iter().enumerate() {
-        point -= seat.weight;
+    for (at, candidate) in candidates.iter().enumerate() {
+        point -= candidate.weight;
         if point < 0.0 {
             return at;
         }
     }
-    seats.len() - 1
+    candidates.len() - 1
 }
 
 /// Highest random weight (Thaler and Ravishankar, 1998): a pod that joins or leaves moves only its
 /// own share of the users. The hash is SipHash-1-3 with a zero key over uid, a zero byte and the
 /// index as 4 bytes little-endian: frozen, because all clients must agree across versions.
-fn rendezvous(seats: &[Seat], uid: &str) -> usize {
-    let weight = |seat: &Seat| {
+fn rendezvous(candidates: &[Candidate], uid: &str) -> usize {
+    let weight = |candidate: &Candidate| {
         let mut hasher = SipHasher13::new();
         hasher.write(uid.as_bytes());
         hasher.write(&[0]);
-        hasher.write(&seat.pod.get().to_le_bytes());
+        hasher.write(&candidate.pod.get().to_le_bytes());
         hasher.finish()
     };
     let mut best = (0, 0);
-    for (at, seat) in seats.iter().enumerate() {
-        let this = weight(seat);
+    for (at, candidate) in candidates.iter().enumerate() {
+        let this = weight(candidate);
         if at == 0 || this > best.1 {
             best = (at, this);
         }
@@ -189,17 +191,22 @@ mod tests {
     use rand::rngs::StdRng;
     use rand::{RngCore, SeedableRng};
 
-    fn seats(loads: &[i64]) -> Vec<Seat> {
-        let seat = |(at, load): (usize, &i64)| Seat {
+    fn candidates(loads: &[i64]) -> Vec<Candidate> {
+        let candidate = |(at, load): (usize, &i64)| Candidate {
             pod: PodIndex::new(at as i64).unwrap(),
             load: *load,
             weight: 1.0,
         };
-        loads.iter().enumerate().map(seat).collect()
+        loads.iter().enumerate().map(candidate).collect()
     }
 
-    fn choose(strategy: Strategy, seats: &[Seat], uid: &str, chance: Chance) -> Option<u32> {
-        pick(strategy, seats, uid, |_| 0.0, chance).map(PodIndex::get)
+    fn choose(
+        strategy: Strategy,
+        candidates: &[Candidate],
+        uid: &str,
+        chance: Chance,
+    ) -> Option<u32> {
+        pick(strategy, candidates, uid, |_| 0.0, chance).map(PodIndex::get)
     }
 
     fn chance(turn: u64, first: u64, second: u64) -> Chance {
@@ -218,11 +225,11 @@ mod tests {
     ];
 
     #[test]
-    fn nobody_is_nobody_and_one_is_that_one() {
+    fn no_candidate_gives_none_and_one_gives_that_one() {
         for strategy in ALL {
             assert_eq!(choose(strategy, &[], "u", chance(0, 0, 0)), None);
             assert_eq!(
-                choose(strategy, &seats(&[9]), "u", chance(3, 5, 7)),
+                choose(strategy, &candidates(&[9]), "u", chance(3, 5, 7)),
                 Some(0)
             );
         }
@@ -230,7 +237,7 @@ mod tests {
 
     #[test]
     fn ties_go_to_the_lower_index() {
-        let equal = seats(&[4, 4, 4]);
+        let equal = candidates(&[4, 4, 4]);
         assert_eq!(
             choose(Strategy::LeastLoad, &equal, "u", chance(0, 0, 0)),
             Some(0)
@@ -241,7 +248,7 @@ mod tests {
 
     #[test]
     fn p2c_takes_the_better_of_two_and_counts_what_was_sent() {
-        let pods = seats(&[5, 4]);
+        let pods = candidates(&[5, 4]);
         assert_eq!(choose(Strategy::P2c, &pods, "u", chance(0, 0, 0)), Some(1));
         let sent = |at| if at == 1 { 2.0 } else { 0.0 };
         let picked = pick(Strategy::P2c, &pods, "u", sent, chance(0, 0, 0));
@@ -250,7 +257,7 @@ mod tests {
 
     #[test]
     fn round_robin_takes_turns() {
-        let pods = seats(&[0, 0, 0]);
+        let pods = candidates(&[0, 0, 0]);
         let turns: Vec<_> = (0..4)
             .filter_map(|turn| choose(Strategy::RoundRobin, &pods, "u", chance(turn, 0, 0)))
             .collect();
@@ -259,7 +266,7 @@ mod tests {
 
     #[test]
     fn weighted_follows_the_weights() {
-        let mut pods = seats(&[0, 0]);
+        let mut pods = candidates(&[0, 0]);
         pods[1].weight = 3.0;
         let mut random = StdRng::seed_from_u64(1);
         let hits = (0..10_000)
@@ -280,7 +287,7 @@ mod tests {
 
     #[test]
     fn rendezvous_is_frozen() {
-        let pods = seats(&[0; 10]);
+        let pods = candidates(&[0; 10]);
         let of = |uid| choose(Strategy::Rendezvous, &pods, uid, chance(0, 0, 0)).unwrap();
         let picked: Vec<u32> = ["user1", "user2", "user3", "日本", "a:b", "x"]
             .map(of)
@@ -294,8 +301,8 @@ mod tests {
 
     #[test]
     fn rendezvous_moves_only_the_share_of_the_pod_that_joins() {
-        let (ten, eleven) = (seats(&[0; 10]), seats(&[0; 11]));
-        let of = |pods: &[Seat], uid: &str| {
+        let (ten, eleven) = (candidates(&[0; 10]), candidates(&[0; 11]));
+        let of = |pods: &[Candidate], uid: &str| {
             choose(Strategy::Rendezvous, pods, uid, chance(0, 0, 0)).unwrap()
         };
         let mut moved = 0;
@@ -317,7 +324,7 @@ mod tests {
             loads in prop::collection::vec(any::<i64>(), 1..20),
             turn: u64, first: u64, second: u64, sent in -1e9..1e9_f64,
         ) {
-            let pods = seats(&loads);
+            let pods = candidates(&loads);
             for strategy in ALL {
                 let picked = pick(strategy, &pods, "u", |_| sent, chance(turn, first, second));
                 prop_assert!(picked.is_some_and(|pod| (pod.get() as usize) < pods.len()));

@@ -1,4 +1,4 @@
-//! All pods of a service at one moment, and what has changed since another.
+//! All pods of a service at one moment, and the changes since an earlier moment.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::id::PodIndex;
 pub struct Pod {
     /// What the pod published last.
     pub state: Arc<PodState>,
-    /// Until when its lease counts, by this machine's clock.
+    /// The end of its lease, by this machine's clock.
     pub lease_until: Tick,
 }
 
@@ -31,17 +31,17 @@ impl Pod {
     }
 }
 
-/// How a snapshot is to be judged.
+/// The rules for judging a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Policy {
     /// A READY pod above this load gets no new users while another one is below.
     pub overload_limit: Option<i64>,
-    /// A snapshot older than this, because the store cannot be read, is judged as if no time had
-    /// passed since. `None`: leases end on time, whatever the store does.
+    /// A snapshot older than this, because the store cannot be read, is judged as of its own time.
+    /// `None`: leases expire on time, even while the store is down.
     pub stale_after: Option<Duration>,
 }
 
-/// All pods of one service at one moment. Immutable: a refresh makes a new one.
+/// All pods of one service at one moment. Immutable: a refresh creates a new one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     pods: Vec<Pod>,
@@ -50,10 +50,10 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// A snapshot of what the store showed when it was asked at `asked`.
+    /// A snapshot of the store's answer to a request sent at `asked`.
     ///
-    /// Leases count from the moment of asking, so a pod never looks alive for longer here than it
-    /// is in the store.
+    /// Leases count from the moment of the request, so a pod never looks alive for longer here than
+    /// it is in the store.
     #[must_use]
     pub fn new(records: Vec<PodRecord>, asked: Tick, policy: Policy) -> Self {
         let mut pods: Vec<Pod> = records
@@ -71,19 +71,19 @@ impl Snapshot {
         }
     }
 
-    /// Every pod that the store showed, in the order of their indexes, dead ones too.
+    /// Every pod in the store, in the order of their indexes, dead ones too.
     #[must_use]
     pub fn pods(&self) -> &[Pod] {
         &self.pods
     }
 
-    /// When the store was asked.
+    /// When the request was sent to the store.
     #[must_use]
     pub const fn asked(&self) -> Tick {
         self.asked
     }
 
-    /// Whether the snapshot is so old that it is judged as of when it was made.
+    /// Whether the snapshot is so old that it is judged as of its own time.
     #[must_use]
     pub fn serves_stale(&self, now: Tick) -> bool {
         let age = now.since(self.asked);
@@ -101,7 +101,7 @@ impl Snapshot {
     /// The pod with this index.
     #[must_use]
     pub fn pod(&self, index: PodIndex) -> Option<&Pod> {
-        // StatefulSets count without gaps, so the index is nearly always the position.
+        // StatefulSet ordinals have no gaps, so the index is nearly always the position.
         let guess = usize::try_from(index.get()).ok()?;
         if let Some(pod) = self.pods.get(guess).filter(|p| p.state.pod_id == index) {
             return Some(pod);
@@ -126,7 +126,7 @@ impl Snapshot {
         judged.map_or(Standing::Unknown, |(_, standing)| standing)
     }
 
-    /// The pods whose standing at `now` is as asked for, in the order of their indexes.
+    /// The pods whose standing at `now` is `wanted`, in the order of their indexes.
     pub fn those(&self, now: Tick, wanted: fn(Standing) -> bool) -> impl Iterator<Item = &Pod> {
         let at = self.judged_at(now);
         self.pods.iter().filter(move |pod| wanted(pod.standing(at)))
@@ -150,7 +150,7 @@ impl Snapshot {
                 degraded: false,
             };
         }
-        // Everybody is overloaded: the least loaded takes them, rather than nobody.
+        // All pods are overloaded: the least loaded takes new users, rather than none.
         let least = ready
             .into_iter()
             .min_by_key(|pod| (pod.state.load_state, pod.state.pod_id));
@@ -160,14 +160,14 @@ impl Snapshot {
         }
     }
 
-    /// What has changed since `seen`, the pods that were alive when somebody looked last; `seen`
-    /// becomes those that are alive at `now`. Loads and times are not changes.
-    pub fn changes(&self, seen: &mut Seen, now: Tick) -> Vec<Change> {
-        let alive: Seen = self
+    /// The changes since `seen`, the pods that were alive at the last call; `seen` becomes the pods
+    /// that are alive at `now`. Loads and times are not changes.
+    pub fn changes(&self, seen: &mut AlivePods, now: Tick) -> Vec<Change> {
+        let alive: AlivePods = self
             .those(now, Standing::is_alive)
             .map(|pod| Arc::clone(&pod.state))
             .collect();
-        // Both are in the order of the pods: one walk along the two finds what differs.
+        // Both are sorted by pod: one merge pass finds the differences.
         let mut before = std::mem::take(seen).into_iter().peekable();
         let (mut changes, mut gone) = (Vec::new(), Vec::new());
         for state in &alive {
@@ -197,26 +197,26 @@ impl Snapshot {
     }
 }
 
-/// The pods that were alive when somebody looked, in the order of their indexes.
-pub type Seen = Vec<Arc<PodState>>;
+/// The pods that were alive at one moment, in the order of their indexes.
+pub type AlivePods = Vec<Arc<PodState>>;
 
-/// A pod that came, went, or says something else of itself.
+/// A pod that appeared, disappeared, or changed its published state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// The pod.
     pub pod: PodIndex,
-    /// What it was; `None` if it was not alive.
+    /// Its state before; `None` if it was not alive.
     pub previous: Option<Arc<PodState>>,
-    /// What it is; `None` if it is not alive any more.
+    /// Its state now; `None` if it is no longer alive.
     pub now: Option<Arc<PodState>>,
 }
 
-/// Which pods may get new users.
+/// The pods that may get new users.
 #[derive(Debug)]
 pub struct Routable<'a> {
     /// The pods, in the order of their indexes.
     pub pods: Vec<&'a Pod>,
-    /// Every READY pod was over the overload limit, and the least loaded one stands in.
+    /// Every READY pod is over the overload limit, so only the least loaded one is listed.
     pub degraded: bool,
 }
 
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_the_design_row_by_row() {
+    fn standings_follow_the_table() {
         let rows = [
             (RoutingState::Ready, 10, Standing::Ready),
             (RoutingState::DenyNewCall, 10, Standing::Draining),
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_ends_while_nobody_refreshes() {
+    fn a_lease_ends_without_a_refresh() {
         let snapshot = Snapshot::new(
             vec![record(3, RoutingState::Ready, 0, 10)],
             Tick::ZERO,
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_snapshot_counts_only_where_that_is_asked_for() {
+    fn a_stale_snapshot_is_used_only_if_configured() {
         let records = vec![record(0, RoutingState::Ready, 0, 10)];
         let policy = Policy {
             overload_limit: None,
@@ -343,30 +343,34 @@ mod tests {
     }
 
     #[test]
-    fn every_change_is_told_once() {
+    fn every_change_is_reported_once() {
         let pods = |pods: &[(i64, RoutingState, u64)]| {
             let records = pods
                 .iter()
                 .map(|(i, routing, left)| record(*i, *routing, 0, *left));
             Snapshot::new(records.collect(), Tick::ZERO, Policy::default())
         };
-        let told = |snapshot: &Snapshot, seen: &mut Seen, now| -> Vec<(u32, bool, bool)> {
-            let changes = snapshot.changes(seen, now);
-            let brief = |c: &Change| (c.pod.get(), c.previous.is_some(), c.now.is_some());
-            changes.iter().map(brief).collect()
-        };
-        let mut seen = Seen::new();
+        let changes_of =
+            |snapshot: &Snapshot, seen: &mut AlivePods, now| -> Vec<(u32, bool, bool)> {
+                let changes = snapshot.changes(seen, now);
+                let brief = |c: &Change| (c.pod.get(), c.previous.is_some(), c.now.is_some());
+                changes.iter().map(brief).collect()
+            };
+        let mut seen = AlivePods::new();
         let both = pods(&[(0, RoutingState::Ready, 10), (1, RoutingState::Ready, 20)]);
         assert_eq!(
-            told(&both, &mut seen, at(0)),
+            changes_of(&both, &mut seen, at(0)),
             [(0, false, true), (1, false, true)]
         );
-        assert_eq!(told(&both, &mut seen, at(1)), []);
-        // A lease ended, although the store shows the same as before.
-        assert_eq!(told(&both, &mut seen, at(10)), [(0, true, false)]);
-        assert_eq!(told(&both, &mut seen, at(11)), []);
+        assert_eq!(changes_of(&both, &mut seen, at(1)), []);
+        // A lease expired, although the store returned the same as before.
+        assert_eq!(changes_of(&both, &mut seen, at(10)), [(0, true, false)]);
+        assert_eq!(changes_of(&both, &mut seen, at(11)), []);
         let drained = pods(&[(1, RoutingState::DenyNewCall, 20)]);
-        assert_eq!(told(&drained, &mut seen, at(12)), [(1, true, true)]);
-        assert_eq!(told(&pods(&[]), &mut seen, at(13)), [(1, true, false)]);
+        assert_eq!(changes_of(&drained, &mut seen, at(12)), [(1, true, true)]);
+        assert_eq!(
+            changes_of(&pods(&[]), &mut seen, at(13)),
+            [(1, true, false)]
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! What pods say of themselves, and the one table of alive, available and routable.
+//! The states that pods publish, and the one table of alive, available and routable.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ErrorKind};
 use crate::id::{Incarnation, PodIndex};
 
-/// What a pod says of itself.
+/// The routing state that a pod publishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum RoutingState {
@@ -17,7 +17,7 @@ pub enum RoutingState {
     Ready,
     /// Keeps its users, takes no new ones.
     DenyNewCall,
-    /// Takes nothing.
+    /// Serves no users.
     Shutdown,
 }
 
@@ -41,8 +41,8 @@ impl RoutingState {
         Self::ALL.into_iter().find(|state| state.as_str() == name)
     }
 
-    /// Whether a pod may go from this state to `next`. SHUTDOWN is the end; everything else may
-    /// be taken back.
+    /// Whether a pod may go from this state to `next`. SHUTDOWN is final; all other states may be
+    /// reverted.
     ///
     /// # Errors
     /// `IllegalState` that names both states.
@@ -53,7 +53,7 @@ impl RoutingState {
         Err(Error::new(
             ErrorKind::IllegalState,
             format!(
-                "routing state cannot go from {} to {}: a pod that was shut down starts anew",
+                "routing state cannot go from {} to {}: a pod that was shut down must start again",
                 self.as_str(),
                 next.as_str()
             ),
@@ -61,7 +61,7 @@ impl RoutingState {
     }
 }
 
-/// Whether the application in the pod is ready, as the pod says.
+/// Whether the application in the pod is ready, as the pod publishes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Readiness {
@@ -97,9 +97,9 @@ pub struct PodState {
     /// When it was published: milliseconds since 1970 by the store's clock. The store fills it in.
     #[serde(default, skip_serializing_if = "is_unset")]
     pub update_time: u64,
-    /// Which process of this index published it.
+    /// The process of this index that published it.
     pub incarnation: Incarnation,
-    /// Address, version, labels: whatever the service wants others to see.
+    /// Address, version, labels: data that the service publishes for other programs.
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
 }
@@ -113,7 +113,7 @@ const fn is_unset(update_time: &u64) -> bool {
 }
 
 impl PodState {
-    /// Whether this is another process, or another readiness or routing state.
+    /// Whether the process, the readiness or the routing state differs.
     pub(super) fn differs(&self, other: &Self) -> bool {
         self.incarnation != other.incarnation
             || self.routing_state != other.routing_state
@@ -145,16 +145,16 @@ pub struct WorkloadState {
     pub update_time: u64,
 }
 
-/// One pod as the store shows it at one moment.
+/// One pod as read from the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodRecord {
     /// What the pod published last.
     pub state: Arc<PodState>,
-    /// How much longer its lease is valid by the store's clock; zero if it is over.
+    /// The remaining time of its lease by the store's clock; zero if it has expired.
     pub lease_left: Duration,
 }
 
-/// What may be done with a pod: the one table, from best to worst.
+/// How a pod may be used: the one table, from best to worst.
 ///
 /// | standing | alive | available | takes new users |
 /// |---|---|---|---|
@@ -171,9 +171,9 @@ pub enum Standing {
     Draining,
     /// Lease valid, SHUTDOWN.
     Shutdown,
-    /// Its lease is over.
+    /// Its lease has expired.
     Lapsed,
-    /// Nobody has published a state under this index.
+    /// No process has published a state under this index.
     Unknown,
 }
 
@@ -199,19 +199,19 @@ impl Standing {
         }
     }
 
-    /// Its lease is valid.
+    /// Whether its lease is valid.
     #[must_use]
     pub const fn is_alive(self) -> bool {
         matches!(self, Self::Ready | Self::Draining | Self::Shutdown)
     }
 
-    /// It may serve the users that are linked to it.
+    /// Whether it may serve the users that are linked to it.
     #[must_use]
     pub const fn is_available(self) -> bool {
         matches!(self, Self::Ready | Self::Draining)
     }
 
-    /// It may get new users, as far as its own state goes.
+    /// Whether its own state allows new users.
     #[must_use]
     pub const fn takes_new_users(self) -> bool {
         matches!(self, Self::Ready)
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn shutdown_is_the_end_and_the_rest_may_be_taken_back() {
+    fn shutdown_is_final_and_the_rest_may_be_reverted() {
         for from in RoutingState::ALL {
             for to in RoutingState::ALL {
                 let legal = from != RoutingState::Shutdown || to == RoutingState::Shutdown;

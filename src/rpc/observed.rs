@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
 use crate::route::link::{Persist, Removal};
 use crate::route::state::PodRecord;
-use crate::telemetry::{Gauges, Metrics, PeerStats, Sheet, names};
+use crate::telemetry::{Gauges, Metrics, MetricsSnapshot, PeerStats, names};
 
 /// Counts and times every call of the peer within, repetitions as one.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl ObservedPeer {
             clock,
             stats: Arc::new(PeerStats::new(namespace.as_str())),
         });
-        metrics.join(Arc::clone(&observed.stats) as Arc<dyn crate::telemetry::Source>);
+        metrics.join(Arc::clone(&observed.stats) as Arc<dyn crate::telemetry::MetricSource>);
         let gauges = Arc::downgrade(&observed);
         metrics.watch(gauges);
         observed
@@ -54,7 +54,7 @@ impl ObservedPeer {
 }
 
 impl Gauges for ObservedPeer {
-    fn report(&self, sheet: &mut Sheet) {
+    fn report(&self, sheet: &mut MetricsSnapshot) {
         for (endpoint, now) in self.peer.conditions() {
             for condition in Condition::ALL {
                 let labels = [self.namespace.as_str(), &endpoint, condition.as_str()];

@@ -22,7 +22,7 @@ use async_trait::async_trait;
 use futures_util::future::join_all;
 
 use crate::clock::{Clock, Tick};
-use crate::config::{Address, LeaseTimes, StoreConfig};
+use crate::config::{LeaseTimes, StoreAddress, StoreConfig};
 use crate::error::Result;
 use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
 use crate::route::link::{Certificate, Foretold, Persist, Placed, Removal, StoredLink};
@@ -328,7 +328,7 @@ pub struct Inspection {
 /// `InvalidParameter` if a certificate file cannot be read or used.
 pub fn open(config: &StoreConfig, clock: Clock) -> Result<Arc<dyn Store>> {
     match &config.address {
-        Address::Memory(name) => MemoryStore::open(name.as_deref(), clock),
-        Address::Server(server) => Ok(Arc::new(RedisStore::new(server, clock)?)),
+        StoreAddress::Memory(name) => MemoryStore::open(name.as_deref(), clock),
+        StoreAddress::Server(server) => Ok(Arc::new(RedisStore::new(server, clock)?)),
     }
 }

@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
 use crate::route::link::{Certificate, Persist, Placed, Removal, StoredLink};
 use crate::route::state::{PodState, WorkloadState};
-use crate::telemetry::{Metrics, Sheet, Source, StoreStats, names, windows};
+use crate::telemetry::{MetricSource, Metrics, MetricsSnapshot, StoreStats, names, windows};
 use crate::trace;
 
 /// Counts and times every call of the store within. The first call starts a task that keeps the
@@ -58,7 +58,7 @@ impl Observed {
             used: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         });
-        metrics.join(Arc::clone(&watch) as Arc<dyn Source>);
+        metrics.join(Arc::clone(&watch) as Arc<dyn MetricSource>);
         Arc::new(Self {
             watch,
             metrics: Arc::downgrade(metrics),
@@ -117,8 +117,8 @@ async fn tick(metrics: Weak<Metrics>) {
     }
 }
 
-impl Source for Watch {
-    fn report(&self, sheet: &mut Sheet) {
+impl MetricSource for Watch {
+    fn report(&self, sheet: &mut MetricsSnapshot) {
         self.stats.report(sheet);
         let link = self.store.connection();
         let counts = [
@@ -137,7 +137,7 @@ impl Source for Watch {
         }
     }
 
-    fn reading(&self) -> windows::Reading {
+    fn reading(&self) -> windows::WindowReading {
         self.stats.reading()
     }
 }

@@ -1,4 +1,4 @@
-//! Calls by name: how many ended how, and how long they took.
+//! Calls by name: counts by outcome, and durations.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -6,15 +6,15 @@ use std::time::Duration;
 use super::count;
 use super::histogram::Histogram;
 use super::names::Metric;
-use super::sheet::Sheet;
+use super::snapshot::MetricsSnapshot;
 use crate::clock::{Clock, Tick};
 use crate::error::{ErrorKind, Result};
 
 const RESULTS: [&str; 3] = ["ok", "timeout", "error"];
-/// Always shown, so that a first failure is seen to happen and not only to exist.
+/// Always reported, from 0, so that a rate sees the first failure.
 const USUAL: [ErrorKind; 2] = [ErrorKind::Timeout, ErrorKind::StoreUnavailable];
 
-/// What is counted of the calls of one kind, by their names.
+/// The counters of one kind of calls, by name.
 #[derive(Debug)]
 pub struct Calls {
     names: &'static [&'static str],
@@ -32,7 +32,7 @@ struct Row {
 }
 
 impl Calls {
-    /// No calls yet; they are reported as `count` and `duration`.
+    /// Empty counters, reported as the metrics `count` and `duration`.
     #[must_use]
     pub fn new(
         names: &'static [&'static str],
@@ -52,7 +52,7 @@ impl Calls {
         }
     }
 
-    /// A call has ended. A name that is not in the table is not counted.
+    /// Counts a call that has ended. A name that is not in the table is not counted.
     pub fn ended<T>(&self, name: &'static str, took: Duration, outcome: &Result<T>) {
         let at = self.names.iter().position(|known| *known == name);
         let Some(row) = at.map(|at| &self.rows[at]) else {
@@ -71,7 +71,7 @@ impl Calls {
         row.durations[result].time(took);
     }
 
-    /// Does the work, and notes how it ended and how long it took.
+    /// Runs `work`, and counts its outcome and duration.
     pub async fn observe<T>(
         &self,
         name: &'static str,
@@ -87,9 +87,9 @@ impl Calls {
         outcome
     }
 
-    /// Says what was counted, with these labels before the call's own. A call that never happened
-    /// is left out.
-    pub fn report(&self, sheet: &mut Sheet, labels: &[&str]) {
+    /// Adds the counters to `snapshot`, with `labels` before the call's own. Calls that never
+    /// happened are left out.
+    pub fn report(&self, snapshot: &mut MetricsSnapshot, labels: &[&str]) {
         let with = |name: &'static str, last: &'static str| {
             let labels = labels.iter().copied();
             labels.chain([name, last]).collect::<Vec<&str>>()
@@ -99,7 +99,7 @@ impl Calls {
             if ended == 0 {
                 continue;
             }
-            sheet.count(
+            snapshot.count(
                 self.count,
                 &with(name, "ok"),
                 row.ok.load(Ordering::Relaxed),
@@ -107,18 +107,18 @@ impl Calls {
             for (kind, counter) in ErrorKind::ALL.iter().zip(&row.errors) {
                 let counted = counter.load(Ordering::Relaxed);
                 if counted > 0 || USUAL.contains(kind) {
-                    sheet.count(self.count, &with(name, kind.code()), counted);
+                    snapshot.count(self.count, &with(name, kind.code()), counted);
                 }
             }
             for (result, durations) in RESULTS.iter().zip(&row.durations) {
                 if durations.read().count() > 0 {
-                    sheet.spread(self.duration, &with(name, result), durations);
+                    snapshot.spread(self.duration, &with(name, result), durations);
                 }
             }
         }
     }
 
-    /// How many calls have ended, and how many of them with an error.
+    /// The number of calls that ended, and of those that ended with an error.
     #[must_use]
     pub fn totals(&self) -> (u64, u64) {
         self.rows.iter().fold((0, 0), |(ended, failed), row| {
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
     use crate::error::Error;
     use crate::telemetry::names;
-    use crate::telemetry::sheet::Value;
+    use crate::telemetry::snapshot::MetricValue;
 
     #[test]
     fn a_call_is_counted_by_how_it_ended() {
@@ -154,32 +154,35 @@ mod tests {
         calls.ended("get", took, &Ok(()));
         calls.ended::<()>("get", took, &Err(Error::new(ErrorKind::Timeout, "late")));
         calls.ended::<()>("set", took, &Err(Error::new(ErrorKind::Redis, "no")));
-        let mut sheet = Sheet::default();
-        calls.report(&mut sheet, &[]);
-        assert_eq!(sheet.misfits(), Vec::<String>::new());
-        let said: Vec<(String, Value)> = sheet
+        let mut snapshot = MetricsSnapshot::default();
+        calls.report(&mut snapshot, &[]);
+        assert_eq!(snapshot.misfits(), Vec::<String>::new());
+        let said: Vec<(String, MetricValue)> = snapshot
             .families()
             .flat_map(|(metric, family)| {
                 let name = metric.name;
-                let named = move |(labels, value): (&Vec<String>, &Value)| {
+                let named = move |(labels, value): (&Vec<String>, &MetricValue)| {
                     (format!("{name} {}", labels.join(" ")), value.clone())
                 };
                 family.iter().map(named)
             })
             .collect();
         let value = |name: &str| said.iter().find(|(said, _)| said == name).map(|(_, v)| v);
-        assert_eq!(value("podlink_store_calls get ok"), Some(&Value::Count(2)));
+        assert_eq!(
+            value("podlink_store_calls get ok"),
+            Some(&MetricValue::Count(2))
+        );
         assert_eq!(
             value("podlink_store_calls get TIMEOUT"),
-            Some(&Value::Count(1))
+            Some(&MetricValue::Count(1))
         );
         assert_eq!(
             value("podlink_store_calls set REDIS_ERROR"),
-            Some(&Value::Count(1))
+            Some(&MetricValue::Count(1))
         );
         assert_eq!(
             value("podlink_store_calls set STORE_UNAVAILABLE"),
-            Some(&Value::Count(0))
+            Some(&MetricValue::Count(0))
         );
         assert!(value("podlink_store_calls relink ok").is_none());
         assert!(value("podlink_store_call_duration_seconds set error").is_some());

@@ -1,4 +1,4 @@
-//! What each kind of driver counts.
+//! The counters of each kind of driver.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,10 +7,10 @@ use std::time::Duration;
 use super::calls::Calls;
 use super::histogram::Histogram;
 use super::names::{self, Metric};
-use super::registry::Source;
-use super::services::{ServiceNames, Services};
-use super::sheet::Sheet;
-use super::windows::Reading;
+use super::registry::MetricSource;
+use super::services::{ServiceCounters, ServiceNames};
+use super::snapshot::MetricsSnapshot;
+use super::windows::WindowReading;
 use crate::error::{Result, WriteOutcome};
 use crate::id::{PodIndex, ServiceId};
 
@@ -36,7 +36,7 @@ macro_rules! counters {
         }
 
         impl $type {
-            /// Name and present value of each counter.
+            /// Name and current value of each counter.
             #[must_use]
             pub fn read(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($field), self.$field.load(Ordering::Relaxed)),)*]
@@ -46,64 +46,64 @@ macro_rules! counters {
 }
 
 counters!(
-    /// What a client driver counts.
+    /// The counters of a client driver.
     ClientStats {
         /// Computes that the local cache answered.
         cache_hits,
         /// Computes that the local cache could not answer.
         cache_misses,
-        /// Look-ups that the local cache answered.
+        /// Lookups that the local cache answered.
         lookup_hits,
-        /// Look-ups that the local cache could not answer.
+        /// Lookups that the local cache could not answer.
         lookup_misses,
-        /// Computes and look-ups for which the cache held an answer that was not good any more.
+        /// Computes and lookups for which the cache held an answer that was no longer valid.
         cache_stale,
-        /// Entries that the program dropped or overwrote.
+        /// Entries that the application removed or overwrote.
         cache_invalidations,
-        /// Callers that shared another caller's question.
+        /// Callers that joined another caller's flight (single flight).
         flights_joined,
-        /// Links that a compute made.
+        /// Links that a compute created.
         links_made,
         /// Users moved away from a dead or shut-down pod.
         links_healed,
-        /// Users left on a pod whose lease is over but whose death is not certain yet.
+        /// Users kept on a pod whose lease has expired but whose death is not certified.
         owners_unsure,
         /// Choices made while every pod was over the overload limit.
         degraded_choices,
-        /// Choices of the program's own function that failed or named no candidate.
+        /// Calls of the application's strategy that failed or returned no candidate.
         chooser_failures,
-        /// Computes that found no pod.
+        /// Computes that found no routable pod.
         no_routable_pod,
         ;
         /// The link operations that the cache did not answer.
         operations: Calls = operations(),
         /// The links by service.
-        services: Services = Services::default(),
+        services: ServiceCounters = ServiceCounters::default(),
     }
 );
 
 counters!(
-    /// What a link cache counts.
+    /// The counters of a link cache.
     CacheStats {
-        /// Entries that made room for others.
+        /// Entries that were evicted.
         evictions,
-        /// Entries that were asked for and were over.
+        /// Entries that had expired at lookup.
         ended,
     }
 );
 
-impl Source for CacheStats {
-    fn report(&self, sheet: &mut Sheet) {
+impl MetricSource for CacheStats {
+    fn report(&self, snapshot: &mut MetricsSnapshot) {
         let plain = [
             (&names::CACHE_EVICTIONS, &self.evictions),
             (&names::CACHE_STALE, &self.ended),
         ];
-        put(sheet, &plain);
+        put(snapshot, &plain);
     }
 }
 
 counters!(
-    /// What a state cache counts.
+    /// The counters of a state cache.
     StateStats {
         /// Readings of all pods of a service.
         refreshes,
@@ -111,42 +111,42 @@ counters!(
         refresh_failures,
         /// Unreadable states that were skipped.
         corrupt_states,
-        /// Transitions that the channel brought.
+        /// Events received from the channel.
         events,
-        /// Times the channel was lost; polling bridged it.
+        /// Lost channels; polling bridged the gap.
         channel_losses,
-        /// Times the channel could not be had.
+        /// Failed attempts to open the channel.
         listen_failures,
-        /// Refresh periods in which stale states were served.
+        /// Refresh periods that served stale states.
         stale_periods,
         ;
-        /// How services are called.
-        services: Services = Services::default(),
+        /// The label values of services.
+        services: ServiceCounters = ServiceCounters::default(),
     }
 );
 
 counters!(
-    /// What a server driver counts.
+    /// The counters of a server driver.
     ServerStats {
         /// States published.
         published,
         /// Publications that failed.
         publish_failures,
-        /// Renewals that failed and were tried again.
+        /// Renewals that failed and were retried.
         renew_failures,
-        /// Looks at the pod index that found an earlier process alive.
+        /// Attempts to take the pod index that found an earlier process alive.
         index_busy,
-        /// Leases that were lost: lapsed, declared dead, or taken by another process.
+        /// Leases lost: expired, declared dead, or taken by another process.
         leases_lost,
-        /// Failures and time-outs of the load function; the last value was kept.
+        /// Failures and timeouts of the load function; the last value was kept.
         load_failures,
-        /// Failures and time-outs of drain hooks.
+        /// Failures and timeouts of drain hooks.
         drain_hook_failures,
         /// Workload states written.
         workloads_written,
         /// Workload states that could not be written.
         workload_failures,
-        /// Users given up when the pod stopped.
+        /// Users released when the pod stopped.
         users_released,
         /// Users handed over when the pod stopped.
         users_handed_over,
@@ -154,32 +154,32 @@ counters!(
         /// The link operations.
         operations: Calls = operations(),
         /// The links by service.
-        services: Services = Services::default(),
-        /// How long publications took that succeeded.
+        services: ServiceCounters = ServiceCounters::default(),
+        /// The duration of successful publications.
         publication: Histogram = Histogram::of(&names::PUBLICATION_DURATION),
-        /// How much more than a period lay between two of them.
+        /// How much longer than a period the gap between two publications was.
         lateness: Histogram = Histogram::of(&names::PUBLICATION_LATENESS),
-        /// What was left of the lease when it was renewed.
+        /// What was left of the lease at renewal.
         margin: Histogram = Histogram::of(&names::LEASE_MARGIN),
-        /// How long stops took.
+        /// The duration of stops.
         drains: Histogram = Histogram::of(&names::DRAIN_DURATION),
     }
 );
 
 counters!(
-    /// What is counted of the calls of a store.
+    /// The counters of the calls to a store.
     StoreStats {
-        /// Calls that wait for their answer.
+        /// Calls in flight.
         in_flight,
         ;
         /// The calls by script or read.
         calls: Calls = Calls::new(
             &names::STORE_CALLS, &names::STORE_CALLS_TOTAL, &names::STORE_CALL_DURATION,
         ),
-        /// Writes of which nobody knows whether they happened, by call.
+        /// Writes with an unknown outcome, by call.
         unknown: [AtomicU64; names::STORE_CALLS.len()] =
             std::array::from_fn(|_| AtomicU64::new(0)),
-        /// How many items calls for many items carried, by call.
+        /// The number of items of batch calls, by call.
         batches: [Histogram; names::STORE_CALLS.len()] =
             std::array::from_fn(|_| Histogram::of(&names::STORE_BATCH)),
     }
@@ -201,43 +201,43 @@ fn of(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
 
-fn put(sheet: &mut Sheet, counters: &[(&'static Metric, &AtomicU64)]) {
+fn put(snapshot: &mut MetricsSnapshot, counters: &[(&'static Metric, &AtomicU64)]) {
     for (metric, counter) in counters {
-        sheet.count(metric, &[], of(counter));
+        snapshot.count(metric, &[], of(counter));
     }
 }
 
-/// What went well, and what failed.
-fn put_done(sheet: &mut Sheet, metric: &'static Metric, ok: u64, failed: u64) {
-    sheet.count(metric, &["ok"], ok);
-    sheet.count(metric, &["failed"], failed);
+/// Adds successes and failures.
+fn put_done(snapshot: &mut MetricsSnapshot, metric: &'static Metric, ok: u64, failed: u64) {
+    snapshot.count(metric, &["ok"], ok);
+    snapshot.count(metric, &["failed"], failed);
 }
 
 impl ClientStats {
-    /// A compute made a link.
+    /// Counts a link that a compute created.
     pub fn link_made(&self, service: &ServiceId) {
         count(&self.links_made);
         count(&self.services.tally(service).made);
     }
 
-    /// A compute moved a user away from this pod.
+    /// Counts a user that a compute moved away from this pod.
     pub fn link_healed(&self, service: &ServiceId, from: PodIndex) {
         count(&self.links_healed);
         self.services.tally(service).healed(from);
     }
 
-    /// A compute found no pod.
+    /// Counts a compute that found no routable pod.
     pub fn link_refused(&self, service: &ServiceId) {
         count(&self.no_routable_pod);
         count(&self.services.tally(service).refused);
     }
 }
 
-impl Source for ClientStats {
-    fn report(&self, sheet: &mut Sheet) {
+impl MetricSource for ClientStats {
+    fn report(&self, snapshot: &mut MetricsSnapshot) {
         let reading = self.reading();
-        sheet.count(&names::CACHE_HITS, &[], reading.hits);
-        sheet.count(&names::CACHE_MISSES, &[], reading.misses);
+        snapshot.count(&names::CACHE_HITS, &[], reading.hits);
+        snapshot.count(&names::CACHE_MISSES, &[], reading.misses);
         let plain = [
             (&names::CACHE_STALE, &self.cache_stale),
             (&names::CACHE_INVALIDATIONS, &self.cache_invalidations),
@@ -245,42 +245,42 @@ impl Source for ClientStats {
             (&names::OWNERS_UNSURE, &self.owners_unsure),
             (&names::DEGRADED_CHOICES, &self.degraded_choices),
         ];
-        put(sheet, &plain);
+        put(snapshot, &plain);
         let cached = [
             ("compute_linked_pod", &self.cache_hits),
             ("get_linked_in_cache", &self.lookup_hits),
         ];
         for (name, counter) in cached {
-            sheet.count(&names::OPERATIONS_TOTAL, &[name, "cached"], of(counter));
+            snapshot.count(&names::OPERATIONS_TOTAL, &[name, "cached"], of(counter));
         }
-        self.operations.report(sheet, &[]);
-        self.services.report(sheet);
+        self.operations.report(snapshot, &[]);
+        self.services.report(snapshot);
     }
 
     fn take_names(&self, names: &Arc<ServiceNames>) {
         self.services.take_names(names);
     }
 
-    fn reading(&self) -> Reading {
+    fn reading(&self) -> WindowReading {
         let (ended, errors) = self.operations.totals();
         let (links_made, links_healed) = self.services.totals();
-        Reading {
+        WindowReading {
             hits: of(&self.cache_hits) + of(&self.lookup_hits),
             misses: of(&self.cache_misses) + of(&self.lookup_misses),
             operations: ended + of(&self.cache_hits) + of(&self.lookup_hits),
             errors,
             links_made,
             links_healed,
-            ..Reading::default()
+            ..WindowReading::default()
         }
     }
 }
 
-impl Source for StateStats {
-    fn report(&self, sheet: &mut Sheet) {
+impl MetricSource for StateStats {
+    fn report(&self, snapshot: &mut MetricsSnapshot) {
         let (all, failed) = (of(&self.refreshes), of(&self.refresh_failures));
         put_done(
-            sheet,
+            snapshot,
             &names::STATE_REFRESHES,
             all.saturating_sub(failed),
             failed,
@@ -292,7 +292,7 @@ impl Source for StateStats {
             (&names::CHANNEL_LOSSES, &self.channel_losses),
             (&names::LISTEN_FAILURES, &self.listen_failures),
         ];
-        put(sheet, &plain);
+        put(snapshot, &plain);
     }
 
     fn take_names(&self, names: &Arc<ServiceNames>) {
@@ -300,41 +300,41 @@ impl Source for StateStats {
     }
 }
 
-impl Source for ServerStats {
-    fn report(&self, sheet: &mut Sheet) {
+impl MetricSource for ServerStats {
+    fn report(&self, snapshot: &mut MetricsSnapshot) {
         let (ok, failed) = (of(&self.published), of(&self.publish_failures));
-        put_done(sheet, &names::PUBLICATIONS, ok, failed);
+        put_done(snapshot, &names::PUBLICATIONS, ok, failed);
         let (ok, failed) = (of(&self.workloads_written), of(&self.workload_failures));
-        put_done(sheet, &names::WORKLOAD_WRITES, ok, failed);
+        put_done(snapshot, &names::WORKLOAD_WRITES, ok, failed);
         let plain = [
             (&names::LEASES_LOST, &self.leases_lost),
             (&names::INDEX_BUSY, &self.index_busy),
         ];
-        put(sheet, &plain);
-        sheet.spread(&names::PUBLICATION_DURATION, &[], &self.publication);
-        sheet.spread(&names::PUBLICATION_LATENESS, &[], &self.lateness);
-        sheet.spread(&names::LEASE_MARGIN, &[], &self.margin);
-        sheet.spread(&names::DRAIN_DURATION, &[], &self.drains);
-        self.operations.report(sheet, &[]);
-        self.services.report(sheet);
+        put(snapshot, &plain);
+        snapshot.spread(&names::PUBLICATION_DURATION, &[], &self.publication);
+        snapshot.spread(&names::PUBLICATION_LATENESS, &[], &self.lateness);
+        snapshot.spread(&names::LEASE_MARGIN, &[], &self.margin);
+        snapshot.spread(&names::DRAIN_DURATION, &[], &self.drains);
+        self.operations.report(snapshot, &[]);
+        self.services.report(snapshot);
     }
 
     fn take_names(&self, names: &Arc<ServiceNames>) {
         self.services.take_names(names);
     }
 
-    fn reading(&self) -> Reading {
+    fn reading(&self) -> WindowReading {
         let (operations, errors) = self.operations.totals();
-        Reading {
+        WindowReading {
             operations,
             errors,
-            ..Reading::default()
+            ..WindowReading::default()
         }
     }
 }
 
 impl StoreStats {
-    /// A call has ended.
+    /// Counts a call that has ended.
     pub fn ended<T>(&self, call: &'static str, took: Duration, outcome: &Result<T>) {
         self.calls.ended(call, took, outcome);
         let unknown = outcome
@@ -348,7 +348,7 @@ impl StoreStats {
         }
     }
 
-    /// A call for so many items is made.
+    /// Counts the items of a batch call.
     pub fn batch(&self, call: &'static str, items: usize) {
         if let Some(at) = place(call) {
             self.batches[at].size(items);
@@ -360,36 +360,39 @@ fn place(call: &'static str) -> Option<usize> {
     names::STORE_CALLS.iter().position(|known| *known == call)
 }
 
-impl Source for StoreStats {
-    fn report(&self, sheet: &mut Sheet) {
-        self.calls.report(sheet, &[]);
-        #[allow(clippy::cast_precision_loss, reason = "nobody makes that many calls")]
-        sheet.level(&names::STORE_IN_FLIGHT, &[], of(&self.in_flight) as f64);
+impl MetricSource for StoreStats {
+    fn report(&self, snapshot: &mut MetricsSnapshot) {
+        self.calls.report(snapshot, &[]);
+        #[allow(
+            clippy::cast_precision_loss,
+            reason = "there are never that many calls"
+        )]
+        snapshot.level(&names::STORE_IN_FLIGHT, &[], of(&self.in_flight) as f64);
         let calls = names::STORE_CALLS
             .iter()
             .zip(&self.unknown)
             .zip(&self.batches);
         for ((call, unknown), batches) in calls {
             if of(unknown) > 0 || matches!(*call, "set_if_absent" | "relink") {
-                sheet.count(&names::STORE_UNKNOWN, &[call], of(unknown));
+                snapshot.count(&names::STORE_UNKNOWN, &[call], of(unknown));
             }
             if batches.read().count() > 0 {
-                sheet.spread(&names::STORE_BATCH, &[call], batches);
+                snapshot.spread(&names::STORE_BATCH, &[call], batches);
             }
         }
     }
 
-    fn reading(&self) -> Reading {
+    fn reading(&self) -> WindowReading {
         let (store_calls, store_errors) = self.calls.totals();
-        Reading {
+        WindowReading {
             store_calls,
             store_errors,
-            ..Reading::default()
+            ..WindowReading::default()
         }
     }
 }
 
-/// What is counted of the calls of one peer.
+/// The counters of the calls to one peer.
 #[derive(Debug)]
 pub struct PeerStats {
     peer: String,
@@ -398,7 +401,7 @@ pub struct PeerStats {
 }
 
 impl PeerStats {
-    /// No calls yet.
+    /// Empty counters.
     #[must_use]
     pub fn new(peer: &str) -> Self {
         let (count, duration) = (&names::PEER_CALLS, &names::PEER_CALL_DURATION);
@@ -409,31 +412,31 @@ impl PeerStats {
     }
 }
 
-impl Source for PeerStats {
-    fn report(&self, sheet: &mut Sheet) {
-        self.calls.report(sheet, &[&self.peer]);
+impl MetricSource for PeerStats {
+    fn report(&self, snapshot: &mut MetricsSnapshot) {
+        self.calls.report(snapshot, &[&self.peer]);
     }
 }
 
 counters!(
-    /// What is counted of the bridge between the runtime and Python's loops and threads.
+    /// The counters of the bridge between the runtime and Python's loops and threads.
     BridgeStats {
-        /// Results and hook calls that wait to be taken.
+        /// Results and hook calls that wait in queues.
         waiting,
-        /// Operations that Python code waits for.
+        /// Operations that Python code awaits.
         operations,
-        /// Times that a loop or thread was woken.
+        /// Wake-ups of loops and threads.
         wake_ups,
-        /// Hook calls that were dropped because nobody took those before.
+        /// Hook calls dropped because the queue was full.
         dropped,
         ;
-        /// How much was taken at once.
+        /// The number of items in one drain.
         batches: Histogram = Histogram::of(&names::BRIDGE_BATCH),
     }
 );
 
 impl BridgeStats {
-    /// Begins anew: in a forked child, say.
+    /// Sets all counters to zero, as in a forked child.
     pub fn reset(&self) {
         for counter in [
             &self.waiting,
@@ -447,21 +450,18 @@ impl BridgeStats {
     }
 }
 
-impl Source for BridgeStats {
-    #[allow(
-        clippy::cast_precision_loss,
-        reason = "gauges are shown, not counted on"
-    )]
-    fn report(&self, sheet: &mut Sheet) {
-        sheet.level(&names::BRIDGE_WAITING, &[], of(&self.waiting) as f64);
-        sheet.level(&names::BRIDGE_OPERATIONS, &[], of(&self.operations) as f64);
-        sheet.count(&names::BRIDGE_WAKE_UPS, &[], of(&self.wake_ups));
-        sheet.count(&names::BRIDGE_DROPPED, &[], of(&self.dropped));
-        sheet.spread(&names::BRIDGE_BATCH, &[], &self.batches);
+impl MetricSource for BridgeStats {
+    #[allow(clippy::cast_precision_loss, reason = "gauges are only displayed")]
+    fn report(&self, snapshot: &mut MetricsSnapshot) {
+        snapshot.level(&names::BRIDGE_WAITING, &[], of(&self.waiting) as f64);
+        snapshot.level(&names::BRIDGE_OPERATIONS, &[], of(&self.operations) as f64);
+        snapshot.count(&names::BRIDGE_WAKE_UPS, &[], of(&self.wake_ups));
+        snapshot.count(&names::BRIDGE_DROPPED, &[], of(&self.dropped));
+        snapshot.spread(&names::BRIDGE_BATCH, &[], &self.batches);
     }
 }
 
-/// What is counted of the program's own functions.
+/// The counters of the application's hooks.
 #[derive(Debug)]
 pub struct HookStats([HookCounts; names::HOOKS.len()]);
 
@@ -483,14 +483,14 @@ impl Default for HookStats {
 }
 
 impl HookStats {
-    /// A function is called.
+    /// Counts a call of a hook.
     pub fn called(&self, hook: &'static str) {
         if let Some(counts) = self.of(hook) {
             count(&counts.calls);
         }
     }
 
-    /// A function has ended, and how.
+    /// Counts the end of a hook call, and whether it succeeded.
     pub fn ended(&self, hook: &'static str, took: Duration, well: bool) {
         if let Some(counts) = self.of(hook) {
             counts.duration.time(took);
@@ -500,7 +500,7 @@ impl HookStats {
         }
     }
 
-    /// Begins anew: in a forked child, say.
+    /// Sets all counters to zero, as in a forked child.
     pub fn reset(&self) {
         for counts in &self.0 {
             counts.calls.store(0, Ordering::Relaxed);
@@ -515,16 +515,16 @@ impl HookStats {
     }
 }
 
-impl Source for HookStats {
-    fn report(&self, sheet: &mut Sheet) {
+impl MetricSource for HookStats {
+    fn report(&self, snapshot: &mut MetricsSnapshot) {
         for (hook, counts) in names::HOOKS.iter().zip(&self.0) {
             if of(&counts.calls) == 0 {
                 continue;
             }
-            sheet.count(&names::HOOK_CALLS, &[hook], of(&counts.calls));
-            sheet.count(&names::HOOK_FAILURES, &[hook], of(&counts.failures));
+            snapshot.count(&names::HOOK_CALLS, &[hook], of(&counts.calls));
+            snapshot.count(&names::HOOK_FAILURES, &[hook], of(&counts.failures));
             if counts.duration.read().count() > 0 {
-                sheet.spread(&names::HOOK_DURATION, &[hook], &counts.duration);
+                snapshot.spread(&names::HOOK_DURATION, &[hook], &counts.duration);
             }
         }
     }

@@ -1,32 +1,32 @@
-//! Figures that are counted by their size.
+//! Histograms in plain atomics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::names::{Kind, Metric};
 
-/// A histogram in plain atomics: prometheus-client's own cannot be read out again, and what
-/// several drivers have counted must be added up (docs/decisions/0014).
+/// A histogram in plain atomics: prometheus-client's own cannot be read back, and the histograms
+/// of several drivers must be added up (docs/decisions/0014).
 #[derive(Debug)]
 pub struct Histogram {
     bounds: &'static [f64],
-    /// One more than there are bounds; the last is for whatever is larger than all.
+    /// One more than there are bounds; the last one has no upper bound.
     buckets: Box<[AtomicU64]>,
-    /// In billionths: atomics cannot add fractions.
+    /// In billionths: atomics add integers only.
     sum: AtomicU64,
 }
 
-/// What a histogram says at a moment.
+/// A copy of a histogram's counts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Counts {
-    /// How many fell into each bucket; the last has no upper bound.
+    /// The number of values in each bucket; the last has no upper bound.
     pub buckets: Vec<u64>,
-    /// The sum of all.
+    /// The sum of all values.
     pub sum: f64,
 }
 
 impl Counts {
-    /// How many there were.
+    /// The number of values.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
@@ -42,7 +42,7 @@ impl Counts {
 const BILLION: f64 = 1e9;
 
 impl Histogram {
-    /// An empty histogram of this metric; one without buckets if the metric is none.
+    /// An empty histogram of this metric; without bounds if the metric is not a histogram.
     #[must_use]
     pub fn of(metric: &Metric) -> Self {
         let bounds = match metric.kind {
@@ -56,13 +56,13 @@ impl Histogram {
         }
     }
 
-    /// Counts a length of time, in seconds.
+    /// Adds a duration, in seconds.
     pub fn time(&self, took: Duration) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.put(took.as_secs_f64(), nanos);
     }
 
-    /// Counts a number of things.
+    /// Adds a size.
     pub fn size(&self, size: usize) {
         const EACH: u64 = 1_000_000_000;
         let size = u64::try_from(size).unwrap_or(u64::MAX);
@@ -79,20 +79,17 @@ impl Histogram {
         self.sum.fetch_add(billionths, Ordering::Relaxed);
     }
 
-    /// Begins anew.
+    /// Sets all counts to zero.
     pub fn reset(&self) {
         let counters = self.buckets.iter().chain([&self.sum]);
         counters.for_each(|counter| counter.store(0, Ordering::Relaxed));
     }
 
-    /// What was counted so far.
+    /// The counts so far.
     #[must_use]
     pub fn read(&self) -> Counts {
         let buckets = self.buckets.iter();
-        #[allow(
-            clippy::cast_precision_loss,
-            reason = "the sum is shown, not counted on"
-        )]
+        #[allow(clippy::cast_precision_loss, reason = "the sum is only displayed")]
         let sum = self.sum.load(Ordering::Relaxed) as f64 / BILLION;
         Counts {
             buckets: buckets.map(|count| count.load(Ordering::Relaxed)).collect(),

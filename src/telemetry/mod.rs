@@ -1,8 +1,8 @@
-//! What is counted, how it is called, and how it is read.
+//! Metrics: counters, their names, and snapshots of them.
 //!
-//! Whoever counts keeps plain atomics ([`counters`], [`calls`], [`services`]); a [`Metrics`] adds
-//! up those of all drivers on one store when somebody looks, as a [`Sheet`] of series. Their names
-//! stand in one table, [`names`].
+//! Drivers count in plain atomics ([`counters`], [`calls`], [`services`]). On a scrape, a
+//! [`Metrics`] adds up the counters of all drivers on one store, as a [`MetricsSnapshot`] of
+//! series. All names are in one table, [`names`].
 
 pub mod calls;
 mod counters;
@@ -10,12 +10,12 @@ pub mod histogram;
 pub mod names;
 mod registry;
 pub mod services;
-pub mod sheet;
+pub mod snapshot;
 pub mod windows;
 
 pub use counters::{
     BridgeStats, CacheStats, ClientStats, HookStats, PeerStats, ServerStats, StateStats,
     StoreStats, count,
 };
-pub use registry::{Gauges, Metrics, Source, openmetrics};
-pub use sheet::Sheet;
+pub use registry::{Gauges, MetricSource, Metrics, openmetrics};
+pub use snapshot::MetricsSnapshot;

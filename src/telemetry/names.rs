@@ -1,31 +1,31 @@
-//! Every metric: its name, what it means, its labels and what these may say. One table, from which
-//! the scrape, the documentation and the tests are made.
+//! Every metric: its name, help text, labels and allowed label values. One table, used by the
+//! scrape, the documentation and the tests.
 //!
-//! No label holds a uid. What a label may say is a list that is written down here, or is bounded:
-//! by the program's own configuration (peers, endpoints), or by a cap with an `other` behind it
-//! (services, pods).
+//! No label holds a uid. The values of a label are a list in this file, or are bounded: by the
+//! application's configuration (peers, endpoints), or by a cap with an `other` behind it (services,
+//! pods).
 
 use crate::error::ErrorKind;
 
-/// What kind of figure a metric is.
+/// The kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
-    /// It only rises, also when drivers are closed and dropped.
+    /// It only increases, also when drivers are closed and dropped.
     Counter,
-    /// It goes up and down. Several drivers' figures are merged so.
+    /// It goes up and down. The values of several drivers are merged by this rule.
     Gauge(Merge),
-    /// How often it was at most so much; these are the upper bounds, without the infinite one.
+    /// Counts in buckets with these upper bounds; the infinite one is implied.
     Histogram(&'static [f64]),
 }
 
 /// How gauges of several drivers are merged into one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Merge {
-    /// They are added up.
+    /// The sum.
     Sum,
-    /// They see the same thing: the largest is taken.
+    /// The largest: all drivers measure the same thing.
     Most,
-    /// The smallest is taken.
+    /// The smallest.
     Least,
 }
 
@@ -34,29 +34,29 @@ pub enum Merge {
 pub struct Label {
     /// Its name.
     pub name: &'static str,
-    /// What it may say.
+    /// Its allowed values.
     pub values: Values,
 }
 
-/// What a label may say.
+/// The allowed values of a label.
 #[derive(Debug, Clone, Copy)]
 pub enum Values {
     /// One of these.
     OneOf(fn() -> Vec<&'static str>),
-    /// At most so many different ones for each store, then `other`.
+    /// At most this many different values for each store, then `other`.
     AtMost(usize),
-    /// As many as the program has configured.
+    /// As many as the application has configured.
     Configured,
 }
 
 /// A metric.
 #[derive(Debug)]
 pub struct Metric {
-    /// The name of the metric family: that of a counter's series ends in `_total` besides.
+    /// The name of the metric family; a counter's series has `_total` appended.
     pub name: &'static str,
-    /// What kind of figure it is.
+    /// Its kind.
     pub kind: Kind,
-    /// What it means.
+    /// Its help text.
     pub help: &'static str,
     /// Its labels, in order.
     pub labels: &'static [&'static Label],
@@ -76,14 +76,14 @@ impl Metric {
     }
 }
 
-/// What stands in a label once there are more names than fit.
+/// The label value of all services or pods beyond the cap.
 pub const OTHER: &str = "other";
-/// So many services of one store have series of their own.
+/// The number of services of one store that have series of their own.
 pub const SERVICES_MAX: usize = 64;
-/// So many pods of one service have series of their own.
+/// The number of pods of one service that have series of their own.
 pub const PODS_MAX: usize = 128;
 
-/// The link operations. Look-ups that the cache answers are all counted as `get_linked_in_cache`.
+/// The link operations. All lookups that the cache answers are counted as `get_linked_in_cache`.
 pub const OPERATIONS: [&str; 12] = [
     "compute_linked_pod",
     "get_linked_in_cache",
@@ -99,7 +99,7 @@ pub const OPERATIONS: [&str; 12] = [
     "remove_linked_pod_with_id",
 ];
 
-/// The calls of the store, by the name of the script or the read.
+/// The calls to the store, by the name of the script or the read.
 pub const STORE_CALLS: [&str; 20] = [
     "get",
     "batch_get",
@@ -123,7 +123,7 @@ pub const STORE_CALLS: [&str; 20] = [
     "ping",
 ];
 
-/// The operations that a peer is asked for.
+/// The operations of a peer.
 pub const PEER_METHODS: [&str; 12] = [
     "compute",
     "get",
@@ -139,7 +139,7 @@ pub const PEER_METHODS: [&str; 12] = [
     "ready",
 ];
 
-/// The program's own functions that podlink calls.
+/// The application's hooks.
 pub const HOOKS: [&str; 8] = [
     "strategy",
     "load",
@@ -151,10 +151,10 @@ pub const HOOKS: [&str; 8] = [
     "callback",
 ];
 
-/// The windows over which ratios and rates are taken, with their seconds.
+/// The windows of ratios and rates, with their lengths in seconds.
 pub const WINDOWS: [(&str, u64); 3] = [("1m", 60), ("5m", 300), ("15m", 900)];
 
-/// How a call ended: it succeeded, or the code of its error.
+/// The outcomes of a call: ok, or the code of its error.
 fn codes() -> Vec<&'static str> {
     let errors = ErrorKind::ALL.into_iter().map(ErrorKind::code);
     std::iter::once("ok").chain(errors).collect()
@@ -194,12 +194,12 @@ labels! {
     VERSION = "version" Values::OneOf(|| vec![env!("CARGO_PKG_VERSION")]);
 }
 
-/// From a local store's tenth of a millisecond to what nobody waits for.
+/// From the 0.1 ms of a local store to longer than any deadline in practice.
 const LATENCIES: &[f64] = &[
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
     5.0, 10.0,
 ];
-/// What leases are counted in.
+/// The scale of lease durations.
 const LEASES: &[f64] = &[
     0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0, 15.0, 30.0, 60.0,
 ];
@@ -230,39 +230,39 @@ metrics! {
 
     // Are users routed, and how fast?
     OPERATIONS_TOTAL = Counter, "podlink_operations" [OPERATION, OUTCOME]
-        "Link operations that have ended, by how: from the cache, from the store or a peer (ok), or with an error's code.";
+        "Link operations that have ended, by outcome: cached, ok (by the store or a peer), or an error's code.";
     OPERATION_DURATION = Histogram(LATENCIES), "podlink_operation_duration_seconds" [OPERATION, RESULT]
-        "How long link operations took that the cache did not answer.";
+        "Duration of the link operations that the cache did not answer.";
     FLIGHTS_JOINED = Counter, "podlink_flights_joined" []
-        "Callers that shared another caller's question about the same user.";
+        "Callers that joined another caller's flight for the same user (single flight).";
     CACHE_HITS = Counter, "podlink_cache_hits" []
-        "Computes and look-ups that the cache answered.";
+        "Computes and lookups that the cache answered.";
     CACHE_MISSES = Counter, "podlink_cache_misses" []
-        "Computes and look-ups that the cache could not answer.";
+        "Computes and lookups that the cache could not answer.";
     CACHE_STALE = Counter, "podlink_cache_stale" []
-        "Those misses where the cache did hold the user: the entry was over, or its pod gone or restarted.";
+        "Cache misses where the cache held an invalid entry: it had expired, or its pod was gone or restarted.";
     CACHE_EVICTIONS = Counter, "podlink_cache_evictions" []
-        "Entries that made room for others.";
+        "Entries that were evicted to make room for others.";
     CACHE_INVALIDATIONS = Counter, "podlink_cache_invalidations" []
-        "Entries that the program dropped or overwrote.";
+        "Entries that the application removed or overwrote.";
     CACHE_ENTRIES = Gauge(Sum), "podlink_cache_entries" []
         "Links that the cache holds.";
     CACHE_HIT_RATIO = Gauge(Most), "podlink_cache_hit_ratio" [WINDOW]
-        "The share of computes and look-ups that the cache answered, from 0 to 1; nothing where there were none.";
+        "The share of computes and lookups that the cache answered, from 0 to 1; absent where there were none.";
 
-    // What becomes of links?
+    // What happens to links?
     LINKS_MADE = Counter, "podlink_links_made" [NAMESPACE, SERVICE]
-        "New users that were given a pod.";
+        "Links created for new users.";
     LINKS_HEALED = Counter, "podlink_links_healed" [NAMESPACE, SERVICE, POD]
         "Users that a compute moved away from this pod, which was dead or had shut down.";
     LINKS_MOVED = Counter, "podlink_links_moved" [NAMESPACE, SERVICE, POD]
         "Users that this pod handed over to others when it stopped.";
     LINKS_RELEASED = Counter, "podlink_links_released" [NAMESPACE, SERVICE, POD]
-        "Users that this pod gave up when it stopped.";
+        "Users that this pod released when it stopped.";
     LINKS_REFUSED = Counter, "podlink_links_refused" [NAMESPACE, SERVICE]
-        "Computes that found no pod for their user.";
+        "Computes that found no routable pod for their user.";
     OWNERS_UNSURE = Counter, "podlink_owners_unsure" []
-        "Users left on a pod whose lease is over but whose death is not certain yet.";
+        "Users kept on a pod whose lease has expired but whose death is not certified.";
     DEGRADED_CHOICES = Counter, "podlink_degraded_choices" []
         "Pods chosen while every pod was over the overload limit.";
 
@@ -276,15 +276,15 @@ metrics! {
     STATE_REFRESHES = Counter, "podlink_state_refreshes" [DONE]
         "Readings of all pods of a service.";
     STATE_EVENTS = Counter, "podlink_state_events" []
-        "Changes of pods that the store's channel told of.";
+        "Changes of pods that the store's channel published.";
     STATE_CORRUPT = Counter, "podlink_state_corrupt" []
         "States of pods that could not be read and were skipped.";
     STATE_STALE = Counter, "podlink_state_stale_periods" []
         "Refresh periods in which pods were served although the store could not be read.";
     CHANNEL_LOSSES = Counter, "podlink_channel_losses" []
-        "Times that the channel of events was lost; polling bridged it.";
+        "Times that the channel of events was lost; polling bridged the gap.";
     LISTEN_FAILURES = Counter, "podlink_listen_failures" []
-        "Times that the channel of events could not be had.";
+        "Failed attempts to open the channel of events.";
 
     // Is the store the cause?
     STORES = Gauge(Sum), "podlink_stores" []
@@ -292,17 +292,17 @@ metrics! {
     STORE_CONNECTED = Gauge(Sum), "podlink_store_connected" []
         "Stores that can be called at this moment: in memory, or with a connection that works.";
     STORE_CALLS_TOTAL = Counter, "podlink_store_calls" [CALL, CALL_OUTCOME]
-        "Calls of the store that have ended, by how: ok, or an error's code. TIMEOUT: no answer in time.";
+        "Calls to the store that have ended, by outcome: ok, or an error's code. TIMEOUT: no answer in time.";
     STORE_CALL_DURATION = Histogram(LATENCIES), "podlink_store_call_duration_seconds" [CALL, RESULT]
-        "How long calls of the store took.";
+        "Duration of calls to the store.";
     STORE_IN_FLIGHT = Gauge(Sum), "podlink_store_calls_in_flight" []
-        "Calls of the store that wait for their answer.";
+        "Calls to the store in flight.";
     STORE_UNKNOWN = Counter, "podlink_store_unknown_outcomes" [CALL]
-        "Writes that failed and may have happened all the same.";
+        "Writes that failed and may have been applied nevertheless.";
     STORE_BATCH = Histogram(SIZES), "podlink_store_batch_size" [CALL]
-        "How many items calls for many items carried.";
+        "Number of items in batch calls.";
     STORE_CONNECTS = Counter, "podlink_store_connects" []
-        "Connections made; each but the first of a store is a reconnect.";
+        "Connections opened; each but the first of a store is a reconnect.";
     STORE_FAILED_DIALS = Counter, "podlink_store_failed_dials" []
         "Attempts to connect that failed.";
     STORE_DISCONNECTS = Counter, "podlink_store_disconnects" []
@@ -310,13 +310,13 @@ metrics! {
     STORE_UNANSWERED = Counter, "podlink_store_unanswered_calls" []
         "Calls that were sent and not answered in time.";
     STORE_SCRIPT_LOADS = Counter, "podlink_store_script_loads" []
-        "Scripts sent with their source, because the server did not know them.";
+        "Scripts sent with their source, because the server did not have them.";
 
     // Is a peer the cause?
     PEER_CALLS = Counter, "podlink_peer_calls" [PEER, METHOD, CODE]
-        "Calls of another namespace's peer that have ended, by how: ok, or an error's code.";
+        "Calls to another namespace's peer that have ended, by outcome: ok, or an error's code.";
     PEER_CALL_DURATION = Histogram(LATENCIES), "podlink_peer_call_duration_seconds" [PEER, METHOD, RESULT]
-        "How long calls of another namespace's peer took, repetitions included.";
+        "Duration of calls to another namespace's peer, including retries.";
     PEER_ENDPOINTS = Gauge(Most), "podlink_peer_endpoints" [PEER, ENDPOINT, CONDITION]
         "1 for the condition that an endpoint is in, 0 for the others.";
 
@@ -324,43 +324,43 @@ metrics! {
     PUBLICATIONS = Counter, "podlink_publications" [DONE]
         "States that this process's pods tried to publish, each a renewal of the lease.";
     PUBLICATION_DURATION = Histogram(LATENCIES), "podlink_publication_duration_seconds" []
-        "How long publishing a state took, if it succeeded.";
+        "Duration of successful publications.";
     PUBLICATION_LATENESS = Histogram(LEASES), "podlink_publication_lateness_seconds" []
-        "How much more than a period lay between one published state and the next.";
+        "How much longer than a period the gap between two publications was.";
     LEASE_MARGIN = Histogram(LEASES), "podlink_lease_margin_seconds" []
-        "What was left of the lease, guard taken off, when it was renewed.";
+        "What was left of the lease, minus the guard, at renewal.";
     LEASE_LEFT = Gauge(Least), "podlink_lease_left_seconds" [NAMESPACE, SERVICE, POD]
-        "What is left of the pod's lease now, guard taken off; 0 once it is over.";
+        "What is left of the pod's lease now, minus the guard; 0 once it has expired.";
     LEASES_LOST = Counter, "podlink_leases_lost" []
-        "Leases that lapsed, or were declared dead, or whose pod index another process took.";
+        "Leases that expired, or were declared dead, or whose pod index another process took.";
     INDEX_BUSY = Counter, "podlink_index_busy" []
-        "Looks at the pod index that found an earlier process alive.";
+        "Attempts to take the pod index that found an earlier process alive.";
     WORKLOAD_WRITES = Counter, "podlink_workload_writes" [DONE]
         "States of the whole service that this process's pods tried to write.";
     POD_LOAD = Gauge(Most), "podlink_pod_load" [NAMESPACE, SERVICE, POD]
         "The load that the pod publishes; lower is better.";
     OWNED_USERS = Gauge(Sum), "podlink_owned_users" [NAMESPACE, SERVICE, POD]
-        "Users that the pod has made its own under its present lease.";
+        "Users that the pod has taken under its current lease.";
     DRAINING = Gauge(Most), "podlink_draining" [NAMESPACE, SERVICE, POD]
         "1 while the pod is being stopped, otherwise 0.";
     DRAIN_USERS = Gauge(Most), "podlink_drain_users" [NAMESPACE, SERVICE, POD, FATE]
-        "What has become of the users of a pod that is being stopped, or was.";
+        "What happened to the users of a pod that is being stopped, or was.";
     DRAIN_DURATION = Histogram(LEASES), "podlink_drain_duration_seconds" []
-        "How long stops took.";
+        "Duration of stops.";
 
-    // Are the program's own functions or loops the cause?
+    // Are the application's hooks or loops the cause?
     HOOK_CALLS = Counter, "podlink_hook_calls" [HOOK]
-        "Calls of the program's own functions.";
+        "Calls of the application's hooks.";
     HOOK_FAILURES = Counter, "podlink_hook_failures" [HOOK]
-        "Calls of the program's own functions that raised, answered nonsense or not in time.";
+        "Calls of the application's hooks that raised, returned an invalid value or timed out.";
     HOOK_DURATION = Histogram(LATENCIES), "podlink_hook_duration_seconds" [HOOK]
-        "How long the program's own functions took; of those that podlink waits for, with the wait for their loop or thread.";
+        "Duration of the application's hooks; where podlink waits for the result, including the wait for their loop or thread.";
     BRIDGE_WAITING = Gauge(Most), "podlink_bridge_waiting" []
         "Results and hook calls that wait for a Python loop or thread, of the whole process.";
     BRIDGE_OPERATIONS = Gauge(Most), "podlink_bridge_operations" []
-        "Operations under way that Python code waits for, of the whole process.";
+        "Operations in flight that Python code awaits, of the whole process.";
     BRIDGE_BATCH = Histogram(SIZES), "podlink_bridge_batch_size" []
-        "How many results and hook calls a loop took at once, of the whole process.";
+        "Number of results and hook calls that a loop drained at once, of the whole process.";
     BRIDGE_WAKE_UPS = Counter, "podlink_bridge_wake_ups" []
         "Times that a loop or thread was woken, of the whole process.";
     BRIDGE_DROPPED = Counter, "podlink_bridge_dropped_calls" []

@@ -12,34 +12,33 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::names::{Kind, Metric};
 use super::services::ServiceNames;
-use super::sheet::{LabelValues, Sheet, Value};
-use super::windows::{Reading, Window, Windows};
+use super::snapshot::{LabelValues, MetricValue, MetricsSnapshot};
+use super::windows::{Window, WindowReading, Windows};
 use crate::clock::Clock;
 use crate::error::Error;
 
-/// Somebody who counts: part of a driver, and alive for as long as that.
+/// A part of a driver that counts, and lives as long as the driver.
 ///
-/// Whoever counts keeps plain atomics, so that counting costs next to nothing; adding them up is
-/// the reader's work.
-pub trait Source: Send + Sync + fmt::Debug + 'static {
-    /// Says what was counted.
-    fn report(&self, sheet: &mut Sheet);
+/// Sources count in plain atomics, so that counting is cheap; the scrape adds them up.
+pub trait MetricSource: Send + Sync + fmt::Debug + 'static {
+    /// Adds the counters to `snapshot`.
+    fn report(&self, snapshot: &mut MetricsSnapshot);
 
-    /// Takes the names under which services are to be reported.
+    /// Takes the label values of services.
     fn take_names(&self, _names: &Arc<ServiceNames>) {}
 
-    /// What the windows are taken of.
-    fn reading(&self) -> Reading {
-        Reading::default()
+    /// The counters that the windows are computed from.
+    fn reading(&self) -> WindowReading {
+        WindowReading::default()
     }
 }
 
-/// Something whose present state is of interest, as long as it is there.
+/// A part of a driver that reports its current state as gauges while it is alive.
 pub trait Gauges: Send + Sync + fmt::Debug + 'static {
-    /// Says how things are; nothing if it was closed.
-    fn report(&self, sheet: &mut Sheet);
+    /// Adds the gauges to `snapshot`; none after a close.
+    fn report(&self, snapshot: &mut MetricsSnapshot);
 
-    /// Why no users can be served, if that is so.
+    /// Why users cannot be served, or `None` if they can.
     fn trouble(&self) -> Option<Error> {
         None
     }
@@ -50,23 +49,23 @@ pub trait Gauges: Send + Sync + fmt::Debug + 'static {
     }
 }
 
-/// The metrics of all drivers on one store. Drivers join; what those have counted that are gone
-/// is kept, so that no counter ever falls.
+/// The metrics of all drivers on one store. Drivers register; the counts of dropped drivers are
+/// kept, so that no counter ever decreases.
 #[derive(Debug)]
 pub struct Metrics {
     clock: Clock,
     names: Arc<ServiceNames>,
-    /// Never held across an await, nor while anything but the sources is locked.
+    /// Never held across an await, nor while any lock but the sources' own is held.
     members: Mutex<Members>,
 }
 
 #[derive(Debug)]
 struct Members {
-    sources: Vec<Arc<dyn Source>>,
+    sources: Vec<Arc<dyn MetricSource>>,
     gauges: Vec<Weak<dyn Gauges>>,
-    /// What those have counted that are gone.
-    past: Sheet,
-    past_reading: Reading,
+    /// The counts of dropped sources.
+    past: MetricsSnapshot,
+    past_reading: WindowReading,
     windows: Windows,
 }
 
@@ -77,8 +76,8 @@ impl Metrics {
         let members = Members {
             sources: Vec::new(),
             gauges: Vec::new(),
-            past: Sheet::default(),
-            past_reading: Reading::default(),
+            past: MetricsSnapshot::default(),
+            past_reading: WindowReading::default(),
             windows: Windows::new(clock.now()),
         };
         Arc::new(Self {
@@ -88,10 +87,10 @@ impl Metrics {
         })
     }
 
-    /// Reports from now on what `source` counts. A second time does nothing.
-    pub fn join(&self, source: Arc<dyn Source>) {
+    /// Registers `source`. Idempotent.
+    pub fn join(&self, source: Arc<dyn MetricSource>) {
         let mut members = self.members();
-        members.bury();
+        members.retire_dropped();
         if members
             .sources
             .iter()
@@ -103,49 +102,49 @@ impl Metrics {
         members.sources.push(source);
     }
 
-    /// Reports from now on how `gauges` is, as long as it is there.
+    /// Registers `gauges` until it is dropped.
     pub fn watch(&self, gauges: Weak<dyn Gauges>) {
         let mut members = self.members();
         members.gauges.retain(|known| known.strong_count() > 0);
         members.gauges.push(gauges);
     }
 
-    /// What everybody says at this moment.
+    /// A snapshot of all counters and gauges.
     #[must_use]
-    pub fn sheet(&self) -> Sheet {
+    pub fn snapshot(&self) -> MetricsSnapshot {
         let now = self.clock.now();
-        let (mut sheet, gauges) = {
+        let (mut snapshot, gauges) = {
             let mut members = self.members();
-            members.bury();
-            let mut sheet = members.past.clone();
+            members.retire_dropped();
+            let mut snapshot = members.past.clone();
             for source in &members.sources {
-                source.report(&mut sheet);
+                source.report(&mut snapshot);
             }
             let reading = members.reading();
-            members.windows.report(&mut sheet, reading, now);
-            (sheet, members.gauges.clone())
+            members.windows.report(&mut snapshot, reading, now);
+            (snapshot, members.gauges.clone())
         };
-        // Outside the lock: the last owner of a driver may go meanwhile, and its end is then here.
+        // Outside the lock: this may hold the last reference to a driver, which is then dropped here.
         for gauges in gauges.iter().filter_map(Weak::upgrade) {
-            gauges.report(&mut sheet);
+            gauges.report(&mut snapshot);
         }
-        sheet
+        snapshot
     }
 
-    /// What happened lately.
+    /// The counts of the last minutes, by window.
     #[must_use]
     pub fn windows(&self) -> Vec<Window> {
         let members = self.members();
         members.windows.look(members.reading(), self.clock.now())
     }
 
-    /// Why no users can be served, if that is so.
+    /// Why users cannot be served, or `None` if they can.
     #[must_use]
     pub fn trouble(&self) -> Option<Error> {
         self.gauges().iter().find_map(|gauges| gauges.trouble())
     }
 
-    /// The services whose pods are being read, each once: as whoever has read them last sees them.
+    /// The services whose pods are being read, each once, from the driver with the latest reading.
     #[must_use]
     pub fn pods(&self) -> Vec<serde_json::Value> {
         let mut services = BTreeMap::new();
@@ -166,30 +165,30 @@ impl Metrics {
         members.gauges.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Notes how far everything has come, for the windows. Called every few seconds.
+    /// Takes a reading for the windows. Called every few seconds.
     pub fn tick(&self) {
         let now = self.clock.now();
         let mut members = self.members();
-        members.bury();
+        members.retire_dropped();
         let reading = members.reading();
         members.windows.note(reading, now);
     }
 
     fn members(&self) -> MutexGuard<'_, Members> {
-        // Every part is whole whatever panicked meanwhile.
+        // Every part is valid even after a panic.
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Members {
-    /// Keeps what those have counted that are gone: nobody but this list holds them.
-    fn bury(&mut self) {
+    /// Removes dropped sources, which only this list still holds, and keeps their counts.
+    fn retire_dropped(&mut self) {
         let (alive, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.sources)
             .into_iter()
             .partition(|source| Arc::strong_count(source) > 1);
         self.sources = alive;
         for source in gone {
-            let mut last = Sheet::default();
+            let mut last = MetricsSnapshot::default();
             source.report(&mut last);
             last.keep_counts();
             self.past.absorb(last);
@@ -197,7 +196,7 @@ impl Members {
         }
     }
 
-    fn reading(&self) -> Reading {
+    fn reading(&self) -> WindowReading {
         let mut all = self.past_reading;
         self.sources
             .iter()
@@ -206,21 +205,21 @@ impl Members {
     }
 }
 
-/// Several registries as one text in the OpenMetrics format.
+/// The snapshot as text in the OpenMetrics format.
 ///
 /// # Errors
-/// If the library cannot write it: a mistake in podlink.
-pub fn openmetrics(sheet: Sheet) -> Result<String, fmt::Error> {
+/// If prometheus-client cannot write it: a bug in podlink.
+pub fn openmetrics(snapshot: MetricsSnapshot) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Page(sheet)));
+    registry.register_collector(Box::new(Page(snapshot)));
     let mut page = String::new();
     text::encode(&mut page, &registry)?;
     Ok(page)
 }
 
-/// A sheet, as prometheus-client takes it.
+/// A snapshot, as a collector of prometheus-client.
 #[derive(Debug)]
-struct Page(Sheet);
+struct Page(MetricsSnapshot);
 
 impl Collector for Page {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
@@ -245,7 +244,7 @@ fn series(
     encoder: &mut MetricEncoder<'_>,
     metric: &Metric,
     labels: &LabelValues,
-    value: &Value,
+    value: &MetricValue,
 ) -> fmt::Result {
     if labels.is_empty() {
         return encode(encoder, metric, value);
@@ -255,11 +254,13 @@ fn series(
     encode(&mut encoder.encode_family(&labels)?, metric, value)
 }
 
-fn encode(encoder: &mut MetricEncoder<'_>, metric: &Metric, value: &Value) -> fmt::Result {
+fn encode(encoder: &mut MetricEncoder<'_>, metric: &Metric, value: &MetricValue) -> fmt::Result {
     match value {
-        Value::Count(count) => encoder.encode_counter(count, None::<&Exemplar<NoLabelSet, f64>>),
-        Value::Level(level) => encoder.encode_gauge(level),
-        Value::Spread(counts) => {
+        MetricValue::Count(count) => {
+            encoder.encode_counter(count, None::<&Exemplar<NoLabelSet, f64>>)
+        }
+        MetricValue::Level(level) => encoder.encode_gauge(level),
+        MetricValue::Spread(counts) => {
             let Kind::Histogram(bounds) = metric.kind else {
                 return Err(fmt::Error);
             };
@@ -278,25 +279,25 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     fn hits(metrics: &Metrics) -> u64 {
-        let sheet = metrics.sheet();
-        let hits = sheet
+        let snapshot = metrics.snapshot();
+        let hits = snapshot
             .families()
             .filter(|(metric, _)| std::ptr::eq(*metric, &names::CACHE_HITS));
         hits.flat_map(|(_, family)| family.values())
             .map(|value| match value {
-                Value::Count(count) => *count,
+                MetricValue::Count(count) => *count,
                 _ => 0,
             })
             .sum()
     }
 
     #[test]
-    fn drivers_that_come_and_go_lose_nothing_and_no_look_sees_less_than_the_one_before() {
+    fn counters_never_decrease_while_drivers_come_and_go() {
         const DRIVERS: u64 = 200;
         let metrics = Metrics::new(Clock::System);
         let done = AtomicBool::new(false);
         std::thread::scope(|threads| {
-            let looking = threads.spawn(|| {
+            let scraping = threads.spawn(|| {
                 let mut last = 0;
                 while !done.load(Ordering::SeqCst) {
                     let now = hits(&metrics);
@@ -309,8 +310,8 @@ mod tests {
                     threads.spawn(|| {
                         for _ in 0..DRIVERS {
                             let stats = Arc::new(ClientStats::default());
-                            metrics.join(Arc::clone(&stats) as Arc<dyn Source>);
-                            metrics.join(Arc::clone(&stats) as Arc<dyn Source>);
+                            metrics.join(Arc::clone(&stats) as Arc<dyn MetricSource>);
+                            metrics.join(Arc::clone(&stats) as Arc<dyn MetricSource>);
                             (0..10).for_each(|_| count(&stats.cache_hits));
                         }
                     })
@@ -318,7 +319,7 @@ mod tests {
                 .collect();
             working.into_iter().for_each(|each| each.join().unwrap());
             done.store(true, Ordering::SeqCst);
-            looking.join().unwrap();
+            scraping.join().unwrap();
         });
         assert_eq!(hits(&metrics), 4 * DRIVERS * 10);
         assert_eq!(metrics.windows()[0].happened.hits, 4 * DRIVERS * 10);
@@ -326,10 +327,10 @@ mod tests {
     }
 
     #[test]
-    fn a_page_ends_as_it_must_and_says_each_thing_once() {
+    fn a_page_ends_with_eof_and_has_no_duplicate_lines() {
         let metrics = Metrics::new(Clock::System);
         metrics.join(Arc::new(ClientStats::default()));
-        let page = openmetrics(metrics.sheet()).unwrap();
+        let page = openmetrics(metrics.snapshot()).unwrap();
         assert!(page.ends_with("# EOF\n"));
         let lines: Vec<&str> = page.lines().collect();
         let unique: std::collections::HashSet<&&str> = lines.iter().collect();
@@ -337,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_each_name_once_and_every_name_is_podlinks() {
+    fn metric_names_are_unique_and_prefixed() {
         for (at, metric) in names::ALL.iter().enumerate() {
             let twice = names::ALL[..at]
                 .iter()

@@ -1,22 +1,21 @@
-//! What is counted by service and pod, with a bound on how many names there may be.
+//! Counters by service and pod, with a bound on the number of label values.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::names::{self, Metric, OTHER, PODS_MAX, SERVICES_MAX};
-use super::sheet::Sheet;
+use super::snapshot::MetricsSnapshot;
 use crate::id::{PodIndex, ServiceId};
 
-/// How a service and its pods are called in labels.
+/// The label values of a service and its pods.
 #[derive(Debug)]
 pub struct Naming {
     /// The namespace, or `other`.
     pub namespace: String,
     /// The service, or `other`.
     pub service: String,
-    /// The pods that have series of their own; the later ones are `other`. Never held across an
-    /// await.
+    /// The pods that have series of their own; later ones are `other`. Never held across an await.
     pods: Mutex<HashSet<PodIndex>>,
 }
 
@@ -29,7 +28,7 @@ impl Naming {
         })
     }
 
-    /// How this pod is called in labels.
+    /// The label value of this pod.
     #[must_use]
     pub fn pod(&self, pod: PodIndex) -> String {
         let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,13 +42,13 @@ impl Naming {
     }
 }
 
-/// The services that have series of their own: the first ones of a store, in the order in which
-/// they were met. The others are `other`. A service that has a name keeps it.
+/// The services that have series of their own: the first ones of a store, in order of first use.
+/// All others are `other`. A service keeps its label for good.
 #[derive(Debug, Default)]
 pub struct ServiceNames(Mutex<HashMap<ServiceId, Arc<Naming>>>);
 
 impl ServiceNames {
-    /// How this service is called in labels.
+    /// The label values of this service.
     #[must_use]
     pub fn of(&self, service: &ServiceId) -> Arc<Naming> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -65,28 +64,28 @@ impl ServiceNames {
     }
 }
 
-/// What one driver counts of the links of each service.
+/// One driver's counters of the links of each service.
 #[derive(Debug, Default)]
-pub struct Services {
+pub struct ServiceCounters {
     names: OnceLock<Arc<ServiceNames>>,
     tallies: Mutex<HashMap<ServiceId, Arc<LinkTally>>>,
-    /// The one of all services that have no series of their own.
+    /// Shared by all services that have no series of their own.
     rest: OnceLock<Arc<LinkTally>>,
 }
 
-impl Services {
+impl ServiceCounters {
     pub(super) fn take_names(&self, names: &Arc<ServiceNames>) {
-        // A driver belongs to one store, and joins it before it counts anything.
+        // A driver belongs to one store, and registers before it counts anything.
         let _second_store = self.names.set(Arc::clone(names));
     }
 
-    /// How this service is called in labels.
+    /// The label values of this service.
     #[must_use]
     pub fn name(&self, service: &ServiceId) -> Arc<Naming> {
         self.names.get_or_init(Arc::default).of(service)
     }
 
-    /// Where the links of this service are counted.
+    /// The counters of this service's links.
     #[must_use]
     pub fn tally(&self, service: &ServiceId) -> Arc<LinkTally> {
         let mut tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
@@ -103,10 +102,10 @@ impl Services {
         tally
     }
 
-    pub(super) fn report(&self, sheet: &mut Sheet) {
+    pub(super) fn report(&self, snapshot: &mut MetricsSnapshot) {
         let tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
         let all = tallies.values().chain(self.rest.get());
-        all.for_each(|tally| tally.report(sheet));
+        all.for_each(|tally| tally.report(snapshot));
     }
 
     /// Links made and users moved away from dead pods, so far.
@@ -120,13 +119,13 @@ impl Services {
     }
 }
 
-/// What is counted of the links of one service.
+/// The counters of the links of one service.
 #[derive(Debug)]
 pub struct LinkTally {
     naming: Arc<Naming>,
-    /// New users that were given a pod.
+    /// Links created for new users.
     pub made: AtomicU64,
-    /// Computes that found no pod.
+    /// Computes that found no routable pod.
     pub refused: AtomicU64,
     healed: ByPod,
     moved: ByPod,
@@ -145,22 +144,22 @@ impl LinkTally {
         })
     }
 
-    /// A user was moved away from this pod, which is dead or has shut down.
+    /// Counts a user that was moved away from this dead or shut-down pod.
     pub fn healed(&self, from: PodIndex) {
         self.healed.add(self.naming.pod(from), 1);
     }
 
-    /// So many users were handed over by this pod, which stops.
+    /// Counts users that this stopping pod handed over.
     pub fn moved(&self, from: PodIndex, users: u64) {
         self.moved.add(self.naming.pod(from), users);
     }
 
-    /// So many users were given up by this pod, which stops.
+    /// Counts users that this stopping pod released.
     pub fn released(&self, from: PodIndex, users: u64) {
         self.released.add(self.naming.pod(from), users);
     }
 
-    fn report(&self, sheet: &mut Sheet) {
+    fn report(&self, snapshot: &mut MetricsSnapshot) {
         let (namespace, service) = (self.naming.namespace.as_str(), self.naming.service.as_str());
         let plain = [
             (&names::LINKS_MADE, &self.made),
@@ -168,7 +167,7 @@ impl LinkTally {
         ];
         for (metric, counter) in plain {
             let counted = counter.load(Ordering::Relaxed);
-            sheet.count(metric, &[namespace, service], counted);
+            snapshot.count(metric, &[namespace, service], counted);
         }
         let by_pod: [(&'static Metric, &ByPod); 3] = [
             (&names::LINKS_HEALED, &self.healed),
@@ -177,13 +176,13 @@ impl LinkTally {
         ];
         for (metric, counters) in by_pod {
             for (pod, counted) in counters.lock().iter() {
-                sheet.count(metric, &[namespace, service, pod], *counted);
+                snapshot.count(metric, &[namespace, service, pod], *counted);
             }
         }
     }
 }
 
-/// Counters by pod. Rare enough for a lock: a user is moved once.
+/// Counters by pod, behind a lock: they change only when users are moved, which is rare.
 #[derive(Debug, Default)]
 struct ByPod(Mutex<BTreeMap<String, u64>>);
 
@@ -207,7 +206,7 @@ impl ByPod {
 mod tests {
     use super::*;
     use crate::id::{Namespace, ServiceName};
-    use crate::telemetry::sheet::Value;
+    use crate::telemetry::snapshot::MetricValue;
 
     fn service(name: &str) -> ServiceId {
         ServiceId {
@@ -218,7 +217,7 @@ mod tests {
 
     #[test]
     fn more_services_than_fit_share_one_name_and_none_loses_its_own() {
-        let services = Services::default();
+        let services = ServiceCounters::default();
         for number in 0..SERVICES_MAX * 3 {
             services
                 .tally(&service(&format!("s{number}")))
@@ -229,20 +228,20 @@ mod tests {
             .tally(&service("s0"))
             .made
             .fetch_add(1, Ordering::Relaxed);
-        let mut sheet = Sheet::default();
-        services.report(&mut sheet);
-        let (_, made) = sheet.families().next().unwrap();
+        let mut snapshot = MetricsSnapshot::default();
+        services.report(&mut snapshot);
+        let (_, made) = snapshot.families().next().unwrap();
         assert_eq!(made.len(), SERVICES_MAX + 1);
         let count = |namespace: &str, name: &str| &made[&vec![namespace.into(), name.into()]];
-        assert_eq!(*count("ns", "s0"), Value::Count(2));
+        assert_eq!(*count("ns", "s0"), MetricValue::Count(2));
         let rest = 2 * SERVICES_MAX as u64;
-        assert_eq!(*count(OTHER, OTHER), Value::Count(rest));
+        assert_eq!(*count(OTHER, OTHER), MetricValue::Count(rest));
         assert_eq!(services.totals(), (3 * SERVICES_MAX as u64 + 1, 0));
     }
 
     #[test]
     fn more_pods_than_fit_share_one_name() {
-        let services = Services::default();
+        let services = ServiceCounters::default();
         let tally = services.tally(&service("s"));
         let pod = |number: usize| PodIndex::new(i64::try_from(number).unwrap()).unwrap();
         (0..PODS_MAX * 2).for_each(|number| tally.healed(pod(number)));

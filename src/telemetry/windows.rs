@@ -1,39 +1,39 @@
-//! How much happened lately: the last minute, five, fifteen.
+//! Counts of the last one, five and fifteen minutes.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::names::{self, WINDOWS};
-use super::sheet::Sheet;
+use super::snapshot::MetricsSnapshot;
 use crate::clock::Tick;
 
-/// How often a reading is noted.
+/// The interval of readings.
 pub const EVERY: Duration = Duration::from_secs(5);
-/// Enough for the longest window, and one more for what lies on its edge.
+/// Enough for the longest window, and one more for its edge.
 const KEPT: usize = 182;
 
-/// How far the counters had come at a moment.
+/// The values of the counters at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Reading {
-    /// Computes and look-ups that the cache answered.
+pub struct WindowReading {
+    /// Computes and lookups that the cache answered.
     pub hits: u64,
-    /// Those that it could not answer.
+    /// Computes and lookups that the cache could not answer.
     pub misses: u64,
     /// Link operations that have ended.
     pub operations: u64,
-    /// Those that ended with an error.
+    /// Link operations that ended with an error.
     pub errors: u64,
-    /// Links made.
+    /// Links created.
     pub links_made: u64,
     /// Users moved away from dead pods.
     pub links_healed: u64,
-    /// Calls of the store.
+    /// Calls to the store.
     pub store_calls: u64,
-    /// Those that failed.
+    /// Calls to the store that failed.
     pub store_errors: u64,
 }
 
-impl Reading {
+impl WindowReading {
     fn fields(&mut self) -> [&mut u64; 8] {
         [
             &mut self.hits,
@@ -59,40 +59,40 @@ impl Reading {
     }
 }
 
-/// What happened within one window.
+/// The counts within one window.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Window {
     /// Its name.
     pub name: &'static str,
-    /// How long it really was: less than its name says as long as less is known.
+    /// Its actual length: shorter than its name says until enough readings exist.
     pub length: Duration,
-    /// What happened in it.
-    pub happened: Reading,
+    /// The counts in it.
+    pub happened: WindowReading,
 }
 
 impl Window {
-    /// The share of look-ups that the cache answered; `None` if there were none.
+    /// The share of lookups that the cache answered; `None` if there were none.
     #[must_use]
-    #[allow(clippy::cast_precision_loss, reason = "a ratio of counts is no count")]
+    #[allow(clippy::cast_precision_loss, reason = "a ratio needs no exact counts")]
     pub fn hit_ratio(&self) -> Option<f64> {
         let asked = self.happened.hits + self.happened.misses;
         (asked > 0).then(|| self.happened.hits as f64 / asked as f64)
     }
 }
 
-/// The readings of the last quarter of an hour.
+/// The readings of the last 15 minutes.
 #[derive(Debug)]
-pub struct Windows(VecDeque<(Tick, Reading)>);
+pub struct Windows(VecDeque<(Tick, WindowReading)>);
 
 impl Windows {
-    /// Windows that begin now, with nothing counted yet.
+    /// Windows that begin at `now`, with all counters at zero.
     #[must_use]
     pub fn new(now: Tick) -> Self {
-        Self(VecDeque::from([(now, Reading::default())]))
+        Self(VecDeque::from([(now, WindowReading::default())]))
     }
 
-    /// Notes how far the counters have come. Readings that come too fast are left out.
-    pub fn note(&mut self, reading: Reading, now: Tick) {
+    /// Records a reading. Readings that come too fast are left out.
+    pub fn note(&mut self, reading: WindowReading, now: Tick) {
         let last = self.0.back().map(|(at, _)| now.since(*at));
         if last.is_some_and(|passed| passed < EVERY / 2) {
             return;
@@ -103,12 +103,12 @@ impl Windows {
         self.0.push_back((now, reading));
     }
 
-    /// What happened in each window up to this reading.
+    /// The counts in each window up to this reading.
     #[must_use]
-    pub fn look(&self, reading: Reading, now: Tick) -> Vec<Window> {
+    pub fn look(&self, reading: WindowReading, now: Tick) -> Vec<Window> {
         let window = |(name, seconds): (&'static str, u64)| {
             let length = Duration::from_secs(seconds);
-            // The latest reading that is old enough, or the oldest that there is.
+            // The latest reading that is old enough, or the oldest one.
             let old = self.0.iter().rev().find(|(at, _)| now.since(*at) >= length);
             let from = old.or(self.0.front());
             let (at, earlier) = from.copied().unwrap_or((now, reading));
@@ -121,10 +121,10 @@ impl Windows {
         WINDOWS.into_iter().map(window).collect()
     }
 
-    pub(super) fn report(&self, sheet: &mut Sheet, reading: Reading, now: Tick) {
+    pub(super) fn report(&self, snapshot: &mut MetricsSnapshot, reading: WindowReading, now: Tick) {
         for window in self.look(reading, now) {
             if let Some(ratio) = window.hit_ratio() {
-                sheet.level(&names::CACHE_HIT_RATIO, &[window.name], ratio);
+                snapshot.level(&names::CACHE_HIT_RATIO, &[window.name], ratio);
             }
         }
     }
@@ -138,11 +138,11 @@ mod tests {
         Tick::from_nanos(seconds * 1_000_000_000)
     }
 
-    fn reading(hits: u64, misses: u64) -> Reading {
-        Reading {
+    fn reading(hits: u64, misses: u64) -> WindowReading {
+        WindowReading {
             hits,
             misses,
-            ..Reading::default()
+            ..WindowReading::default()
         }
     }
 
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_past_is_bounded_and_a_hasty_caller_does_not_push_it_out() {
+    fn readings_are_bounded_and_fast_ones_are_skipped() {
         let mut windows = Windows::new(at(0));
         for step in 1..10_000 {
             windows.note(reading(step, 0), at(step * 5));

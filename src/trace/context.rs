@@ -1,18 +1,18 @@
 //! The W3C trace context: which span of which trace an operation belongs to.
 
-/// The header that names the span.
+/// The header that identifies the span.
 pub const TRACEPARENT: &str = "traceparent";
-/// The header that vendors add their own words to.
+/// The header of vendor-specific data.
 pub const TRACESTATE: &str = "tracestate";
 
-/// Whoever collects must look at no more than this; a longer one is left out.
+/// The length that the specification guarantees; a longer `tracestate` is left out.
 const STATE_MAX: usize = 512;
-/// Of the flags: somebody collects this trace.
+/// The flag that the trace is sampled.
 const SAMPLED: u8 = 1;
-/// The flags that have a meaning: sampled, and that the trace id is random.
+/// The defined flags: sampled, and random trace id.
 const KNOWN_FLAGS: u8 = 3;
 
-/// A span somewhere, maybe in another process, as its children need to know it.
+/// A span, maybe of another process, as its children refer to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TraceContext {
     trace_id: u128,
@@ -22,8 +22,8 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// Reads the two headers, as strictly as <https://www.w3.org/TR/trace-context/> asks for.
-    /// `None` is what a wrong `traceparent` means; a wrong `tracestate` is left out.
+    /// Parses the two headers as strictly as <https://www.w3.org/TR/trace-context/> requires.
+    /// `None` if `traceparent` is invalid; an invalid `tracestate` is left out.
     #[must_use]
     pub fn parse(traceparent: &str, tracestate: &str) -> Option<Self> {
         const LENGTH: usize = 55;
@@ -33,7 +33,7 @@ impl TraceContext {
         let trace_id = hex(parts.next()?, 32)?;
         let span_id = u64::try_from(hex(parts.next()?, 16)?).ok()?;
         let flags = u8::try_from(hex(parts.next()?, 2)?).ok()?;
-        // A later version may say more, behind another dash; this one may not.
+        // A later version may append fields after another dash; version 0 may not.
         let fits = match version {
             0 => later.is_empty(),
             0xff => false,
@@ -67,7 +67,7 @@ impl TraceContext {
         &self.state
     }
 
-    /// Whether somebody collects this trace.
+    /// Whether this trace is sampled.
     #[must_use]
     pub const fn is_sampled(&self) -> bool {
         self.flags & SAMPLED != 0
@@ -80,7 +80,7 @@ impl TraceContext {
     }
 }
 
-/// So many lower-case hexadecimal digits, and nothing else.
+/// Exactly `length` lower-case hexadecimal digits.
 fn hex(text: &str, length: usize) -> Option<u128> {
     let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     let digits = text.len() == length && text.bytes().all(digit);
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_version_may_say_more() {
+    fn a_later_version_may_append_fields() {
         let later = GOOD.replacen("00-", "01-", 1);
         assert!(TraceContext::parse(&format!("{later}-what-ever"), "").is_some());
         assert!(TraceContext::parse(&format!("{later}x"), "").is_none());
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_not_a_header_is_no_context() {
+    fn an_invalid_header_is_no_context() {
         let none = "0".repeat(32);
         for bad in [
             "",
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_cannot_be_one_is_left_out() {
+    fn an_invalid_state_is_left_out() {
         for bad in ["a=\n", "ä=1", &"a".repeat(513)] {
             assert_eq!(TraceContext::parse(GOOD, bad).unwrap().state(), "");
         }

@@ -1,9 +1,9 @@
-//! Spans: what one operation did, step by step, for whoever collects traces.
+//! Spans: the steps of one operation, for tracing systems.
 //!
-//! Every span of podlink is made here, with `tracing`, so that the other rooms need a line each.
-//! [`Spans`] collects them, until their operation is over, for a queue that never blocks; the
-//! bindings hand them on. While nobody collects, no span is made.
-//! What belongs to no operation, such as reading the pods every second, makes no span.
+//! Every span of podlink is created here, with `tracing`, so that other rooms need one line each.
+//! [`Spans`] collects them until their operation ends, in a buffer that never blocks; the bindings
+//! pass them to the exporter. While collecting is off, no span is created.
+//! Work outside of operations, such as reading the pods every second, creates no span.
 
 mod context;
 mod spans;
@@ -18,27 +18,27 @@ use crate::id::{LinkId, Namespace};
 
 pub use context::{TRACEPARENT, TRACESTATE, TraceContext};
 pub use spans::{
-    FinishedSpan, Spans, Trace, Value, after_fork_in_child, collect, current, is_collecting,
-    is_wanted, ring, take,
+    AttributeValue, FinishedSpan, Spans, Trace, after_fork_in_child, collect, current,
+    is_collecting, is_wanted, set_waker, take,
 };
 
 /// The target of every span.
 const TARGET: &str = "podlink::trace";
-/// Not a span of podlink's own: the program's, whose context the spans below it continue.
+/// Not a span of podlink's own: the application's, whose context the spans below it continue.
 const OPERATION: &str = "operation";
-/// The first span of a request from somewhere else.
+/// The root span of a request from another process.
 const REQUEST: &str = "request";
-/// The field that says how a span's work ended: "ok", or the code of its error.
+/// The field for the outcome of a span: "ok", or the code of its error.
 const OUTCOME: &str = "podlink.outcome";
 
-/// The program's own span, as the parent of what an operation does while this one is entered.
+/// The application's own span, as the parent of the operation's spans while it is entered.
 #[must_use]
 pub fn operation(context: &TraceContext) -> Span {
     let (parent, state) = (context.header(), context.state());
     info_span!(target: TARGET, OPERATION, traceparent = parent, tracestate = state)
 }
 
-/// A request from another process, which may have told of its own span.
+/// A request from another process, which may have sent the context of its own span.
 #[must_use]
 pub fn request(
     method: &'static str,
@@ -59,7 +59,7 @@ pub fn request(
     )
 }
 
-/// Finding or making a user's link: the part of compute that the cache does not answer.
+/// Finding or creating a user's link: the part of compute that the cache does not answer.
 #[must_use]
 pub fn place(link: &LinkId) -> Span {
     info_span!(
@@ -74,7 +74,7 @@ pub fn place(link: &LinkId) -> Span {
     )
 }
 
-/// A call of the store.
+/// A call to the store.
 #[must_use]
 pub fn store(script: &'static str) -> Span {
     info_span!(
@@ -103,12 +103,12 @@ pub fn attempt(method: &'static str, endpoint: &impl Display, number: u32) -> Sp
     )
 }
 
-/// Does `work` in `span`, which then says how that ended.
+/// Runs `work` in `span`, and records its outcome.
 ///
 /// # Errors
 /// Those of `work`.
 pub async fn observed<T>(span: Span, work: impl Future<Output = Result<T>>) -> Result<T> {
-    // Even a span that is off looks for its fields when it is told something.
+    // Even a disabled span looks up its fields when a value is recorded.
     if span.is_disabled() {
         return work.await;
     }
@@ -117,7 +117,7 @@ pub async fn observed<T>(span: Span, work: impl Future<Output = Result<T>>) -> R
     done
 }
 
-/// Lets a span say how its work ended.
+/// Records the outcome of a span.
 pub fn ended<T>(span: &Span, done: std::result::Result<T, &Error>) {
     if span.is_disabled() {
         return;

@@ -1,4 +1,4 @@
-//! Where spans go when they end: into the trace of their operation, and that, whole, into a queue.
+//! Collecting spans: into the trace of their operation, and complete traces into a buffer.
 
 use std::collections::VecDeque;
 use std::fmt::{Debug, Write as _};
@@ -18,19 +18,19 @@ use tracing_subscriber::registry::LookupSpan;
 use super::{OPERATION, REQUEST, TARGET, TraceContext};
 use crate::clock::{self, Clock, Tick};
 
-/// More spans than this waiting means that nobody takes them: the newest are dropped and counted.
-const WAITING_MAX: usize = 8192;
-/// More than this of one operation are dropped, too: a batch has thousands of users.
+/// A larger buffer means that no exporter takes the spans: the newest are dropped and counted.
+const BUFFER_MAX: usize = 8192;
+/// The maximum number of spans of one operation: a batch has thousands of users.
 const TRACE_MAX: usize = 128;
-/// How long a text may be, in characters.
+/// The maximum length of a text, in characters.
 const TEXT_MAX: usize = 256;
 
-/// What a span says of itself.
+/// The value of an attribute.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Value {
-    /// Yes or no.
+pub enum AttributeValue {
+    /// A boolean.
     Flag(bool),
-    /// A whole number.
+    /// An integer.
     Whole(i64),
     /// A text.
     Text(String),
@@ -39,54 +39,54 @@ pub enum Value {
 /// A span that has ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FinishedSpan {
-    /// Its number in the trace, from 1; a parent's is lower than its children's.
+    /// Its number in the trace, from 1; a parent's number is lower than its children's.
     pub number: u32,
-    /// The parent's number; 0: the context of the trace.
+    /// The parent's number; 0: the parent is the context of the trace.
     pub parent: u32,
     /// Its name.
     pub name: String,
     /// "internal", "client" or "server".
     pub kind: &'static str,
-    /// When it began, in nanoseconds since 1970.
+    /// Its start, in nanoseconds since 1970.
     pub started_ns: u64,
-    /// How long it lasted, in nanoseconds.
+    /// Its duration, in nanoseconds.
     pub lasted_ns: u64,
-    /// What it says of itself.
-    pub attributes: Vec<(&'static str, Value)>,
+    /// Its attributes.
+    pub attributes: Vec<(&'static str, AttributeValue)>,
 }
 
-/// What one operation did.
+/// The spans of one operation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Trace {
-    /// What it continues; `None`: nothing.
+    /// The context that it continues; `None`: it has no parent.
     pub context: Option<TraceContext>,
     /// Its spans, parents first.
     pub spans: Vec<FinishedSpan>,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct SpanBuffer {
     traces: VecDeque<Trace>,
     spans: usize,
     dropped: u64,
-    bell: Option<Bell>,
+    waker: Option<SpanWaker>,
 }
 
-/// Wakes whoever takes the spans. Must not wait.
-type Bell = Arc<dyn Fn() + Send + Sync>;
+/// Wakes the reader of the buffer. Must not block.
+type SpanWaker = Arc<dyn Fn() + Send + Sync>;
 
 /// Behind a pointer, because the lock may be held by a thread that a forked child does not have.
-static WAITING: LazyLock<ArcSwap<Mutex<Waiting>>> = LazyLock::new(ArcSwap::default);
+static BUFFER: LazyLock<ArcSwap<Mutex<SpanBuffer>>> = LazyLock::new(ArcSwap::default);
 
 static COLLECTING: AtomicBool = AtomicBool::new(false);
 
-fn with_waiting<T>(f: impl FnOnce(&mut Waiting) -> T) -> T {
-    let waiting = WAITING.load();
+fn with_buffer<T>(f: impl FnOnce(&mut SpanBuffer) -> T) -> T {
+    let waiting = BUFFER.load();
     let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
     f(&mut waiting)
 }
 
-/// Begins to collect spans, or ends it.
+/// Turns the collecting of spans on or off.
 pub fn collect(on: bool) {
     COLLECTING.store(on, Ordering::SeqCst);
     tracing::callsite::rebuild_interest_cache();
@@ -98,41 +98,41 @@ pub fn is_collecting() -> bool {
     COLLECTING.load(Ordering::Relaxed)
 }
 
-/// Calls `bell` whenever there is something to take.
-pub fn ring(bell: Bell) {
-    with_waiting(|waiting| waiting.bell = Some(bell));
+/// Calls `waker` whenever a trace was put into the buffer.
+pub fn set_waker(waker: SpanWaker) {
+    with_buffer(|buffer| buffer.waker = Some(waker));
 }
 
-/// The traces that wait, and how many spans were dropped since the last call.
+/// Takes the traces in the buffer, and the number of spans dropped since the last call.
 #[must_use]
 pub fn take() -> (Vec<Trace>, u64) {
-    with_waiting(|waiting| {
-        waiting.spans = 0;
-        let dropped = std::mem::take(&mut waiting.dropped);
-        (waiting.traces.drain(..).collect(), dropped)
+    with_buffer(|buffer| {
+        buffer.spans = 0;
+        let dropped = std::mem::take(&mut buffer.dropped);
+        (buffer.traces.drain(..).collect(), dropped)
     })
 }
 
-/// Starts anew in a forked child. What waited is the parent's, and so is who listened; both may
-/// have been caught in the middle of a change, so they are left as they are.
+/// Starts with an empty buffer in a forked child. The old buffer and its waker belong to the parent
+/// and may be in the middle of a change, so they are leaked, not dropped.
 pub fn after_fork_in_child() {
-    std::mem::forget(WAITING.swap(Arc::default()));
+    std::mem::forget(BUFFER.swap(Arc::default()));
 }
 
-/// The span that the present operation continues, for whoever is asked on its behalf.
+/// The context that the current operation continues, to be sent along with its requests.
 #[must_use]
 pub fn current() -> Option<TraceContext> {
     present(|trace| trace.context.clone()).flatten()
 }
 
-/// Whether what is done now shall have spans: it belongs to an operation that is sampled.
+/// Whether the current code should create spans: it belongs to a sampled operation.
 #[must_use]
 pub fn is_wanted() -> bool {
-    present(Open::is_wanted).unwrap_or(false)
+    present(OpenTrace::is_wanted).unwrap_or(false)
 }
 
-/// What `look` sees in the trace of the present operation.
-fn present<T>(look: fn(&Open) -> T) -> Option<T> {
+/// The result of `look` on the trace of the current operation.
+fn present<T>(look: fn(&OpenTrace) -> T) -> Option<T> {
     if !is_collecting() {
         return None;
     }
@@ -140,24 +140,24 @@ fn present<T>(look: fn(&Open) -> T) -> Option<T> {
         let registry = dispatch.downcast_ref::<Registry>()?;
         let span = registry.span(dispatch.current_span().id()?)?;
         let extensions = span.extensions();
-        extensions.get::<Node>().map(|node| look(&node.trace))
+        extensions.get::<SpanNode>().map(|node| look(&node.trace))
     })
 }
 
-/// A trace while its operation is under way. It is whole when its last span has ended.
-struct Open {
+/// A trace whose operation is in progress. It is complete when its last span has ended.
+struct OpenTrace {
     context: Option<TraceContext>,
     last: AtomicU32,
     ended: Mutex<Vec<FinishedSpan>>,
 }
 
-impl Open {
+impl OpenTrace {
     fn is_wanted(&self) -> bool {
         self.context.as_ref().is_none_or(TraceContext::is_sampled)
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenTrace {
     fn drop(&mut self) {
         let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
         let mut spans = std::mem::take(ended);
@@ -166,35 +166,35 @@ impl Drop for Open {
         }
         spans.sort_by_key(|span| span.number);
         let context = self.context.take();
-        let bell = with_waiting(|waiting| {
+        let waker = with_buffer(|buffer| {
             let count = spans.len();
-            if waiting.spans + count > WAITING_MAX {
-                waiting.dropped += count as u64;
+            if buffer.spans + count > BUFFER_MAX {
+                buffer.dropped += count as u64;
                 return None;
             }
-            waiting.spans += count;
-            waiting.traces.push_back(Trace { context, spans });
-            waiting.bell.clone()
+            buffer.spans += count;
+            buffer.traces.push_back(Trace { context, spans });
+            buffer.waker.clone()
         });
-        if let Some(bell) = bell {
-            bell();
+        if let Some(waker) = waker {
+            waker();
         }
     }
 }
 
-/// What the registry keeps with a span.
-struct Node {
-    trace: Arc<Open>,
+/// The data that the registry stores with a span.
+struct SpanNode {
+    trace: Arc<OpenTrace>,
     number: u32,
     parent: u32,
     started_ns: u64,
     started: Tick,
-    said: Said,
+    fields: SpanFields,
 }
 
-/// Collects what spans say until they end, and lets them be made only where somebody collects.
-/// Of events it says nothing. Not a `Filter`: what one of those disables is made all the same,
-/// and only hidden.
+/// Records the fields of spans until they end, and enables spans only while collecting is on.
+/// Ignores events. Not a `Filter`: a span that a filter disables is created nevertheless, and only
+/// hidden.
 #[derive(Debug, Default)]
 pub struct Spans;
 
@@ -216,7 +216,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
         let within = context.lookup_current();
         within.is_some_and(|span| {
             let extensions = span.extensions();
-            let node = extensions.get::<Node>();
+            let node = extensions.get::<SpanNode>();
             node.is_some_and(|node| node.trace.is_wanted())
         })
     }
@@ -232,17 +232,17 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
 
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         let Some(span) = context.span(id) else { return };
-        let mut said = Said::default();
-        attributes.record(&mut said);
+        let mut fields = SpanFields::default();
+        attributes.record(&mut fields);
         let begins = matches!(attributes.metadata().name(), OPERATION | REQUEST);
         let above = span.parent().filter(|_| !begins).and_then(|above| {
             let extensions = above.extensions();
-            let node = extensions.get::<Node>();
+            let node = extensions.get::<SpanNode>();
             node.map(|node| (Arc::clone(&node.trace), node.number))
         });
         let (trace, parent) = above.unwrap_or_else(|| {
-            let open = Open {
-                context: said.context(),
+            let open = OpenTrace {
+                context: fields.context(),
                 last: AtomicU32::new(0),
                 ended: Mutex::default(),
             };
@@ -253,20 +253,20 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
         } else {
             trace.last.fetch_add(1, Ordering::Relaxed) + 1
         };
-        span.extensions_mut().insert(Node {
+        span.extensions_mut().insert(SpanNode {
             trace,
             number,
             parent,
             started_ns: clock::unix_nanos(),
             started: Clock::System.now(),
-            said,
+            fields,
         });
     }
 
     fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
         let Some(span) = context.span(id) else { return };
-        if let Some(node) = span.extensions_mut().get_mut::<Node>() {
-            values.record(&mut node.said);
+        if let Some(node) = span.extensions_mut().get_mut::<SpanNode>() {
+            values.record(&mut node.fields);
         }
     }
 
@@ -274,7 +274,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
         let Some(span) = context.span(&id) else {
             return;
         };
-        let Some(node) = span.extensions_mut().remove::<Node>() else {
+        let Some(node) = span.extensions_mut().remove::<SpanNode>() else {
             return;
         };
         if node.number == 0 || !node.trace.is_wanted() {
@@ -284,11 +284,11 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
         let ended = FinishedSpan {
             number: node.number,
             parent: node.parent,
-            name: node.said.name.unwrap_or_else(|| span.name().to_owned()),
-            kind: node.said.kind,
+            name: node.fields.name.unwrap_or_else(|| span.name().to_owned()),
+            kind: node.fields.kind,
             started_ns: node.started_ns,
             lasted_ns: u64::try_from(lasted).unwrap_or(u64::MAX),
-            attributes: node.said.attributes,
+            attributes: node.fields.attributes,
         };
         let mut all = node
             .trace
@@ -299,21 +299,21 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
             all.push(ended);
         } else {
             drop(all);
-            with_waiting(|waiting| waiting.dropped += 1);
+            with_buffer(|buffer| buffer.dropped += 1);
         }
     }
 }
 
-/// What a span has said so far. The names are those that `tracing-opentelemetry` uses.
-struct Said {
+/// The fields of a span so far. The names are those of `tracing-opentelemetry`.
+struct SpanFields {
     name: Option<String>,
     kind: &'static str,
     traceparent: String,
     tracestate: String,
-    attributes: Vec<(&'static str, Value)>,
+    attributes: Vec<(&'static str, AttributeValue)>,
 }
 
-impl Default for Said {
+impl Default for SpanFields {
     fn default() -> Self {
         Self {
             name: None,
@@ -325,29 +325,29 @@ impl Default for Said {
     }
 }
 
-impl Said {
+impl SpanFields {
     fn context(&self) -> Option<TraceContext> {
         TraceContext::parse(&self.traceparent, &self.tracestate)
     }
 
-    fn add(&mut self, field: &Field, value: Value) {
+    fn add(&mut self, field: &Field, value: AttributeValue) {
         self.attributes.push((field.name(), value));
     }
 }
 
-impl Visit for Said {
+impl Visit for SpanFields {
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.add(field, Value::Flag(value));
+        self.add(field, AttributeValue::Flag(value));
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.add(field, Value::Whole(value));
+        self.add(field, AttributeValue::Whole(value));
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
         self.add(
             field,
-            Value::Whole(i64::try_from(value).unwrap_or(i64::MAX)),
+            AttributeValue::Whole(i64::try_from(value).unwrap_or(i64::MAX)),
         );
     }
 
@@ -358,7 +358,10 @@ impl Visit for Said {
             "otel.kind" if value == "server" => self.kind = "server",
             "traceparent" => value.clone_into(&mut self.traceparent),
             "tracestate" => value.clone_into(&mut self.tracestate),
-            _ => self.add(field, Value::Text(value.chars().take(TEXT_MAX).collect())),
+            _ => self.add(
+                field,
+                AttributeValue::Text(value.chars().take(TEXT_MAX).collect()),
+            ),
         }
     }
 

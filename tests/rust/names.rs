@@ -1,4 +1,4 @@
-//! A peer's name whose address changes: every new connection looks it up again.
+//! A peer's DNS name whose address changes: every new connection resolves it again.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -23,7 +23,7 @@ use podlink::store::MemoryStore;
 use crate::server::{PATIENCE, eventually};
 use crate::stage::{link, pod};
 
-/// What a name server knows, and how often it was asked.
+/// A fake resolver that counts lookups.
 #[derive(Debug, Default)]
 struct Zone {
     addresses: Mutex<Vec<SocketAddr>>,
@@ -31,7 +31,7 @@ struct Zone {
 }
 
 impl Zone {
-    fn says(&self, addresses: &[SocketAddr]) {
+    fn set(&self, addresses: &[SocketAddr]) {
         *self.addresses.lock().unwrap() = addresses.to_vec();
     }
 
@@ -48,7 +48,7 @@ impl Names for Zone {
     }
 }
 
-/// A server on a store of its own in which the user is linked to this pod.
+/// A server on its own store, in which the user is linked to this pod.
 async fn serving(index: i64, connection_age: Duration) -> (Server, SocketAddr) {
     let client = ClientConfig {
         link_ttl: PATIENCE,
@@ -105,7 +105,7 @@ async fn serving(index: i64, connection_age: Duration) -> (Server, SocketAddr) {
 
 fn client(zone: &Arc<Zone>) -> PeerClient {
     let config = PeerClientConfig {
-        // The port is the address's here, as with a name that stands for host and port.
+        // The resolved addresses carry the port, as for a name that stands for host and port.
         endpoints: vec![PeerUrl::parse("grpc://podlink.prod.example:50051").unwrap()],
         timeout: PATIENCE,
         connect_timeout: Duration::from_secs(1),
@@ -127,7 +127,7 @@ fn deadline() -> Tick {
     Clock::System.deadline(PATIENCE)
 }
 
-/// The pod of the user, as whichever server is asked knows it.
+/// The pod of the user, from the server that the client reaches.
 async fn found(client: &PeerClient) -> i64 {
     let user = link("prod", "u1", "svc");
     let found = client.get(&user, Source::Store, deadline()).await;
@@ -139,12 +139,12 @@ async fn a_name_is_looked_up_again_when_its_server_has_gone() {
     let (first, first_address) = serving(1, PATIENCE).await;
     let (_second, second_address) = serving(2, PATIENCE).await;
     let zone = Arc::new(Zone::default());
-    zone.says(&[first_address]);
+    zone.set(&[first_address]);
     let client = client(&zone);
     assert_eq!(found(&client).await, 1);
     assert_eq!(zone.asked.lock().unwrap()[0], "podlink.prod.example");
-    zone.says(&[second_address]);
-    // The connection is good, so nobody has a reason to ask.
+    zone.set(&[second_address]);
+    // The connection works, so the client must not resolve the name again.
     assert_eq!((found(&client).await, zone.asked()), (1, 1));
     first.stop(deadline()).await;
     assert_eq!(found(&client).await, 2);
@@ -155,11 +155,11 @@ async fn a_name_is_looked_up_again_when_its_connection_has_grown_old() {
     let (_first, first_address) = serving(1, Duration::from_secs(1)).await;
     let (_second, second_address) = serving(2, PATIENCE).await;
     let zone = Arc::new(Zone::default());
-    zone.says(&[first_address]);
+    zone.set(&[first_address]);
     let client = client(&zone);
     assert_eq!(found(&client).await, 1);
-    zone.says(&[second_address]);
-    // The first server is there all the time, and no call fails.
+    zone.set(&[second_address]);
+    // The first server keeps running, and no call fails.
     let moved = async || (found(&client).await == 2).then_some(());
     eventually("calls go to the new address", moved).await;
 }
@@ -170,6 +170,6 @@ async fn the_addresses_of_a_name_are_tried_in_turn() {
     gone.stop(deadline()).await;
     let (_server, address) = serving(2, PATIENCE).await;
     let zone = Arc::new(Zone::default());
-    zone.says(&[gone_address, address]);
+    zone.set(&[gone_address, address]);
     assert_eq!(found(&client(&zone)).await, 2);
 }

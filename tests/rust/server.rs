@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use podlink::clock::Clock;
-use podlink::config::{Address, ServerAddress, StoreConfig};
+use podlink::config::{ServerAddress, StoreAddress, StoreConfig};
 use redis::Value;
 
 /// A test fails, rather than hangs, when something takes this long.
@@ -207,8 +207,8 @@ pub(crate) fn address(url: &str, options: &[(&str, &str)]) -> ServerAddress {
         .map(|&(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
     match StoreConfig::parse(url, &options).unwrap().address {
-        Address::Server(server) => *server,
-        Address::Memory(_) => panic!("{url} is no server"),
+        StoreAddress::Server(server) => *server,
+        StoreAddress::Memory(_) => panic!("{url} is no server"),
     }
 }
 

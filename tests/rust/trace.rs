@@ -1,9 +1,9 @@
-//! Spans: what is collected, in which order, and what is not. One test, because whether spans are
-//! collected is a matter of the whole process.
+//! Spans: which are collected, and in which order. One test, because collecting is on or off for
+//! the whole process.
 
 use podlink::error::{Error, ErrorKind, Result};
 use podlink::id::{LinkId, Namespace, ServiceId, ServiceName, Uid};
-use podlink::trace::{self, FinishedSpan, Spans, TraceContext, Value};
+use podlink::trace::{self, AttributeValue, FinishedSpan, Spans, TraceContext};
 use tracing::Instrument;
 use tracing_subscriber::layer::SubscriberExt;
 
@@ -22,23 +22,23 @@ async fn call(script: &'static str, answer: Result<u32>) -> Result<u32> {
     trace::observed(trace::store(script), async move { answer }).await
 }
 
-fn said(span: &FinishedSpan, name: &str) -> Option<Value> {
+fn attribute(span: &FinishedSpan, name: &str) -> Option<AttributeValue> {
     let mut found = span.attributes.iter().filter(|(known, _)| *known == name);
     found.next().map(|(_, value)| value.clone())
 }
 
-fn text(value: &str) -> Option<Value> {
-    Some(Value::Text(value.to_owned()))
+fn text(value: &str) -> Option<AttributeValue> {
+    Some(AttributeValue::Text(value.to_owned()))
 }
 
-async fn an_operation_is_one_piece() {
+async fn an_operation_is_one_trace() {
     let context = TraceContext::parse(SAMPLED, "vendor=1").unwrap();
     let operation = trace::operation(&context);
     let work = async {
         assert_eq!(trace::current(), Some(context.clone()));
         let placing = async {
             let _refused = call("get", Err(Error::new(ErrorKind::Timeout, "late"))).await;
-            // A task of its own still belongs to it.
+            // A spawned task still belongs to the operation.
             let task = tokio::spawn(call("set_if_absent", Ok(1)).in_current_span());
             task.await.unwrap()
         };
@@ -55,14 +55,14 @@ async fn an_operation_is_one_piece() {
     assert_eq!((get.number, get.parent), (2, 1));
     assert_eq!((set.number, set.parent), (3, 1));
     assert_eq!((get.name.as_str(), get.kind), ("get", "client"));
-    assert_eq!(said(get, "podlink.outcome"), text("TIMEOUT"));
-    assert_eq!(said(set, "podlink.outcome"), text("ok"));
-    assert_eq!(said(place, "podlink.uid_hash"), text("e606e38b0d8c"));
+    assert_eq!(attribute(get, "podlink.outcome"), text("TIMEOUT"));
+    assert_eq!(attribute(set, "podlink.outcome"), text("ok"));
+    assert_eq!(attribute(place, "podlink.uid_hash"), text("e606e38b0d8c"));
     assert!(place.started_ns <= get.started_ns && place.lasted_ns >= set.lasted_ns);
     assert!(!format!("{traces:?}").contains("user123"));
 }
 
-async fn a_request_may_begin_a_trace() {
+async fn a_request_may_start_a_trace() {
     let namespace = Namespace::new("prod").unwrap();
     for context in [None, TraceContext::parse(SAMPLED, "")] {
         let span = trace::request("GetLinkedPod", &namespace, context.as_ref());
@@ -79,7 +79,7 @@ async fn a_request_may_begin_a_trace() {
     }
 }
 
-async fn what_is_not_sampled_only_travels_on() {
+async fn an_unsampled_context_is_only_propagated() {
     let context = TraceContext::parse(&SAMPLED.replace("-01", "-00"), "").unwrap();
     let work = async {
         assert!(trace::store("get").is_disabled());
@@ -89,7 +89,7 @@ async fn what_is_not_sampled_only_travels_on() {
     assert_eq!(trace::take(), (vec![], 0));
 }
 
-async fn a_flood_is_dropped_and_counted() {
+async fn excess_spans_are_dropped_and_counted() {
     let context = TraceContext::parse(SAMPLED, "").unwrap();
     let many = async {
         for _ in 0..1000 {
@@ -108,7 +108,7 @@ async fn a_flood_is_dropped_and_counted() {
 }
 
 #[tokio::test]
-async fn spans_are_collected_where_somebody_wants_them() {
+async fn spans_are_collected_while_collecting_is_on() {
     let subscriber = tracing_subscriber::registry().with(Spans);
     let _subscribed = tracing::subscriber::set_default(subscriber);
     assert!(trace::operation(&TraceContext::parse(SAMPLED, "").unwrap()).is_disabled());
@@ -117,10 +117,10 @@ async fn spans_are_collected_where_somebody_wants_them() {
         trace::store("get").is_disabled(),
         "it belongs to no operation"
     );
-    an_operation_is_one_piece().await;
-    a_request_may_begin_a_trace().await;
-    what_is_not_sampled_only_travels_on().await;
-    a_flood_is_dropped_and_counted().await;
+    an_operation_is_one_trace().await;
+    a_request_may_start_a_trace().await;
+    an_unsampled_context_is_only_propagated().await;
+    excess_spans_are_dropped_and_counted().await;
     trace::collect(false);
     assert!(trace::operation(&TraceContext::parse(SAMPLED, "").unwrap()).is_disabled());
     assert_eq!(trace::take(), (vec![], 0));

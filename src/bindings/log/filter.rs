@@ -1,4 +1,4 @@
-//! Which of the core's records are made at all: `PODLINK_LOG`.
+//! The filter of the core's log records: `PODLINK_LOG`.
 
 use std::sync::{Arc, LazyLock};
 
@@ -15,49 +15,52 @@ const ROOM: &str = "podlink";
 static WANTED: LazyLock<ArcSwap<Targets>> =
     LazyLock::new(|| ArcSwap::from_pointee(Targets::new().with_default(LevelFilter::INFO)));
 
-/// Reads a text like `debug` or `info,podlink.executor=trace`, and goes by it from now on. Returns
-/// the level of the most talkative.
+/// Parses a text like `debug` or `info,podlink.store=trace`, and applies it from now on. Returns
+/// the most verbose level.
 ///
-/// Only podlink's own records are let through, whatever the text says: those of the libraries
-/// below may show what went over the wire, tokens included.
+/// Only podlink's own records pass, whatever the text says: those of the libraries below may
+/// contain bytes from the wire, including tokens.
 pub(super) fn set(text: &str) -> Result<LevelFilter> {
     WANTED.store(Arc::new(read(text)?));
     tracing::callsite::rebuild_interest_cache();
-    Ok(most())
+    Ok(most_verbose())
 }
 
 fn read(text: &str) -> Result<Targets> {
-    // Loggers are named with dots, and targets with colons.
-    let targets: Targets = text.replace('.', "::").parse().map_err(|_| refused(text))?;
+    // Logger names have dots, targets have colons.
+    let targets: Targets = text
+        .replace('.', "::")
+        .parse()
+        .map_err(|_| rejected(text))?;
     let ours = |target: &str| target == ROOM || target.starts_with("podlink::");
     if text.trim().is_empty() || !targets.iter().all(|(target, _)| ours(target)) {
-        return Err(refused(text));
+        return Err(rejected(text));
     }
     let rest = targets.default_level().unwrap_or(LevelFilter::INFO);
     Ok(targets.with_default(rest))
 }
 
-fn refused(text: &str) -> Error {
+fn rejected(text: &str) -> Error {
     let allowed = "a level (off, error, warn, info, debug, trace), or levels of podlink's loggers, \
-                   like info,podlink.executor=debug";
+                   like info,podlink.store=debug";
     invalid("PODLINK_LOG", &shown(text), allowed)
 }
 
-/// Whether a record is to be made at all.
+/// Whether a record passes the filter.
 pub(super) fn wants(metadata: &Metadata<'_>) -> bool {
     let wanted = WANTED.load();
     metadata.target().starts_with(ROOM) && wanted.would_enable(metadata.target(), metadata.level())
 }
 
-/// The level of the most talkative.
-pub(super) fn most() -> LevelFilter {
+/// The most verbose level.
+pub(super) fn most_verbose() -> LevelFilter {
     let wanted = WANTED.load();
     let levels = wanted.iter().map(|(_, level)| level);
     let most = levels.chain(wanted.default_level()).max();
     most.unwrap_or(LevelFilter::INFO)
 }
 
-/// The level's number in Python's `logging`; TRACE has none there, and lies below DEBUG.
+/// The level's number in Python's `logging`; TRACE, which has none there, is below DEBUG.
 pub(super) fn number(level: Level) -> u8 {
     match level {
         Level::ERROR => 40,
@@ -87,8 +90,8 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_stays_at_info() {
-        let text = "podlink.executor=trace,podlink::rpc=off";
+    fn other_loggers_stay_at_info() {
+        let text = "podlink.store=trace,podlink::rpc=off";
         assert_eq!(level_of(text, "podlink::store::redis"), Some(Level::TRACE));
         assert_eq!(level_of(text, "podlink::driver"), Some(Level::INFO));
         assert_eq!(level_of(text, "podlink::rpc::client"), None);
@@ -100,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_refused_with_what_is_allowed() {
+    fn an_invalid_filter_is_rejected_with_the_rule() {
         for bad in [
             "",
             " ",

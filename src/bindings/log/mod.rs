@@ -1,5 +1,5 @@
-//! What the core logs, on its way to Python's `logging`: a bounded queue that never blocks, and
-//! that the callback thread empties.
+//! The core's log records for Python's `logging`: a bounded buffer that never blocks, drained by
+//! the callback thread.
 
 mod filter;
 mod text;
@@ -14,67 +14,67 @@ use tracing::subscriber::Interest;
 use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
-use self::text::Text;
-pub(super) use self::text::Value;
+use self::text::EventText;
+pub(super) use self::text::FieldValue;
 use super::argument;
 use super::error::OrRaise;
 use super::queue::Arrivals;
 use crate::trace;
 
-/// More records than this waiting means that nobody listens: the newest are dropped and counted.
+/// A full buffer means that no thread drains it: the newest records are dropped and counted.
 const CAPACITY: usize = 1024;
 
 /// Level (as in Python's `logging`), logger name, message, the message with its fields, the fields.
-type Record = (u8, String, String, String, Vec<(&'static str, Value)>);
+type Record = (u8, String, String, String, Vec<(&'static str, FieldValue)>);
 
 #[derive(Default)]
-struct Waiting {
+struct LogBuffer {
     records: VecDeque<Record>,
     dropped: u64,
     listener: Option<Arc<Arrivals>>,
 }
 
 /// Behind a pointer, because the lock may be held by a thread that a forked child does not have.
-static WAITING: LazyLock<ArcSwap<Mutex<Waiting>>> = LazyLock::new(ArcSwap::default);
+static BUFFER: LazyLock<ArcSwap<Mutex<LogBuffer>>> = LazyLock::new(ArcSwap::default);
 
-fn with_waiting<T>(f: impl FnOnce(&mut Waiting) -> T) -> T {
-    let waiting = WAITING.load();
+fn with_buffer<T>(f: impl FnOnce(&mut LogBuffer) -> T) -> T {
+    let waiting = BUFFER.load();
     let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
     f(&mut waiting)
 }
 
-/// Starts anew in a forked child. What waited is the parent's, and so is who listened; both may
-/// have been caught in the middle of a change, so they are left as they are.
+/// Starts with an empty buffer in a forked child. The old buffer and its listener belong to the
+/// parent and may be in the middle of a change, so they are leaked, not dropped.
 pub(super) fn after_fork_in_child() {
-    std::mem::forget(WAITING.swap(Arc::default()));
+    std::mem::forget(BUFFER.swap(Arc::default()));
 }
 
-/// The records that wait, and how many were dropped since the last call.
+/// Takes the records in the buffer, and the number of records dropped since the last call.
 #[pyfunction]
 pub(super) fn take_logs() -> (Vec<Record>, u64) {
-    with_waiting(|waiting| {
+    with_buffer(|buffer| {
         (
-            waiting.records.drain(..).collect(),
-            std::mem::take(&mut waiting.dropped),
+            buffer.records.drain(..).collect(),
+            std::mem::take(&mut buffer.dropped),
         )
     })
 }
 
-/// Goes by this `PODLINK_LOG` from now on. Returns the level (as in Python's `logging`) of the
-/// most talkative logger; none if all are off.
+/// Applies this `PODLINK_LOG` from now on. Returns the level (as in Python's `logging`) of the most
+/// verbose logger; none if all are off.
 #[pyfunction]
 pub(super) fn set_log_filter(text: &Bound<'_, PyAny>) -> PyResult<Option<u8>> {
-    let most = filter::set(argument::text("PODLINK_LOG", text)?).or_raise(text.py())?;
-    Ok(most.into_level().map(filter::number))
+    let most_verbose = filter::set(argument::text("PODLINK_LOG", text)?).or_raise(text.py())?;
+    Ok(most_verbose.into_level().map(filter::number))
 }
 
 /// Sends log records, and spans if they are collected, to this queue's thread from now on.
 pub(super) fn listen(listener: Arc<Arrivals>) {
     static INSTALLED: Once = Once::new();
-    let bell = Arc::clone(&listener);
-    trace::ring(Arc::new(move || bell.ring()));
-    with_waiting(|waiting| waiting.listener = Some(listener));
-    // Where the program has a subscriber of its own already, it keeps it.
+    let reader = Arc::clone(&listener);
+    trace::set_waker(Arc::new(move || reader.wake()));
+    with_buffer(|buffer| buffer.listener = Some(listener));
+    // If the application has already set a subscriber, it stays.
     INSTALLED.call_once(|| {
         let subscriber = tracing_subscriber::registry()
             .with(ToPython)
@@ -83,7 +83,7 @@ pub(super) fn listen(listener: Arc<Arrivals>) {
     });
 }
 
-/// Makes records of events. Of spans it says nothing.
+/// Turns events into records. Ignores spans.
 struct ToPython;
 
 impl<S: Subscriber> Layer<S> for ToPython {
@@ -100,18 +100,18 @@ impl<S: Subscriber> Layer<S> for ToPython {
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(filter::most())
+        Some(filter::most_verbose())
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let level = *event.metadata().level();
-        let mut text = Text::new(level);
+        let mut text = EventText::new(level);
         event.record(&mut text);
         let logger = event.metadata().target().replace("::", ".");
         let line = text.line();
-        let listener = with_waiting(|waiting| {
-            if waiting.records.len() >= CAPACITY {
-                waiting.dropped += 1;
+        let listener = with_buffer(|buffer| {
+            if buffer.records.len() >= CAPACITY {
+                buffer.dropped += 1;
                 return None;
             }
             let record = (
@@ -121,11 +121,11 @@ impl<S: Subscriber> Layer<S> for ToPython {
                 line,
                 text.fields,
             );
-            waiting.records.push_back(record);
-            waiting.listener.clone()
+            buffer.records.push_back(record);
+            buffer.listener.clone()
         });
         if let Some(listener) = listener {
-            listener.ring();
+            listener.wake();
         }
     }
 }

@@ -1,5 +1,5 @@
-//! An event as text for people and as fields for programs. Whatever a store, a peer or a user may
-//! have written is escaped and cut here: it drives no terminal and fakes no second record.
+//! An event as text for people and as fields for programs. Text from a store, a peer or a user is
+//! escaped and truncated here: it cannot control a terminal or fake a second record.
 
 use std::fmt::{Debug, Write as _};
 
@@ -10,12 +10,12 @@ use tracing::field::{Field, Visit};
 use crate::id::hashed;
 use crate::trace;
 
-/// How long a field may be, in characters.
+/// The maximum length of a field, in characters.
 const FIELD_MAX: usize = 500;
 
 /// The value of a field, of a record or of a span.
 #[derive(Debug, Clone, PartialEq, IntoPyObject)]
-pub(in crate::bindings) enum Value {
+pub(in crate::bindings) enum FieldValue {
     Flag(bool),
     Whole(i64),
     Large(u64),
@@ -23,26 +23,26 @@ pub(in crate::bindings) enum Value {
     Text(String),
 }
 
-impl From<trace::Value> for Value {
-    fn from(value: trace::Value) -> Self {
+impl From<trace::AttributeValue> for FieldValue {
+    fn from(value: trace::AttributeValue) -> Self {
         match value {
-            trace::Value::Flag(value) => Self::Flag(value),
-            trace::Value::Whole(value) => Self::Whole(value),
-            trace::Value::Text(value) => Self::Text(value),
+            trace::AttributeValue::Flag(value) => Self::Flag(value),
+            trace::AttributeValue::Whole(value) => Self::Whole(value),
+            trace::AttributeValue::Text(value) => Self::Text(value),
         }
     }
 }
 
-/// What an event says.
+/// The message and fields of an event.
 #[derive(Debug)]
-pub(super) struct Text {
-    /// Uids are shown to those who look for a fault, and to nobody else.
+pub(super) struct EventText {
+    /// Uids are visible only at DEBUG and below, for fault finding.
     hide_uids: bool,
     pub(super) message: String,
-    pub(super) fields: Vec<(&'static str, Value)>,
+    pub(super) fields: Vec<(&'static str, FieldValue)>,
 }
 
-impl Text {
+impl EventText {
     pub(super) fn new(level: Level) -> Self {
         Self {
             hide_uids: level <= Level::INFO,
@@ -57,43 +57,45 @@ impl Text {
         for (name, value) in &self.fields {
             // Writing into a String cannot fail.
             let _infallible = match value {
-                Value::Flag(value) => write!(line, " {name}={value}"),
-                Value::Whole(value) => write!(line, " {name}={value}"),
-                Value::Large(value) => write!(line, " {name}={value}"),
-                Value::Number(value) => write!(line, " {name}={value}"),
-                Value::Text(value) => write!(line, " {name}={value}"),
+                FieldValue::Flag(value) => write!(line, " {name}={value}"),
+                FieldValue::Whole(value) => write!(line, " {name}={value}"),
+                FieldValue::Large(value) => write!(line, " {name}={value}"),
+                FieldValue::Number(value) => write!(line, " {name}={value}"),
+                FieldValue::Text(value) => write!(line, " {name}={value}"),
             };
         }
         line
     }
 
-    fn add(&mut self, field: &Field, value: Value) {
+    fn add(&mut self, field: &Field, value: FieldValue) {
         self.fields.push((field.name(), value));
     }
 }
 
-impl Visit for Text {
+impl Visit for EventText {
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.add(field, Value::Flag(value));
+        self.add(field, FieldValue::Flag(value));
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.add(field, Value::Whole(value));
+        self.add(field, FieldValue::Whole(value));
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.add(field, Value::Large(value));
+        self.add(field, FieldValue::Large(value));
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.add(field, Value::Number(value));
+        self.add(field, FieldValue::Number(value));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
         match field.name() {
-            "message" => self.message = tame(value, FIELD_MAX),
-            "uid" if self.hide_uids => self.fields.push(("uid_hash", Value::Text(hashed(value)))),
-            _ => self.add(field, Value::Text(tame(value, FIELD_MAX))),
+            "message" => self.message = sanitized(value, FIELD_MAX),
+            "uid" if self.hide_uids => self
+                .fields
+                .push(("uid_hash", FieldValue::Text(hashed(value)))),
+            _ => self.add(field, FieldValue::Text(sanitized(value, FIELD_MAX))),
         }
     }
 
@@ -104,20 +106,20 @@ impl Visit for Text {
     }
 }
 
-/// On one line, without what drives a terminal or turns the direction of writing, and not longer
-/// than `most` characters.
-pub(super) fn tame(given: &str, most: usize) -> String {
-    let mut tamed = String::with_capacity(given.len().min(most));
+/// One line, without characters that control a terminal or change the writing direction, truncated
+/// to `most` characters.
+pub(super) fn sanitized(given: &str, most: usize) -> String {
+    let mut text = String::with_capacity(given.len().min(most));
     for c in given.chars().take(most) {
         match c {
-            '"' | '\'' | '\\' => tamed.push(c),
-            _ => tamed.extend(c.escape_debug()),
+            '"' | '\'' | '\\' => text.push(c),
+            _ => text.extend(c.escape_debug()),
         }
     }
     if given.chars().nth(most).is_some() {
-        let _infallible = write!(tamed, "… ({} bytes)", given.len());
+        let _infallible = write!(text, "… ({} bytes)", given.len());
     }
-    tamed
+    text
 }
 
 #[cfg(test)]
@@ -125,8 +127,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_drives_a_terminal_is_escaped() {
-        let text = tame(
+    fn terminal_controls_are_escaped() {
+        let text = sanitized(
             "a\nb\u{1b}[31mc\u{202e}d\r\0\u{9b}e \"it's\" C:\\x ü日本",
             100,
         );
@@ -135,9 +137,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_long_is_cut() {
-        let text = tame(&"é".repeat(10_000), 40);
+    fn long_text_is_truncated() {
+        let text = sanitized(&"é".repeat(10_000), 40);
         assert_eq!(text, format!("{}… (20000 bytes)", "é".repeat(40)));
-        assert_eq!(tame("short", 5), "short");
+        assert_eq!(sanitized("short", 5), "short");
     }
 }

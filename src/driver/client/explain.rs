@@ -16,7 +16,7 @@ use crate::driver::view::View;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, LinkId, PodIndex};
 use crate::route::explain::{
-    Action, Cached, Candidate, Facts, Forecast, Look, Reason, Stale, cached, foresee, weigh,
+    Action, Cached, CandidateReport, Facts, Forecast, Look, Reason, Stale, cached, foresee, weigh,
 };
 use crate::route::link::{Certificate, Foretold, Life, StoredLink};
 use crate::route::pick::{Chance, Strategy};
@@ -41,7 +41,7 @@ pub struct Explanation {
     overload_limit: Option<i64>,
     /// Whether every READY pod is over the overload limit, and the least loaded stands in.
     degraded: bool,
-    candidates: Vec<Candidate>,
+    candidates: Vec<CandidateReport>,
     /// How old the reading of the pods is that compute would begin with; `None`: it has none.
     pods_age: Option<f64>,
     action: Action,
@@ -302,7 +302,7 @@ impl<'a> Case<'a> {
         Look {
             owner,
             incarnation,
-            takers: !view.seats(self.now).is_empty(),
+            takers: !view.candidates_with_sent(self.now).is_empty(),
         }
     }
 
@@ -366,7 +366,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    fn candidates(&self, view: &View, choices_before: u64) -> Vec<Candidate> {
+    fn candidates(&self, view: &View, choices_before: u64) -> Vec<CandidateReport> {
         let strategy = self.strategy();
         let turn = self.known.as_ref().map_or(0, |known| known.watched.turn());
         let chance = Chance {
@@ -375,11 +375,12 @@ impl<'a> Case<'a> {
             random: (0, 0),
         };
         let certain = view.would_choose(strategy, self.id.uid.as_str(), chance, self.now);
-        weigh(strategy, &view.seats(self.now), certain)
+        weigh(strategy, &view.candidates_with_sent(self.now), certain)
     }
 
-    fn answers(&self, forecast: &Forecast, candidates: &[Candidate]) -> Vec<PodIndex> {
-        let possible = |candidate: &&Candidate| candidate.chance.is_none_or(|chance| chance > 0.0);
+    fn answers(&self, forecast: &Forecast, candidates: &[CandidateReport]) -> Vec<PodIndex> {
+        let possible =
+            |candidate: &&CandidateReport| candidate.chance.is_none_or(|chance| chance > 0.0);
         let chosen = || candidates.iter().filter(possible).map(|c| c.pod).collect();
         let owner = self.link.map(|link| link.pod);
         match forecast.action {

@@ -20,7 +20,7 @@ use rand::Rng;
 
 use super::info::InfoDriver;
 use super::peer::PeerPods;
-use super::states::{Audience, StateCache};
+use super::states::{ChangeListener, StateCache};
 use crate::cache::{Key, LinkCache};
 use crate::clock::{Clock, Tick};
 use crate::config::ClientConfig;
@@ -65,8 +65,8 @@ struct LostPods {
     hook: Arc<dyn LostPodHook>,
 }
 
-impl Audience for LostPods {
-    fn hear(&self, service: &ServiceId, changes: &[Change]) {
+impl ChangeListener for LostPods {
+    fn on_change(&self, service: &ServiceId, changes: &[Change]) {
         let Some(client) = self.client.upgrade() else {
             return;
         };
@@ -407,12 +407,12 @@ impl ClientDriver {
     }
 
     /// Tells `hook` of every pod that is lost from now on: dead or withdrawn. The state cache's
-    /// `tell_no_more` takes it back.
+    /// `unsubscribe` takes it back.
     #[must_use]
-    pub fn on_pod_lost(&self, hook: Arc<dyn LostPodHook>) -> Arc<dyn Audience> {
+    pub fn on_pod_lost(&self, hook: Arc<dyn LostPodHook>) -> Arc<dyn ChangeListener> {
         let client = Arc::downgrade(&self.shared);
-        let audience: Arc<dyn Audience> = Arc::new(LostPods { client, hook });
-        self.shared.states.tell(Arc::clone(&audience));
+        let audience: Arc<dyn ChangeListener> = Arc::new(LostPods { client, hook });
+        self.shared.states.subscribe(Arc::clone(&audience));
         audience
     }
 

@@ -7,8 +7,8 @@ use super::{Shared, Target};
 use crate::cache::Ticket;
 use crate::clock::Tick;
 use crate::config::OnRestart;
-use crate::driver::by;
 use crate::driver::view::View;
+use crate::driver::with_deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, PodIndex, ServiceId};
 use crate::route::link::{Certificate, Placed, StoredLink, Verdict, judge};
@@ -291,7 +291,7 @@ impl Placing<'_> {
         let now = self.shared.clock.now();
         let until = now.after(self.deadline.since(now) / 2);
         let choice = chooser.choose(service, uid, candidates);
-        let choice = by(&self.shared.clock, until, "the strategy", choice).await;
+        let choice = with_deadline(&self.shared.clock, until, "the strategy", choice).await;
         match choice.flatten() {
             Ok(Some(pod)) if names.contains(&pod) => {
                 view.count_sent(pod, 1);

@@ -3,14 +3,14 @@
 use std::sync::{Arc, Weak};
 
 use super::{ClientDriver, Shared, Target};
-use crate::telemetry::{Gauges, Metrics, Sheet, Source, count, names};
+use crate::telemetry::{Gauges, MetricSource, Metrics, MetricsSnapshot, count, names};
 
 impl ClientDriver {
     /// Reports to these metrics from now on, until the driver is dropped. What it has counted
     /// stays.
     pub fn report_to(&self, metrics: &Metrics) {
-        metrics.join(Arc::clone(&self.shared.stats) as Arc<dyn Source>);
-        metrics.join(self.shared.cache.stats() as Arc<dyn Source>);
+        metrics.join(Arc::clone(&self.shared.stats) as Arc<dyn MetricSource>);
+        metrics.join(self.shared.cache.stats() as Arc<dyn MetricSource>);
         let shared: Weak<Shared> = Arc::downgrade(&self.shared);
         metrics.watch(shared);
         self.shared.foreign.report_to(metrics);
@@ -28,7 +28,7 @@ impl Shared {
 }
 
 impl Gauges for Shared {
-    fn report(&self, sheet: &mut Sheet) {
+    fn report(&self, sheet: &mut MetricsSnapshot) {
         if self.open().is_ok() {
             #[allow(clippy::cast_precision_loss, reason = "no cache holds that many")]
             sheet.level(&names::CACHE_ENTRIES, &[], self.cache.len() as f64);

@@ -11,8 +11,8 @@ use rand::Rng;
 use super::{Phase, ServerDriver, Shared};
 use crate::clock::Tick;
 use crate::config::Drain;
-use crate::driver::by;
 use crate::driver::view::View;
+use crate::driver::with_deadline;
 use crate::error::{Error, Result};
 use crate::id::{LinkId, ServiceId};
 use crate::route::link::{Life, StoredLink};
@@ -73,7 +73,7 @@ impl ServerDriver {
         }
         let mut stopped = shared.stopped.subscribe();
         let done = stopped.wait_for(Option::is_some);
-        let report = by(
+        let report = with_deadline(
             &shared.clock,
             deadline.after(MARGIN),
             "the stop under way",
@@ -166,7 +166,7 @@ impl Shared {
         let users = self.users();
         let failures = Failures::default();
         let asked = self.ask_hooks(users.clone(), &failures);
-        let in_time = by(&self.clock, hooks_until, "drain hooks", asked).await;
+        let in_time = with_deadline(&self.clock, hooks_until, "drain hooks", asked).await;
         failures.tell(&self.info.service, "drain hooks failed");
         if let Err(error) = in_time {
             tracing::warn!(service = %self.info.service, %error, "not every drain hook has ended");
@@ -179,7 +179,8 @@ impl Shared {
             self.count_released(gone);
         }
         let giving = self.give_away(rule, &given, links_until);
-        let _out_of_time = by(&self.clock, links_until, "the links of the pod", giving).await;
+        let _out_of_time =
+            with_deadline(&self.clock, links_until, "the links of the pod", giving).await;
         given
             .failures
             .tell(&self.info.service, "links were not given away");
@@ -203,7 +204,7 @@ impl Shared {
         self.stopping.send_replace(true);
         let until = deadline.min(self.soon());
         let turn = self.publishing.lock();
-        let _turn = by(&self.clock, until, "the start under way", turn).await;
+        let _turn = with_deadline(&self.clock, until, "the start under way", turn).await;
         self.end_tasks();
     }
 
@@ -328,7 +329,7 @@ impl Shared {
         self.end_tasks();
         let turn = self.publishing.lock();
         let until = deadline.min(self.soon());
-        let _turn = by(&self.clock, until, "the last publication", turn).await;
+        let _turn = with_deadline(&self.clock, until, "the last publication", turn).await;
         self.valid_until.store(0, Ordering::SeqCst);
         let incarnation = {
             let mut state = self.lock();

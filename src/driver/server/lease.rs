@@ -8,8 +8,8 @@ use rand::Rng;
 
 use super::{Phase, Shared};
 use crate::clock::Tick;
-use crate::driver::by;
 use crate::driver::cpu::CpuMeter;
+use crate::driver::with_deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::route::state::{PodState, Readiness, RoutingState};
 use crate::store::Renewed;
@@ -19,7 +19,7 @@ impl Shared {
     /// Renews the lease and publishes the state as it is now.
     pub(super) async fn publish(&self, deadline: Tick) -> Result<()> {
         let turn = self.publishing.lock();
-        let _turn = by(&self.clock, deadline, "an earlier publication", turn).await?;
+        let _turn = with_deadline(&self.clock, deadline, "an earlier publication", turn).await?;
         self.publish_now(deadline).await
     }
 
@@ -147,7 +147,7 @@ impl Shared {
     /// whose index was taken does not, and neither does one that is being stopped.
     async fn renew(&self, deadline: Tick) -> Result<()> {
         let turn = self.publishing.lock();
-        let _turn = by(&self.clock, deadline, "an earlier publication", turn).await?;
+        let _turn = with_deadline(&self.clock, deadline, "an earlier publication", turn).await?;
         let renewed = self.publish_now(deadline).await;
         let back = {
             let state = self.lock();

@@ -7,13 +7,13 @@ use super::{Phase, ServerDriver, Shared};
 use crate::clock::Tick;
 use crate::error::{Error, Result};
 use crate::store::Renewed;
-use crate::telemetry::{Gauges, Metrics, Sheet, Source, count, names};
+use crate::telemetry::{Gauges, MetricSource, Metrics, MetricsSnapshot, count, names};
 
 impl ServerDriver {
     /// Reports to these metrics from now on, until the driver is dropped. What it has counted
     /// stays.
     pub fn report_to(&self, metrics: &Metrics) {
-        metrics.join(Arc::clone(&self.shared.stats) as Arc<dyn Source>);
+        metrics.join(Arc::clone(&self.shared.stats) as Arc<dyn MetricSource>);
         let shared: Weak<Shared> = Arc::downgrade(&self.shared);
         metrics.watch(shared);
     }
@@ -65,7 +65,7 @@ impl Shared {
     }
 
     #[allow(clippy::cast_precision_loss, reason = "no pod has that many users")]
-    fn report_users(&self, sheet: &mut Sheet, [namespace, service, pod]: [&str; 3]) {
+    fn report_users(&self, sheet: &mut MetricsSnapshot, [namespace, service, pod]: [&str; 3]) {
         let fates = [
             ("remaining", self.owned().len() as u64),
             (
@@ -89,7 +89,7 @@ impl Gauges for Shared {
         clippy::cast_precision_loss,
         reason = "gauges are shown, not counted on"
     )]
-    fn report(&self, sheet: &mut Sheet) {
+    fn report(&self, sheet: &mut MetricsSnapshot) {
         let (phase, load) = {
             let state = self.lock();
             (state.phase, self.weighted_load(&state))

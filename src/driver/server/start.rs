@@ -8,7 +8,7 @@ use super::lease::renewals;
 use super::load::loads;
 use super::{Phase, ServerDriver, Shared};
 use crate::clock::Tick;
-use crate::driver::by;
+use crate::driver::with_deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Incarnation;
 use crate::route::state::RoutingState;
@@ -47,7 +47,7 @@ impl ServerDriver {
             shared.started.subscribe()
         };
         let done = started.wait_for(Option::is_some);
-        let done = by(&shared.clock, patience, "the start under way", done).await?;
+        let done = with_deadline(&shared.clock, patience, "the start under way", done).await?;
         let outcome = done.ok().and_then(|outcome| outcome.clone());
         outcome.unwrap_or_else(|| Err(Phase::Stopped.refuses("start")))
     }
@@ -60,7 +60,7 @@ impl Starting {
     async fn run(self, deadline: Tick) {
         let shared = &*self.0;
         let turn = shared.publishing.lock();
-        let turn = by(&shared.clock, deadline, "an earlier start", turn).await;
+        let turn = with_deadline(&shared.clock, deadline, "an earlier start", turn).await;
         let outcome = match &turn {
             Ok(_) => self.attempt(deadline).await,
             Err(error) => Err(error.clone()),
@@ -165,7 +165,7 @@ impl Shared {
                 _ = stopping.wait_for(|stopping| *stopping) => Err(Phase::Stopped.refuses("start")),
             }
         };
-        let paused = by(&self.clock, deadline, "the earlier process", pause).await;
+        let paused = with_deadline(&self.clock, deadline, "the earlier process", pause).await;
         paused.unwrap_or_else(|_| Err(self.busy(earlier)))
     }
 

@@ -1,7 +1,7 @@
-//! The state cache: what the pods of each service in use said last.
+//! The state cache: the last published states of the pods of each service in use.
 //!
 //! One task per service reads all its pods every refresh period and swaps in a new [`View`].
-//! Readers take the current view without a lock. A service that nobody asks for is dropped.
+//! Readers take the current view without a lock. A service that is no longer used is dropped.
 
 mod report;
 
@@ -16,37 +16,37 @@ use rand::Rng;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
-use super::by;
 use super::view::View;
+use super::with_deadline;
 use crate::clock::{Clock, Tick};
 use crate::config::RouteInfoConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{PodIndex, ServiceId};
 use crate::route::pick::{Chance, Strategy};
-use crate::route::snapshot::{Change, Policy, Seen, Snapshot};
+use crate::route::snapshot::{AlivePods, Change, Policy, Snapshot};
 use crate::store::{Changes, Pods, Reading, Store};
 use crate::telemetry::{StateStats, count};
 
-/// How long one reading of all pods may take: less than a call usually has, so that who waits for
-/// it hears why it failed, and not only that time ran out.
+/// The timeout of one reading of all pods: shorter than the usual deadline of a call, so that a
+/// waiting caller gets the cause of the failure, and not only a timeout.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Somebody who wants to know when pods come, go, or change.
-pub trait Audience: Send + Sync + std::fmt::Debug + 'static {
-    /// Takes note of changes, in their order. Must not wait: it runs on the refresh task.
-    fn hear(&self, service: &ServiceId, changes: &[Change]);
+/// A subscriber to changes of pods.
+pub trait ChangeListener: Send + Sync + std::fmt::Debug + 'static {
+    /// Called with changes, in their order. Must not block: it runs on the refresh task.
+    fn on_change(&self, service: &ServiceId, changes: &[Change]);
 }
 
-/// Where the pods of a service are read.
+/// A source of the pods of a service.
 #[async_trait]
 pub(super) trait PodSource: Send + Sync + std::fmt::Debug + 'static {
-    /// Every pod of a service with what is left of its lease; `last` as for [`Store::pods`].
+    /// Every pod of a service with the remaining time of its lease; `last` as for [`Store::pods`].
     async fn pods(&self, service: &ServiceId, last: &Reading, deadline: Tick) -> Result<Pods>;
 
     /// Subscribes to the events of a service's pods.
     async fn listen(&self, service: &ServiceId, deadline: Tick) -> Result<Changes>;
 
-    /// What is wrong with the source, if it can tell at once.
+    /// The error of the source, if it is known at once.
     async fn trouble(&self, deadline: Tick) -> Option<Error>;
 }
 
@@ -80,9 +80,9 @@ pub struct StateCache {
     config: RouteInfoConfig,
     stats: Arc<StateStats>,
     services: ArcSwap<HashMap<ServiceId, Arc<Watched>>>,
-    /// Who is told of changes. Never held across an await, nor while somebody is told.
-    audience: Mutex<Vec<Arc<dyn Audience>>>,
-    /// Serialises changes of the table; readers do not take it. Holds whether the cache was closed.
+    /// The subscribers to changes. Never held across an await, nor while a listener runs.
+    listeners: Mutex<Vec<Arc<dyn ChangeListener>>>,
+    /// Serialises changes of the table; readers do not take it. True once the cache was closed.
     /// Never held across an await.
     changing: Mutex<bool>,
 }
@@ -94,7 +94,7 @@ impl StateCache {
         Self::reading(Arc::new(OwnStore(executor)), clock, config)
     }
 
-    /// The same for pods that are read elsewhere.
+    /// A cache of pods from another source, such as a peer.
     pub(super) fn reading(
         source: Arc<dyn PodSource>,
         clock: Clock,
@@ -106,17 +106,17 @@ impl StateCache {
             config,
             stats: Arc::default(),
             services: ArcSwap::default(),
-            audience: Mutex::default(),
+            listeners: Mutex::default(),
             changing: Mutex::default(),
         })
     }
 
-    /// The figures.
+    /// The settings.
     pub(super) fn config(&self) -> &RouteInfoConfig {
         &self.config
     }
 
-    /// What was counted.
+    /// The counters.
     #[must_use]
     pub fn stats(&self) -> &StateStats {
         &self.stats
@@ -139,11 +139,14 @@ impl StateCache {
             self.clock.now(),
         ));
         if *closed {
-            // A client may share the cache and outlive it: it is told, and no task is started.
+            // A client may share the cache and outlive it: it gets an error, and no task is started.
             watched.end();
             return watched;
         }
-        let task = tokio::spawn(keep(Arc::downgrade(self), Arc::clone(&watched)));
+        let task = tokio::spawn(refresh_until_idle(
+            Arc::downgrade(self),
+            Arc::clone(&watched),
+        ));
         watched.own(task.abort_handle());
         let mut services = HashMap::clone(&services);
         services.insert(id.clone(), Arc::clone(&watched));
@@ -151,7 +154,7 @@ impl StateCache {
         watched
     }
 
-    /// Ends every task and forgets every service.
+    /// Ends every task and drops every service.
     pub fn close(&self) {
         let mut closed = self.changing();
         *closed = true;
@@ -172,19 +175,20 @@ impl StateCache {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells `audience` of every change from now on.
-    pub fn tell(&self, audience: Arc<dyn Audience>) {
-        self.audience().push(audience);
+    /// Subscribes `listener` to all changes from now on.
+    pub fn subscribe(&self, listener: Arc<dyn ChangeListener>) {
+        self.listeners().push(listener);
     }
 
-    /// Tells `audience` nothing any more.
-    pub fn tell_no_more(&self, audience: &Arc<dyn Audience>) {
-        self.audience()
-            .retain(|other| !Arc::ptr_eq(other, audience));
+    /// Ends the subscription of `listener`.
+    pub fn unsubscribe(&self, listener: &Arc<dyn ChangeListener>) {
+        self.listeners()
+            .retain(|other| !Arc::ptr_eq(other, listener));
     }
 
-    fn audience(&self) -> MutexGuard<'_, Vec<Arc<dyn Audience>>> {
-        self.audience.lock().unwrap_or_else(PoisonError::into_inner)
+    fn listeners(&self) -> MutexGuard<'_, Vec<Arc<dyn ChangeListener>>> {
+        let listeners = self.listeners.lock();
+        listeners.unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn load(&self, watched: &Watched) -> Result<()> {
@@ -200,14 +204,14 @@ impl StateCache {
         Ok(())
     }
 
-    /// The view that a reading makes; nobody else sees it.
+    /// The view of a reading; it is not published.
     pub(super) fn view(&self, pods: Pods, asked: Tick, previous: Option<&View>) -> View {
         let snapshot = Snapshot::new(pods.records, asked, self.policy());
         View::new(snapshot, previous, pods.watchers, self.clock.now())
     }
 
     fn policy(&self) -> Policy {
-        // Two missed readings are bad luck; the third means that the store cannot be read.
+        // Two missed readings may be chance; the third means that the store cannot be read.
         const MISSED: u32 = 3;
         let stale_after = self.config.refresh * MISSED;
         Policy {
@@ -216,7 +220,7 @@ impl StateCache {
         }
     }
 
-    /// Subscribes to the transitions of the service; without them polling finds every change.
+    /// Subscribes to the events of the service; without them polling finds every change.
     async fn listen(&self, watched: &Watched) -> Option<Changes> {
         let deadline = self.clock.deadline(LOAD_TIMEOUT);
         let channel = self.source.listen(&watched.id, deadline).await;
@@ -227,7 +231,7 @@ impl StateCache {
         channel.ok()
     }
 
-    /// Reads all pods once, and tells whoever waits for it or for changes.
+    /// Reads all pods once, and notifies waiting callers and listeners.
     async fn refresh(&self, watched: &Watched) {
         let result = self.load(watched).await;
         count(&self.stats.refreshes);
@@ -239,11 +243,11 @@ impl StateCache {
             landed.count += 1;
             landed.error = result.err();
         });
-        self.announce(watched);
+        self.notify_listeners(watched);
     }
 
-    /// Tells the audience what has changed since it was last told.
-    fn announce(&self, watched: &Watched) {
+    /// Notifies the listeners of the changes since the last notification.
+    fn notify_listeners(&self, watched: &Watched) {
         let Some(view) = watched.view.load_full() else {
             return;
         };
@@ -255,10 +259,10 @@ impl StateCache {
         if changes.is_empty() {
             return;
         }
-        let audience = self.audience().clone();
-        audience
+        let listeners = self.listeners().clone();
+        listeners
             .iter()
-            .for_each(|each| each.hear(&watched.id, &changes));
+            .for_each(|each| each.on_change(&watched.id, &changes));
     }
 }
 
@@ -269,7 +273,7 @@ impl Drop for StateCache {
 }
 
 /// The task of one service: owned by its [`Watched`], ended by it, by idleness, or with the cache.
-async fn keep(cache: Weak<StateCache>, watched: Arc<Watched>) {
+async fn refresh_until_idle(cache: Weak<StateCache>, watched: Arc<Watched>) {
     let mut channel = None;
     loop {
         let Some(cache) = cache.upgrade() else { return };
@@ -283,7 +287,7 @@ async fn keep(cache: Weak<StateCache>, watched: Arc<Watched>) {
             cache.forget(&watched.id);
             return;
         }
-        // ±10 %, so that a thousand clients do not ask in step.
+        // Jitter of ±10 %, so that many clients do not read in step.
         let pause = cache
             .config
             .refresh
@@ -296,7 +300,7 @@ async fn keep(cache: Weak<StateCache>, watched: Arc<Watched>) {
             alive = changed(channel.as_mut()) => {
                 count(if alive { &stats.events } else { &stats.channel_losses });
                 if !alive {
-                    // Polling bridges the loss until the next refresh listens again.
+                    // Polling bridges the gap until the next refresh subscribes again.
                     channel = None;
                 }
             }
@@ -304,7 +308,7 @@ async fn keep(cache: Weak<StateCache>, watched: Arc<Watched>) {
     }
 }
 
-/// Whether the channel brought news (`true`) or was lost (`false`). Without a channel: never.
+/// Waits for an event (`true`) or the loss of the channel (`false`). Without a channel: for ever.
 async fn changed(channel: Option<&mut Changes>) -> bool {
     match channel {
         Some(channel) => channel.changed().await,
@@ -316,12 +320,12 @@ fn closed() -> Error {
     Error::new(ErrorKind::Closed, "the driver was closed")
 }
 
-/// How many readings have ended, and how the last one did.
+/// The number of finished readings, and the result of the last one.
 #[derive(Debug, Default)]
 struct Landed {
     count: u64,
     error: Option<Error>,
-    /// No reading will ever end again.
+    /// There will be no further readings.
     ended: bool,
 }
 
@@ -329,22 +333,22 @@ struct Landed {
 #[derive(Debug)]
 pub struct Watched {
     id: ServiceId,
-    /// Asked why a reading takes too long.
+    /// Also queried for the cause of a slow reading.
     source: Arc<dyn PodSource>,
     view: ArcSwapOption<View>,
     landed: watch::Sender<Landed>,
     poke: Notify,
-    /// When somebody asked last, as a [`Tick`].
+    /// The last use, as a [`Tick`].
     used: AtomicU64,
-    /// 1 once the service was dropped: whoever still holds it must look it up again.
+    /// 1 once the service was dropped: holders must look it up again.
     retired: AtomicU64,
-    /// How many want it read though nobody asks: hooks that name the service.
+    /// The number of hooks that name the service: they keep it read without lookups.
     pinned: AtomicU64,
     turn: AtomicU64,
-    /// The pods that the audience knows to be alive.
-    seen: Mutex<Seen>,
+    /// The pods that were alive at the last notification of the listeners.
+    seen: Mutex<AlivePods>,
     corrupt: Mutex<HashSet<String>>,
-    /// What the last reading left for the next one. Never held across an await.
+    /// The state of the last reading, for the next one. Never held across an await.
     reading: Mutex<Reading>,
     /// The refresh task; ended by `end`, and when this is dropped.
     task: Mutex<Option<AbortHandle>>,
@@ -375,7 +379,7 @@ impl Watched {
 
     fn end(&self) {
         self.retired.store(1, Ordering::Release);
-        // Whoever waits for a reading waits no longer.
+        // Wakes the callers that wait for a reading.
         self.landed.send_modify(|landed| {
             landed.error = Some(closed());
             landed.ended = true;
@@ -394,21 +398,21 @@ impl Watched {
         self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn seen(&self) -> MutexGuard<'_, Seen> {
+    fn seen(&self) -> MutexGuard<'_, AlivePods> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the service read though nobody asks, until `unpin`.
+    /// Keeps the service read even without lookups, until `unpin`.
     pub fn pin(&self) {
         self.pinned.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes one `pin` back.
+    /// Reverts one `pin`.
     pub fn unpin(&self) {
         self.pinned.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// How old the current view is; `None` if the service was never read.
+    /// The age of the current view; `None` if the service was never read.
     #[must_use]
     pub fn age(&self, now: Tick) -> Option<Duration> {
         let view = self.view.load_full()?;
@@ -425,7 +429,7 @@ impl Watched {
     #[must_use]
     pub fn current(&self, now: Tick) -> Option<arc_swap::Guard<Option<Arc<View>>>> {
         if self.is_retired() {
-            // Nobody keeps this view up any more.
+            // This view is no longer refreshed.
             return None;
         }
         self.used.store(now.as_nanos(), Ordering::Relaxed);
@@ -442,7 +446,7 @@ impl Watched {
         self.view.load_full()
     }
 
-    /// How many choices were made so far.
+    /// The number of choices so far.
     #[must_use]
     pub fn turn(&self) -> u64 {
         self.turn.load(Ordering::Relaxed)
@@ -451,7 +455,7 @@ impl Watched {
     /// The current view; waits for the first reading if there was none.
     ///
     /// # Errors
-    /// What the reading failed with, or `Timeout`.
+    /// The error of the reading, or `Timeout`.
     pub async fn view(&self, clock: &Clock, deadline: Tick) -> Result<Arc<View>> {
         self.used.store(clock.now().as_nanos(), Ordering::Relaxed);
         if let Some(view) = self.view.load_full() {
@@ -464,9 +468,9 @@ impl Watched {
     /// A view that was read after this call.
     ///
     /// # Errors
-    /// What the reading failed with, or `Timeout`.
+    /// The error of the reading, or `Timeout`.
     pub async fn fresh(&self, clock: &Clock, deadline: Tick) -> Result<Arc<View>> {
-        // The reading under way may have asked before this call: only the next one surely has not.
+        // The reading in progress may have begun before this call: only the next one surely did not.
         let asked = clock.now();
         let mut seen = self.landed.borrow().count;
         loop {
@@ -482,10 +486,10 @@ impl Watched {
         let mut landed = self.landed.subscribe();
         self.poke.notify_one();
         let wait = landed.wait_for(|landed| landed.ended || landed.count > seen);
-        // A tenth of the time is kept to find out why the rest was not enough.
+        // A tenth of the time is reserved for finding the cause of a timeout.
         let left = deadline.since(clock.now());
         let until = clock.deadline(left - left / 10);
-        let waited = by(clock, until, "the states of the pods", wait).await;
+        let waited = with_deadline(clock, until, "the states of the pods", wait).await;
         let waited = waited.map(|landed| landed.map_or(None, |landed| landed.error.clone()));
         let error = match waited {
             Ok(error) => error,
@@ -498,7 +502,7 @@ impl Watched {
         }
     }
 
-    /// Why a reading takes too long: what the store says, if it says anything.
+    /// The cause of a slow reading: the error of the store, or else the timeout.
     async fn cause(&self, timeout: Error, deadline: Tick) -> Error {
         self.source.trouble(deadline).await.unwrap_or(timeout)
     }

@@ -1,4 +1,4 @@
-//! What the metrics say of the pods that are being read.
+//! The metrics of the pods that are being read.
 
 use std::sync::{Arc, Weak};
 
@@ -9,27 +9,23 @@ use crate::driver::view::View;
 use crate::id::ServiceId;
 use crate::route::snapshot::Pod;
 use crate::route::state::Standing;
-use crate::telemetry::{Gauges, Metrics, Sheet, Source, names};
+use crate::telemetry::{Gauges, MetricSource, Metrics, MetricsSnapshot, names};
 
 impl StateCache {
-    /// Reports to these metrics from now on, until the cache is dropped. What it has counted
-    /// stays.
+    /// Registers the cache with these metrics until it is dropped. Its counts are kept.
     pub(in crate::driver) fn report_to(self: &Arc<Self>, metrics: &Metrics) {
-        metrics.join(Arc::clone(&self.stats) as Arc<dyn Source>);
+        metrics.join(Arc::clone(&self.stats) as Arc<dyn MetricSource>);
         let cache: Weak<Self> = Arc::downgrade(self);
         metrics.watch(cache);
     }
 }
 
 impl Gauges for StateCache {
-    #[allow(
-        clippy::cast_precision_loss,
-        reason = "gauges are shown, not counted on"
-    )]
-    fn report(&self, sheet: &mut Sheet) {
+    #[allow(clippy::cast_precision_loss, reason = "gauges are only displayed")]
+    fn report(&self, snapshot: &mut MetricsSnapshot) {
         let now = self.clock.now();
         for (id, watched) in self.services.load().iter() {
-            // Looking must not keep a service alive that nobody uses.
+            // A scrape must not keep an unused service alive.
             let Some(view) = watched.view.load_full() else {
                 continue;
             };
@@ -40,16 +36,16 @@ impl Gauges for StateCache {
                 standings[place(pod.standing(now))] += 1;
             }
             for (name, count) in STANDINGS.iter().zip(standings) {
-                sheet.level(
+                snapshot.level(
                     &names::PODS,
                     &[labels[0], labels[1], name],
                     f64::from(count),
                 );
             }
             let routable = view.candidates(now).len();
-            sheet.level(&names::PODS_ROUTABLE, &labels, routable as f64);
+            snapshot.level(&names::PODS_ROUTABLE, &labels, routable as f64);
             let age = now.since(view.snapshot.asked());
-            sheet.level(&names::PODS_AGE, &labels, age.as_secs_f64());
+            snapshot.level(&names::PODS_AGE, &labels, age.as_secs_f64());
         }
     }
 

@@ -21,7 +21,7 @@ use tokio::net::{TcpStream, UnixStream};
 use super::failure::{Intent, code, refusal};
 use super::tls;
 use super::witness::{Witness, tls_error};
-use crate::config::{Endpoint, ServerAddress, TlsFiles};
+use crate::config::{ServerAddress, StoreEndpoint, TlsFiles};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{invalid, shown};
 
@@ -82,7 +82,7 @@ impl Dialer {
     /// `InvalidParameter` if no certificate could ever be valid for the host's name.
     pub(super) fn new(address: &ServerAddress) -> Result<Self> {
         let tls = match (&address.tls, &address.endpoint) {
-            (Some(files), Endpoint::Tcp(host, _)) => {
+            (Some(files), StoreEndpoint::Tcp(host, _)) => {
                 let name = ServerName::try_from(host.clone()).map_err(|_| {
                     invalid(
                         "url",
@@ -129,11 +129,11 @@ impl Dialer {
     async fn attempt(&self, ear: Option<Ear>) -> std::result::Result<Dialled, Failure> {
         let unreachable = |error: io::Error| Failure::passing(self.io_error(error));
         match &self.address.endpoint {
-            Endpoint::Unix(path) => {
+            StoreEndpoint::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(unreachable)?;
                 self.login(stream, ear).await
             }
-            Endpoint::Tcp(host, port) => {
+            StoreEndpoint::Tcp(host, port) => {
                 let stream = connect(host, *port).await.map_err(unreachable)?;
                 match &self.tls {
                     None => self.login(stream, ear).await,
@@ -379,14 +379,14 @@ async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
 }
 
 /// An endpoint as people write it.
-pub(super) struct ShownEndpoint<'a>(pub(super) &'a Endpoint);
+pub(super) struct ShownEndpoint<'a>(pub(super) &'a StoreEndpoint);
 
 impl fmt::Display for ShownEndpoint<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            Endpoint::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Endpoint::Tcp(host, port) => write!(f, "{host}:{port}"),
-            Endpoint::Unix(path) => write!(f, "{}", path.display()),
+            StoreEndpoint::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
+            StoreEndpoint::Tcp(host, port) => write!(f, "{host}:{port}"),
+            StoreEndpoint::Unix(path) => write!(f, "{}", path.display()),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use podlink::config::RouteInfoConfig;
 use podlink::driver::info::InfoDriver;
-use podlink::driver::states::Audience;
+use podlink::driver::states::ChangeListener;
 use podlink::error::ErrorKind;
 use podlink::id::ServiceId;
 use podlink::route::snapshot::Change;
@@ -158,8 +158,8 @@ async fn who_waits_when_the_driver_closes_is_told_at_once() {
 #[derive(Debug, Default)]
 struct Heard(Mutex<Vec<(u32, bool, bool)>>);
 
-impl Audience for Heard {
-    fn hear(&self, _service: &ServiceId, changes: &[Change]) {
+impl ChangeListener for Heard {
+    fn on_change(&self, _service: &ServiceId, changes: &[Change]) {
         let told = changes.iter().map(|change| {
             (
                 change.pod.get(),
@@ -177,7 +177,8 @@ async fn changes_are_told_once_even_if_the_channel_cannot_be_had() {
     world.store.fail("listen", &[Fault::Refused; 100_000]);
     let info = world.info(route_info());
     let heard = Arc::new(Heard::default());
-    info.states().tell(Arc::clone(&heard) as Arc<dyn Audience>);
+    info.states()
+        .subscribe(Arc::clone(&heard) as Arc<dyn ChangeListener>);
     let _watched = info.watch(&service()).unwrap();
     let (zero, one) = (world.started(0).await, world.started(1).await);
     world.pass(Duration::from_secs(10)).await;
