@@ -145,8 +145,8 @@ impl Arrivals {
         self.waker.wake();
     }
 
-    /// Puts a hook call into the queue. If the loop has ended, or is far behind, the call is dropped:
-    /// its caller gets an error, and the queue stays bounded.
+    /// Puts a hook call into the queue. If the loop has ended, or is far behind, the call is
+    /// dropped: its caller gets an error, and the queue stays bounded.
     pub(super) fn call(&self, call: HookCall) {
         const WAITING_MAX: usize = 100_000;
         if self.abandoned.load(Ordering::Acquire) {
@@ -216,8 +216,8 @@ impl Drop for Pending {
 #[pyclass(frozen, module = "podlink._podlink")]
 pub(super) struct CompletionQueue {
     arrivals: Owned<Arc<Arrivals>>,
-    /// The waiters, by number; a number is reused once its waiter has been handed out. Only accessed
-    /// with the GIL held.
+    /// The waiters, by number; a number is reused once its waiter has been handed out. Only
+    /// accessed with the GIL held.
     waiters: Mutex<Slab<Py<PyAny>>>,
 }
 
@@ -346,8 +346,8 @@ impl CompletionQueue {
     }
 
     /// The waiters of these outcomes. Must not create Python objects: that may run the garbage
-    /// collector, whose finalisers may start an operation here, or let another thread run that does;
-    /// and it would wait for this lock with the GIL held.
+    /// collector, whose finalisers may start an operation here, or let another thread start one,
+    /// which would wait for this lock with the GIL held.
     fn awaited(&self, arrivals: &Arrivals, done: Vec<(u64, Outcome)>) -> Vec<(Py<PyAny>, Outcome)> {
         let mut waiters = self.waiters();
         let found = done.into_iter().filter_map(|(number, outcome)| {

@@ -54,8 +54,9 @@ pub(super) fn handle(py: Python<'_>) -> PyResult<Handle> {
         raise(py, &error.caused_by(cause))
     })?;
     let handle = started.handle().clone();
-    // It ends with the process: its threads never touch Python, so no shutdown has to wait for them.
-    // After a fork the parent's runtime has no threads here, and dropping it would wait for them.
+    // It ends with the process: its threads never touch Python, so no shutdown has to wait for
+    // them. After a fork the parent's runtime has no threads here, and dropping it would wait for
+    // them.
     std::mem::forget(started);
     *runtime = Some((generation, handle.clone()));
     Ok(handle)

@@ -24,8 +24,8 @@ pub struct View {
 }
 
 impl View {
-    /// A view of this snapshot that takes over the counts of `previous`. `watchers` is the number of
-    /// clients that watch the service, including this one.
+    /// A view of this snapshot that takes over the counts of `previous`. `watchers` is the number
+    /// of clients that watch the service, including this one.
     pub(super) fn new(
         snapshot: Snapshot,
         previous: Option<&Self>,

@@ -29,7 +29,8 @@ pub fn weighted(cpu_factor: f64, cpu_percent: f64, reported: i64) -> i64 {
     (cpu_factor * cpu_percent + (1.0 - cpu_factor) * reported as f64).round() as i64
 }
 
-/// The number of cores that a cgroup v2 `cpu.max` allows: `quota period`, or `max period` for no limit.
+/// The number of cores that a cgroup v2 `cpu.max` allows: `quota period`, or `max period` for no
+/// limit.
 #[must_use]
 pub fn cores_of_cpu_max(text: &str) -> Option<f64> {
     let mut words = text.split_ascii_whitespace();

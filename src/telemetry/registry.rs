@@ -124,7 +124,7 @@ impl Metrics {
             members.windows.report(&mut snapshot, reading, now);
             (snapshot, members.gauges.clone())
         };
-        // Outside the lock: this may hold the last reference to a driver, which is then dropped here.
+        // Outside the lock: this may be the last reference to a driver, whose drop then runs here.
         for gauges in gauges.iter().filter_map(Weak::upgrade) {
             gauges.report(&mut snapshot);
         }

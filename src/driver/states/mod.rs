@@ -139,7 +139,7 @@ impl StateCache {
             self.clock.now(),
         ));
         if *closed {
-            // A client may share the cache and outlive it: it gets an error, and no task is started.
+            // A client may share the cache and outlive it: it gets an error, and no task starts.
             watched.end();
             return watched;
         }
@@ -308,7 +308,7 @@ async fn refresh_until_idle(cache: Weak<StateCache>, watched: Arc<Watched>) {
     }
 }
 
-/// Waits for an event (`true`) or the loss of the channel (`false`). Without a channel: for ever.
+/// Waits for an event (`true`) or the loss of the channel (`false`). Never returns without one.
 async fn changed(channel: Option<&mut Changes>) -> bool {
     match channel {
         Some(channel) => channel.changed().await,
@@ -470,7 +470,7 @@ impl Watched {
     /// # Errors
     /// The error of the reading, or `Timeout`.
     pub async fn fresh(&self, clock: &Clock, deadline: Tick) -> Result<Arc<View>> {
-        // The reading in progress may have begun before this call: only the next one surely did not.
+        // The reading in progress may have begun before this call; the next one has not.
         let asked = clock.now();
         let mut seen = self.landed.borrow().count;
         loop {
