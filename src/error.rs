@@ -150,13 +150,13 @@ impl WriteOutcome {
 
 /// The error of every fallible function in podlink.
 #[derive(Clone)]
-pub struct Error(Box<Inner>);
+pub struct Error(Box<ErrorFields>);
 
 /// `Result` with podlink's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
 #[derive(Clone)]
-struct Inner {
+struct ErrorFields {
     kind: ErrorKind,
     message: String,
     operation: Option<&'static str>,
@@ -170,7 +170,7 @@ impl Error {
     /// A new error of this kind.
     #[must_use]
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Box::new(Inner {
+        Self(Box::new(ErrorFields {
             kind,
             message: message.into(),
             operation: None,
