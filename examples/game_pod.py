@@ -1,7 +1,8 @@
 """A complete pod of a stateful game service: identity, load, users, probes, and a clean stop.
 
 Run one per StatefulSet replica: `python examples/game_pod.py`. It reads the pod's identity from the
-variables that Kubernetes sets (POD_NAME, POD_NAMESPACE, POD_UID) and the store's URL from PODLINK_STORE.
+variables that Kubernetes sets (POD_NAME, POD_NAMESPACE, POD_UID) and the store's URL from
+PODLINK_STORE.
 """
 
 import asyncio
