@@ -1,7 +1,8 @@
-"""A pod of a stateful game service, whole: identity, load, users, probes, and a clean stop.
+"""A complete pod of a stateful game service: identity, load, users, probes, and a clean stop.
 
-Run one per StatefulSet replica: `python examples/game_pod.py`. It reads what Kubernetes tells a pod
-(POD_NAME, POD_NAMESPACE, POD_UID) and where the store is (PODLINK_STORE).
+Run one per StatefulSet replica: `python examples/game_pod.py`. It reads the pod's identity from the
+variables that Kubernetes sets (POD_NAME, POD_NAMESPACE, POD_UID) and the store's URL from
+PODLINK_STORE.
 """
 
 import asyncio
@@ -14,11 +15,11 @@ import podlink
 log = logging.getLogger("game")
 
 USERS: dict[str, dict[str, int]] = {}
-"""What the game holds in memory: uid → state."""
+"""The state that the game holds in memory, by uid."""
 
 
 async def save(uid: str, server: podlink.ServerDriver) -> None:
-    """Writes a user's state to the game's database, then lets go of the user."""
+    """Writes a user's state to the game's database, then releases the user."""
     USERS.pop(uid, None)  # a real game writes to its database first
     await server.remove_linked_pod(None, uid, server.server_info.service_name)
 
@@ -26,9 +27,9 @@ async def save(uid: str, server: podlink.ServerDriver) -> None:
 async def answer(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server: podlink.ServerDriver
 ) -> None:
-    """The probes. They never ask the store: its outage must not restart a single pod."""
+    """Answers the probes, without the store: its outage must not restart a single pod."""
     request = await reader.readline()
-    # Ready means: route requests to me. A pod that only waits for its lease is not.
+    # Ready means: route requests to this pod. A pod that still waits for its lease is not ready.
     ready = server.holds_lease and await server.get_routing_state() == podlink.RoutingState.READY
     status = "200 OK" if ready or not request.startswith(b"GET /readyz") else "503 Not Ready"
     writer.write(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
@@ -37,7 +38,7 @@ async def answer(
 
 
 async def main() -> None:
-    """Lives until SIGTERM, then drains within the grace period that Kubernetes gives."""
+    """Runs until SIGTERM, then drains within the grace period of Kubernetes."""
     info = podlink.ServerInfo.from_env()
     store = podlink.Store(os.environ.get("PODLINK_STORE", "memory://"))
     server = podlink.ServerDriver(
@@ -50,7 +51,7 @@ async def main() -> None:
 
     @server.on_lease_lost
     def lost() -> None:
-        # Whatever was held under the lease may be on another pod by now.
+        # The users of this pod may be on another pod already.
         USERS.clear()
 
     stopping = asyncio.Event()
