@@ -23,9 +23,9 @@ __all__ = [
     "forward",
     "go_by_environment",
     "hash_uid",
-    "seconds_to_tell",
-    "start_anew",
-    "tell_repeats",
+    "report_repeats",
+    "reset",
+    "seconds_until_due",
 ]
 
 # A library does not decide where its records go, nor that they go to stderr.
@@ -111,7 +111,7 @@ def _write(
     """Writes a record, unless the same message was written too often of late."""
     if not logger.isEnabledFor(level):
         return
-    tell_repeats()
+    report_repeats()
     # Whoever asks for DEBUG wants to see everything.
     if level <= logging.DEBUG or _repeats.admit(logger.name, level, message):
         logger.log(level, "%s", text, extra={"podlink": dict(fields)}, **options)
@@ -181,10 +181,10 @@ def forward() -> None:
         _write(logging.getLogger(logger), level, message, text, dict(fields))
     if dropped:
         _log.warning("log records were dropped: nobody took them in time", dropped=dropped)
-    tell_repeats()
+    report_repeats()
 
 
-def tell_repeats(*, all_of_them: bool = False) -> None:
+def report_repeats(*, all_of_them: bool = False) -> None:
     """Writes how often messages were left out in the intervals that are over."""
     for logger, level, message, count in _repeats.over(all_of_them=all_of_them):
         logging.getLogger(logger).log(
@@ -199,16 +199,16 @@ def tell_repeats(*, all_of_them: bool = False) -> None:
 def _tell_what_waits() -> None:
     # In front of logging's own, which closes the handlers: that was asked for before this one.
     forward()
-    tell_repeats(all_of_them=True)
+    report_repeats(all_of_them=True)
 
 
-def start_anew() -> None:
+def reset() -> None:
     """Counts anew. In a forked child what was counted is the parent's, and maybe the lock, too."""
     global _repeats
     _repeats = Repeats()
 
 
-def seconds_to_tell() -> float | None:
+def seconds_until_due() -> float | None:
     """How long until ``forward`` has something to tell, though nothing arrives."""
     return _repeats.seconds()
 

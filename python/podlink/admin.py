@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Self
 
-from . import _podlink
+from . import _operations as ops, _podlink
 from ._bridge import call
+from ._closeable import Closeable
 from .config import check_type
 from .connection import Connection, store_of
 from .store import Store
@@ -14,7 +14,7 @@ from .store import Store
 __all__ = ["AdminServer"]
 
 
-class AdminServer:
+class AdminServer(Closeable):
     """Serves what an operator wants to see, over HTTP, from podlink's own threads: it answers also
     while the program's event loop is stuck.
 
@@ -74,8 +74,7 @@ class AdminServer:
             IllegalStateError: it was started already.
             ClosedError: it was stopped.
         """
-        address: str = await call(self._core.start)
-        return address
+        return await call(self._core, ops.listen)
 
     async def aclose(self) -> None:
         """Stops listening and cuts every connection. A second close does nothing. The store stays
@@ -86,11 +85,3 @@ class AdminServer:
     async def __aenter__(self) -> Self:
         await self.start()
         return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()

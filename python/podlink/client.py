@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from . import _podlink
-from ._bridge import Submitter, bound, call, callback_thread
+from . import _operations as ops, _podlink
+from ._bridge import call, callback_thread
+from ._closeable import Closeable
 from ._hooks import Failures, Listener, Quick
+from ._submit import Submittable, Submitter
 from .callback import StatefulObjCallback
 from .config import (
     ClientConfig,
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ClientDriver"]
 
+T = TypeVar("T")
 
-class ClientDriver:
+
+class ClientDriver(Closeable):
     """Finds out which pod holds a user, and gives a new user to a pod.
 
     One driver serves a process: it may be used from many event loops and threads at once, and
@@ -97,7 +100,7 @@ class ClientDriver:
         if not isinstance(route_info, RouteInfoDriver):
             route_info = RouteInfoDriver(store, namespace, route_info)
         self.route_info = route_info
-        self._submitter = Submitter(callbacks)
+        self._submitter = Submitter(callbacks, _OPERATIONS)
         self._hook_failures = Failures()
         self.config = config
         self.namespace = namespace
@@ -156,10 +159,9 @@ class ClientDriver:
         pod = compute_cached(namespace, uid, service_name)
         if pod is not None:
             return pod
-        computed: int = await call(
-            self._core.compute_linked_pod, namespace, uid, service_name, seconds(timeout)
+        return await call(
+            self._core, ops.compute_linked_pod, namespace, uid, service_name, timeout=timeout
         )
-        return computed
 
     async def get_linked_pod(
         self,
@@ -186,10 +188,9 @@ class ClientDriver:
         pod = self._core.get_linked_in_cache(namespace, uid, service_name)
         if pod is not None:
             return pod
-        stored: int | None = await call(
-            self._core.get_linked_pod, namespace, uid, service_name, seconds(timeout)
+        return await call(
+            self._core, ops.get_linked_pod, namespace, uid, service_name, timeout=timeout
         )
-        return stored
 
     async def get_linked_pod_in_cache_or_if_persist(
         self,
@@ -216,14 +217,14 @@ class ClientDriver:
         pod = self._core.get_linked_in_cache(namespace, uid, service_name)
         if pod is not None:
             return pod
-        stored: int | None = await call(
-            self._core.get_linked_pod_in_cache_or_if_persist,
+        return await call(
+            self._core,
+            ops.get_linked_pod_in_cache_or_if_persist,
             namespace,
             uid,
             service_name,
-            seconds(timeout),
+            timeout=timeout,
         )
-        return stored
 
     async def get_linked_pod_not_cache(
         self,
@@ -242,10 +243,9 @@ class ClientDriver:
             >>> async def truth(client: ClientDriver) -> int | None:
             ...     return await client.get_linked_pod_not_cache(None, "user123", "user-service")
         """
-        pod: int | None = await call(
-            self._core.get_linked_pod_not_cache, namespace, uid, service_name, seconds(timeout)
+        return await call(
+            self._core, ops.get_linked_pod_not_cache, namespace, uid, service_name, timeout=timeout
         )
-        return pod
 
     def get_linked_in_cache(self, namespace: str | None, uid: str, service_name: str) -> int | None:
         """Returns the pod that the cache believes in, or ``None``. Never waits, no I/O.
@@ -298,10 +298,7 @@ class ClientDriver:
             >>> async def services(client: ClientDriver) -> dict[str, int]:
             ...     return await client.get_link_service("default", "user123")
         """
-        services: dict[str, int] = await call(
-            self._core.get_link_service, namespace, uid, seconds(timeout)
-        )
-        return services
+        return await call(self._core, ops.get_link_service, namespace, uid, timeout=timeout)
 
     async def batch_get_linked_pod(
         self,
@@ -322,14 +319,14 @@ class ClientDriver:
             >>> async def rooms(client: ClientDriver) -> dict[int, list[str]]:
             ...     return await client.batch_get_linked_pod(None, ["a", "b"], "user-service")
         """
-        users: dict[int, list[str]] = await call(
-            self._core.batch_get_linked_pod,
+        return await call(
+            self._core,
+            ops.batch_get_linked_pod,
             namespace,
             uid_list(uids),
             service_name,
-            seconds(timeout),
+            timeout=timeout,
         )
-        return users
 
     async def set_linked_pod_if_absent(
         self,
@@ -352,17 +349,17 @@ class ClientDriver:
             >>> async def offer(client: ClientDriver) -> int:
             ...     return await client.set_linked_pod_if_absent(None, "u1", "user-service", 0)
         """
-        owner: int = await call(
-            self._core.set_linked_pod_if_absent,
+        return await call(
+            self._core,
+            ops.set_linked_pod_if_absent,
             namespace,
             uid,
             service_name,
             pod_index,
-            seconds(timeout),
+            timeout=timeout,
         )
-        return owner
 
-    def service(self, service_name: str, namespace: str | None = None) -> ServiceLinks:
+    def service(self, service_name: str, *, namespace: str | None = None) -> ServiceLinks:
         """Returns the link operations of one service: without namespace and service in each call,
         and quicker where the cache has the answer.
 
@@ -417,12 +414,77 @@ class ClientDriver:
             >>> async def why(client: ClientDriver) -> None:
             ...     print(await client.explain("default", "user123", "user-service"))
         """
-        told: str = await call(self._core.explain, namespace, uid, service_name, seconds(timeout))
-        return _explanation(told)
+        return _explanation(
+            await call(self._core, ops.explain, namespace, uid, service_name, timeout=timeout)
+        )
+
+    @overload
+    def submit(
+        self,
+        operation: Callable[..., Coroutine[Any, Any, T]],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[T]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["compute_linked_pod", "set_linked_pod_if_absent"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[int]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal[
+            "get_linked_pod",
+            "get_linked_pod_in_cache_or_if_persist",
+            "get_linked_pod_not_cache",
+        ],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[int | None]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["get_link_service"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[dict[str, int]]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["batch_get_linked_pod"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[dict[int, list[str]]]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["explain"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[Explanation]: ...
 
     def submit(
         self,
-        operation: str,
+        operation: Callable[..., Coroutine[Any, Any, Any]] | str,
         *args: Any,
         callback: StatefulObjCallback | None = None,
         timeout: Duration | None = None,
@@ -451,11 +513,7 @@ class ClientDriver:
             >>> client = ClientDriver(Store())
             >>> client.submit("get_linked_pod", None, "user123", "user-service").result(5)
         """
-        start, arguments = bound(self, _OPERATIONS, operation, args, kwargs)
-        if operation == "batch_get_linked_pod":
-            arguments[1] = uid_list(arguments[1])
-        convert = _explanation if operation == "explain" else None
-        return self._submitter.submit(start, (*arguments, seconds(timeout)), callback, convert)
+        return self._submitter.submit(self, operation, args, kwargs, callback, timeout)
 
     def poll_callbacks(self) -> int:
         """Runs the callbacks that wait, on the calling thread; returns how many.
@@ -513,31 +571,6 @@ class ClientDriver:
         if self._owns_route_info:
             await self.route_info.aclose()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-
-_OPERATIONS = frozenset(
-    {
-        "batch_get_linked_pod",
-        "compute_linked_pod",
-        "explain",
-        "get_link_service",
-        "get_linked_pod",
-        "get_linked_pod_in_cache_or_if_persist",
-        "get_linked_pod_not_cache",
-        "set_linked_pod_if_absent",
-    }
-)
-
 
 def _explanation(told: str) -> Explanation:
     # Here, because nobody who only routes should pay for it when importing podlink.
@@ -554,3 +587,15 @@ def _chooser(strategy: Strategy) -> Any:
         return strategy(uid, [StatefulServiceState._from_core(fields) for fields in candidates])
 
     return Quick("strategy", choose)
+
+
+_OPERATIONS = {
+    "batch_get_linked_pod": Submittable(ops.batch_get_linked_pod),
+    "compute_linked_pod": Submittable(ops.compute_linked_pod),
+    "explain": Submittable(ops.explain, _explanation),
+    "get_link_service": Submittable(ops.get_link_service),
+    "get_linked_pod": Submittable(ops.get_linked_pod),
+    "get_linked_pod_in_cache_or_if_persist": Submittable(ops.get_linked_pod_in_cache_or_if_persist),
+    "get_linked_pod_not_cache": Submittable(ops.get_linked_pod_not_cache),
+    "set_linked_pod_if_absent": Submittable(ops.set_linked_pod_if_absent),
+}

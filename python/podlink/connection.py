@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
+from ._closeable import Closeable
 from .client import ClientDriver
 from .config import ClientConfig, RouteInfoConfig, ServerConfig
 from .errors import InvalidParameterTypeError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "connect"]
 
 
-class Connection:
+class Connection(Closeable):
     """A store, a client driver, a route info driver and any number of server drivers; made by
     :func:`connect`.
 
@@ -71,17 +71,6 @@ class Connection:
                 failures.append(error)
         if failures:
             raise failures[0]
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
 
 def store_of(source: object) -> Store:

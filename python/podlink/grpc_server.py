@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Any, Self
 
-from . import _podlink
+from . import _operations as ops, _podlink
 from ._bridge import call
+from ._closeable import Closeable
 from .client import ClientDriver
 from .config import ClientConfig, Duration, GrpcServerConfig, check_type, seconds
 from .errors import InvalidParameterError
@@ -20,7 +20,7 @@ Path = str | os.PathLike[str]
 Rule = tuple[str, str, str]
 
 
-class RouteGrpcServer:
+class RouteGrpcServer(Closeable):
     """Serves the links of one namespace to callers in others, over gRPC.
 
     It offers ``podlink.v1.RouteService`` (proto/podlink/v1/route.proto), ``grpc.health.v1`` and
@@ -131,8 +131,7 @@ class RouteGrpcServer:
             IllegalStateError: it was started already.
             ClosedError: it was stopped.
         """
-        address: str = await call(self._core.start)
-        return address
+        return await call(self._core, ops.listen)
 
     async def stop(self, *, deadline: Duration = 10.0) -> bool:
         """Stops: no new connections and requests; those under way may end until the deadline.
@@ -147,7 +146,7 @@ class RouteGrpcServer:
         Returns:
             Whether every request ended in time.
         """
-        ended: bool = await call(self._core.stop, seconds(deadline))
+        ended = await call(self._core, ops.stop_listening, seconds(deadline))
         if self._owns_client:
             await self._client.aclose()
         return ended
@@ -161,14 +160,6 @@ class RouteGrpcServer:
     async def __aenter__(self) -> Self:
         await self.start()
         return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
 
 def _rules(authorize: Iterable[Any]) -> list[Rule]:

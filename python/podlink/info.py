@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, TypeVar, overload
 
-from . import _podlink
-from ._bridge import Submitter, bound, call, callback_thread
+from . import _operations as ops, _podlink
+from ._bridge import call, callback_thread
+from ._closeable import Closeable
 from ._hooks import Failures, Listener
+from ._submit import Submittable, Submitter
 from .callback import StatefulObjCallback
 from .config import Duration, RouteInfoConfig, check_type, seconds
 from .grpc_client import RouteGrpcClient, peer_table
-from .state import StatefulServiceState
+from .state import StatefulServiceState, states_by_pod
 from .store import Store
 
 __all__ = ["Registration", "RouteInfoDriver", "StateCallback"]
+
+T = TypeVar("T")
 
 StateCallback = Callable[
     [str, str, int, StatefulServiceState | None, StatefulServiceState | None],
@@ -45,7 +48,7 @@ class Registration:
         self._listener.close()
 
 
-class RouteInfoDriver:
+class RouteInfoDriver(Closeable):
     """Knows the pods of each service: their states, the best one, and when they change.
 
     The first question about a service reads all its pods; from then on a task of podlink's own
@@ -88,7 +91,7 @@ class RouteInfoDriver:
         peers: Mapping[str, RouteGrpcClient] | None = None,
     ) -> None:
         check_type("store", store, Store)
-        self._submitter = Submitter(callbacks)
+        self._submitter = Submitter(callbacks, _OPERATIONS)
         self._hook_failures = Failures()
         config = RouteInfoConfig() if config is None else config
         check_type("config", config, RouteInfoConfig)
@@ -112,10 +115,11 @@ class RouteInfoDriver:
 
         Answers from what was read last; the first question reads.
         """
-        states = await call(
-            self._core.get_all_service_state, namespace, service_name, seconds(timeout)
+        return states_by_pod(
+            await call(
+                self._core, ops.get_all_service_state, namespace, service_name, timeout=timeout
+            )
         )
-        return _states(states)
 
     async def get_ready_service_state(
         self, namespace: str | None, service_name: str, *, timeout: Duration | None = None
@@ -124,10 +128,11 @@ class RouteInfoDriver:
 
         A draining pod is among them; one that was shut down is not.
         """
-        states = await call(
-            self._core.get_ready_service_state, namespace, service_name, seconds(timeout)
+        return states_by_pod(
+            await call(
+                self._core, ops.get_ready_service_state, namespace, service_name, timeout=timeout
+            )
         )
-        return _states(states)
 
     async def get_service_best_pod(
         self, namespace: str | None, service_name: str, *, timeout: Duration | None = None
@@ -136,10 +141,9 @@ class RouteInfoDriver:
 
         The answer counts as a user sent there, until that pod publishes its load again.
         """
-        pod: int | None = await call(
-            self._core.get_service_best_pod, namespace, service_name, seconds(timeout)
+        return await call(
+            self._core, ops.get_service_best_pod, namespace, service_name, timeout=timeout
         )
-        return pod
 
     async def is_workload_ready(
         self, namespace: str | None, service_name: str, *, timeout: Duration | None = None
@@ -149,10 +153,9 @@ class RouteInfoDriver:
         The lowest-numbered alive pod says so, in the store; what nobody keeps up is not ready. In
         a peer's namespace this driver judges by the pods that the peer tells.
         """
-        ready: bool = await call(
-            self._core.is_workload_ready, namespace, service_name, seconds(timeout)
+        return await call(
+            self._core, ops.is_workload_ready, namespace, service_name, timeout=timeout
         )
-        return ready
 
     def is_pod_routable(self, namespace: str | None, service_name: str, pod_index: int) -> bool:
         """Returns whether a pod takes new users, as far as is known. Never waits, no I/O.
@@ -173,7 +176,7 @@ class RouteInfoDriver:
         self, namespace: str | None, service_name: str
     ) -> dict[int, StatefulServiceState]:
         """Returns the alive pods, as far as is known. Never waits, no I/O."""
-        return _states(self._core.alive_pods(namespace, service_name))
+        return states_by_pod(self._core.alive_pods(namespace, service_name))
 
     def routable_pods(
         self, namespace: str | None, service_name: str
@@ -182,7 +185,7 @@ class RouteInfoDriver:
 
         If every READY pod is above ``config.overload_limit``, that is the least loaded one.
         """
-        return _states(self._core.routable_pods(namespace, service_name))
+        return states_by_pod(self._core.routable_pods(namespace, service_name))
 
     def age(self, namespace: str | None, service_name: str) -> float | None:
         """Returns how old what is known of a service is, in seconds; ``None``: never read."""
@@ -195,10 +198,7 @@ class RouteInfoDriver:
 
         Believed for ``config.tag_ttl``; that there is none, for ``config.refresh`` at the most.
         """
-        service: str | None = await call(
-            self._core.get_service_name_by_tag, namespace, tag, seconds(timeout)
-        )
-        return service
+        return await call(self._core, ops.get_service_name_by_tag, namespace, tag, timeout=timeout)
 
     async def set_global_service_name_tag(
         self,
@@ -219,10 +219,14 @@ class RouteInfoDriver:
             NamespaceUnreachableError: another namespace, also one with a peer: its tags can only
                 be read.
         """
-        done: bool = await call(
-            self._core.set_global_service_name_tag, namespace, tag, service_name, seconds(timeout)
+        return await call(
+            self._core,
+            ops.set_global_service_name_tag,
+            namespace,
+            tag,
+            service_name,
+            timeout=timeout,
         )
-        return done
 
     def register_routing_state_changed_event(
         self,
@@ -287,18 +291,66 @@ class RouteInfoDriver:
 
         return register
 
+    @overload
     def submit(
         self,
-        operation: str,
+        operation: Callable[..., Coroutine[Any, Any, T]],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[T]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["is_workload_ready", "set_global_service_name_tag"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[bool]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["get_service_best_pod"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[int | None]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["get_service_name_by_tag"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[str | None]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["get_all_service_state", "get_ready_service_state"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[dict[int, StatefulServiceState]]: ...
+
+    def submit(
+        self,
+        operation: Callable[..., Coroutine[Any, Any, Any]] | str,
         *args: Any,
         callback: StatefulObjCallback | None = None,
         timeout: Duration | None = None,
         **kwargs: Any,
     ) -> Future[Any]:
         """Starts a coroutine operation without ``await``; see ``ClientDriver.submit``."""
-        start, arguments = bound(self, _OPERATIONS, operation, args, kwargs)
-        convert = _states if operation in _OF_STATES else None
-        return self._submitter.submit(start, (*arguments, seconds(timeout)), callback, convert)
+        return self._submitter.submit(self, operation, args, kwargs, callback, timeout)
 
     def poll_callbacks(self) -> int:
         """Runs the callbacks that wait; see ``ClientDriver.poll_callbacks``."""
@@ -319,30 +371,16 @@ class RouteInfoDriver:
         """
         self._core.close()
 
-    async def __aenter__(self) -> Self:
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-
-_OF_STATES = frozenset({"get_all_service_state", "get_ready_service_state"})
-_OPERATIONS = _OF_STATES | {
-    "get_service_best_pod",
-    "get_service_name_by_tag",
-    "is_workload_ready",
-    "set_global_service_name_tag",
+_OPERATIONS = {
+    "get_all_service_state": Submittable(ops.get_all_service_state, states_by_pod),
+    "get_ready_service_state": Submittable(ops.get_ready_service_state, states_by_pod),
+    "get_service_best_pod": Submittable(ops.get_service_best_pod),
+    "get_service_name_by_tag": Submittable(ops.get_service_name_by_tag),
+    "is_workload_ready": Submittable(ops.is_workload_ready),
+    "set_global_service_name_tag": Submittable(ops.set_global_service_name_tag),
 }
 
 
 def _state(fields: Any) -> StatefulServiceState | None:
     return None if fields is None else StatefulServiceState._from_core(fields)
-
-
-def _states(states: dict[int, Any]) -> dict[int, StatefulServiceState]:
-    return {pod: StatefulServiceState._from_core(fields) for pod, fields in states.items()}

@@ -16,13 +16,11 @@ from __future__ import annotations
 
 import atexit
 import functools
-import inspect
 import os
 import threading
 from typing import Any
 
-from opentelemetry import context as otel_context
-from opentelemetry import trace
+from opentelemetry import context as otel_context, trace
 from opentelemetry.trace import (
     NonRecordingSpan,
     Span,
@@ -38,6 +36,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from . import _bridge, _podlink
 from ._logs import Log, hash_uid
+from ._operations import AnyOperation
 from .errors import InvalidParameterError, PodlinkError
 
 __all__ = ["disable", "enable", "flush"]
@@ -191,41 +190,39 @@ def _conclude(span: Span, outcome: str) -> None:
 
 
 def _start(
-    start: _bridge.Start, queue: _podlink.CompletionQueue, waiter: Any, arguments: tuple[Any, ...]
+    core: Any,
+    operation: AnyOperation,
+    queue: _podlink.CompletionQueue,
+    waiter: Any,
+    arguments: tuple[Any, ...],
+    timeout: Any,
 ) -> None:
     """Starts an operation within a span of its own, which ends with the waiter."""
     tracer = _tracer
     if tracer is None:
-        start(queue, waiter, *arguments)
+        _bridge.start(core, operation, queue, waiter, arguments, timeout)
         return
-    # A method of the compiled module knows both.
-    core, name = getattr(start, "__self__", None), getattr(start, "__name__", "operation")
-    kind: Any = type(core)
-    asked = dict(zip(_parameters(kind, name), arguments, strict=False))
+    asked = dict(zip(operation.parameters, arguments, strict=True))
     span = tracer.start_span(
-        f"podlink.{name}", kind=_kind(core, asked), attributes=_attributes(core, asked)
+        f"podlink.{operation.name}", kind=_kind(core, asked), attributes=_attributes(core, asked)
     )
-    told: dict[str, str] = {}
-    _propagator.inject(told, trace.set_span_in_context(span))
+    headers: dict[str, str] = {}
+    _propagator.inject(headers, trace.set_span_in_context(span))
     try:
-        if "traceparent" in told:
+        if "traceparent" in headers:
             _podlink.start_traced(
-                start, (queue, waiter, *arguments), told["traceparent"], told.get("tracestate", "")
+                _bridge.start,
+                (core, operation, queue, waiter, arguments, timeout),
+                headers["traceparent"],
+                headers.get("tracestate", ""),
             )
         else:
-            start(queue, waiter, *arguments)
+            _bridge.start(core, operation, queue, waiter, arguments, timeout)
     except BaseException as error:
         _end(span, error, None)
         raise
     if span.is_recording():
         waiter.add_done_callback(functools.partial(_ended, span))
-
-
-@functools.cache
-def _parameters(core: type, operation: str) -> tuple[str, ...]:
-    """The names of an operation's arguments, without the queue and the waiter."""
-    method = getattr(core, operation, None)
-    return () if method is None else tuple(inspect.signature(method).parameters)[3:]
 
 
 def _kind(core: object, asked: dict[str, Any]) -> SpanKind:

@@ -6,15 +6,16 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar, overload
 
-from . import _podlink
-from ._bridge import Submitter, bound, call, callback_thread
+from . import _operations as ops, _podlink
+from ._bridge import call, callback_thread
+from ._closeable import Closeable
 from ._hooks import Failures, Listener, Question
+from ._submit import Submittable, Submitter
 from .callback import StatefulObjCallback
 from .config import Duration, ServerConfig, check_callable, check_type, seconds
 from .errors import InvalidParameterError
@@ -23,6 +24,8 @@ from .state import DrainReport, RoutingState
 from .store import Store
 
 __all__ = ["ServerDriver", "ServerInfo"]
+
+T = TypeVar("T")
 
 _NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
@@ -127,7 +130,7 @@ def _service_account_namespace() -> str:
     return _found(text, "namespace", f"POD_NAMESPACE or {_NAMESPACE_FILE}")
 
 
-class ServerDriver:
+class ServerDriver(Closeable):
     """Holds this pod's lease, publishes its state, owns its users' links.
 
     Between ``start`` and ``stop`` a task of podlink's own renews the lease and publishes the
@@ -181,7 +184,7 @@ class ServerDriver:
         check_type("server_info", server_info, ServerInfo)
         config = ServerConfig() if config is None else config
         check_type("config", config, ServerConfig)
-        self._submitter = Submitter(callbacks)
+        self._submitter = Submitter(callbacks, _OPERATIONS)
         self._hook_failures = Failures()
         self.server_info = server_info
         self.config = config
@@ -228,7 +231,7 @@ class ServerDriver:
             PodIndexBusyError: another live process holds the index.
             IllegalStateError: the driver was stopped.
         """
-        await call(self._core.start, seconds(timeout))
+        await call(self._core, ops.start, timeout=timeout)
 
     async def stop(
         self,
@@ -253,7 +256,7 @@ class ServerDriver:
             What was done. If the store could not be told, that is logged as an error, and the
             lease ends by itself.
         """
-        return _report(await call(self._core.stop, seconds(deadline), drain))
+        return _report(await call(self._core, ops.stop, seconds(deadline), drain))
 
     def on_drain(self, callback: Callable[[str], object]) -> Callable[[str], object]:
         """Calls ``callback(uid)`` for every user that this pod owns when it stops.
@@ -318,7 +321,7 @@ class ServerDriver:
         Raises:
             IllegalStateError: a move out of SHUTDOWN, or a driver that does not run.
         """
-        await call(self._core.set_routing_state, routing_state, seconds(timeout))
+        await call(self._core, ops.set_routing_state, routing_state, timeout=timeout)
 
     async def get_routing_state(self) -> RoutingState:
         """Returns the routing state."""
@@ -359,16 +362,16 @@ class ServerDriver:
         Returns:
             The previous owner, or ``None``.
         """
-        previous: int | None = await call(
-            self._core.set_linked_pod,
+        return await call(
+            self._core,
+            ops.set_linked_pod,
             namespace,
             uid,
             service_name,
             pod_index,
             persist_seconds,
-            seconds(timeout),
+            timeout=timeout,
         )
-        return previous
 
     async def try_set_linked_pod(
         self,
@@ -389,16 +392,16 @@ class ServerDriver:
         Returns:
             Whether ``pod_index`` has the user now, and the owner's pod index.
         """
-        won: tuple[bool, int] = await call(
-            self._core.try_set_linked_pod,
+        return await call(
+            self._core,
+            ops.try_set_linked_pod,
             namespace,
             uid,
             service_name,
             pod_index,
             persist_seconds,
-            seconds(timeout),
+            timeout=timeout,
         )
-        return won
 
     async def remove_linked_pod(
         self,
@@ -418,10 +421,9 @@ class ServerDriver:
             InvalidParameterError: a user of another namespace, where this pod owns nobody: name the
                 owner, with ``remove_linked_pod_with_id``.
         """
-        removed: bool = await call(
-            self._core.remove_linked_pod, namespace, uid, service_name, seconds(timeout)
+        return await call(
+            self._core, ops.remove_linked_pod, namespace, uid, service_name, timeout=timeout
         )
-        return removed
 
     async def remove_linked_pod_with_id(
         self,
@@ -446,20 +448,100 @@ class ServerDriver:
         Returns:
             Whether ``pod_index`` owned the user.
         """
-        removed: bool = await call(
-            self._core.remove_linked_pod_with_id,
+        return await call(
+            self._core,
+            ops.remove_linked_pod_with_id,
             namespace,
             uid,
             service_name,
             pod_index,
             persist_seconds,
-            seconds(timeout),
+            timeout=timeout,
         )
-        return removed
+
+    @overload
+    def submit(
+        self,
+        operation: Callable[..., Coroutine[Any, Any, T]],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[T]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["set_load_state", "set_routing_state", "start"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[None]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["remove_linked_pod", "remove_linked_pod_with_id"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[bool]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["get_load_state"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[int]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["set_linked_pod"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[int | None]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["try_set_linked_pod"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[tuple[bool, int]]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["stop"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[DrainReport]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["get_routing_state"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[RoutingState]: ...
 
     def submit(
         self,
-        operation: str,
+        operation: Callable[..., Coroutine[Any, Any, Any]] | str,
         *args: Any,
         callback: StatefulObjCallback | None = None,
         timeout: Duration | None = None,
@@ -469,20 +551,7 @@ class ServerDriver:
 
         ``stop`` takes ``deadline=`` and no ``timeout=``.
         """
-        start, arguments = bound(self, _OPERATIONS, operation, args, kwargs)
-        if operation in _AT_ONCE:
-            done = start(*arguments)
-            nothing = _podlink.CompletionQueue.nothing
-            return self._submitter.submit(nothing, (), callback, lambda _: _value(operation, done))
-        if operation == "stop":
-            if timeout is not None:
-                raise InvalidParameterError(
-                    "stop takes deadline=, not timeout=",
-                    details={"parameter": "timeout", "given": repr(timeout), "allowed": "None"},
-                )
-            deadline, drain = arguments
-            return self._submitter.submit(start, (seconds(deadline), drain), callback, _report)
-        return self._submitter.submit(start, (*arguments, seconds(timeout)), callback)
+        return self._submitter.submit(self, operation, args, kwargs, callback, timeout)
 
     def poll_callbacks(self) -> int:
         """Runs the callbacks that wait; see ``ClientDriver.poll_callbacks``."""
@@ -509,32 +578,20 @@ class ServerDriver:
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.stop()
-
-
-_AT_ONCE = frozenset({"get_load_state", "get_routing_state", "set_load_state"})
-_OPERATIONS = _AT_ONCE | frozenset(
-    {
-        "remove_linked_pod",
-        "remove_linked_pod_with_id",
-        "set_linked_pod",
-        "set_routing_state",
-        "start",
-        "stop",
-        "try_set_linked_pod",
-    }
-)
-
-
-def _value(operation: str, value: Any) -> Any:
-    return RoutingState(value) if operation == "get_routing_state" else value
-
 
 def _report(fields: tuple[int, int, int, float]) -> DrainReport:
     return DrainReport(*fields)
+
+
+_OPERATIONS = {
+    "get_load_state": Submittable(None),
+    "get_routing_state": Submittable(None),
+    "remove_linked_pod": Submittable(ops.remove_linked_pod),
+    "remove_linked_pod_with_id": Submittable(ops.remove_linked_pod_with_id),
+    "set_linked_pod": Submittable(ops.set_linked_pod),
+    "set_load_state": Submittable(None),
+    "set_routing_state": Submittable(ops.set_routing_state),
+    "start": Submittable(ops.start),
+    "stop": Submittable(ops.stop, _report),
+    "try_set_linked_pod": Submittable(ops.try_set_linked_pod),
+}

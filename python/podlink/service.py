@@ -45,8 +45,8 @@ class ServiceLinks:
     def __init__(
         self, client: ClientDriver, core: _podlink.ServiceCore, namespace: str, service_name: str
     ) -> None:
-        self.namespace = namespace
-        self.service_name = service_name
+        self.namespace: str = namespace
+        self.service_name: str = service_name
         self._client = client
         self._core = core
         self._compute_cached = core.compute_cached

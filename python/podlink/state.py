@@ -8,6 +8,9 @@ from enum import StrEnum
 
 __all__ = ["DrainReport", "RoutingState", "StatefulServiceState"]
 
+StateFields = tuple[int, str, int, str, int, int, dict[str, str]]
+"""A :class:`StatefulServiceState` as the core gives it."""
+
 
 class RoutingState(StrEnum):
     """Which users a pod takes.
@@ -47,12 +50,15 @@ class StatefulServiceState:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def _from_core(
-        cls, fields: tuple[int, str, int, str, int, int, dict[str, str]]
-    ) -> StatefulServiceState:
+    def _from_core(cls, fields: StateFields) -> StatefulServiceState:
         pod_id, state, load_state, routing_state, update_time, incarnation, metadata = fields
         routing = RoutingState(routing_state)
         return cls(pod_id, state, load_state, routing, update_time, incarnation, metadata)
+
+
+def states_by_pod(states: dict[int, StateFields]) -> dict[int, StatefulServiceState]:
+    """The states that the core gives, by pod index."""
+    return {pod: StatefulServiceState._from_core(fields) for pod, fields in states.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from . import _podlink
+from . import _operations as ops, _podlink
 from ._bridge import call
+from ._closeable import Closeable
 from .config import Duration, seconds
 from .errors import InvalidParameterTypeError
 
@@ -21,7 +21,7 @@ StoreOption = str | float | timedelta | os.PathLike[str] | None
 """A store's option: text, a number, seconds, a path; ``None`` is an option that is not given."""
 
 
-class Store:
+class Store(Closeable):
     """Where links and pods' states are kept. Drivers share one store and its one connection.
 
     URLs:
@@ -72,7 +72,7 @@ class Store:
             OperationTimeoutError: it did not answer in time.
             ClosedError: the store was closed.
         """
-        await call(self._core.ping, seconds(timeout))
+        await call(self._core, ops.ping, timeout=timeout)
 
     def metrics_text(self) -> str:
         """Returns the metrics of every driver on this store as a page in the OpenMetrics format,
@@ -113,18 +113,7 @@ class Store:
 
         Drivers that use the store are not closed by it: close them first.
         """
-        await call(self._core.close)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
+        await call(self._core, ops.close)
 
 
 def _text(name: str, value: StoreOption) -> str:

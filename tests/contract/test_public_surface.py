@@ -67,8 +67,9 @@ EXPORTED = [
 _USER = "namespace: str | None, uid: str, service_name: str"
 _LIMIT = "*, timeout: Duration | None = None"
 _SUBMIT = (
-    "(operation: str, *args: Any, callback: StatefulObjCallback | None = None, "
-    "timeout: Duration | None = None, **kwargs: Any) -> Future[Any]"
+    "(operation: Callable[..., Coroutine[Any, Any, Any]] | str, *args: Any, "
+    "callback: StatefulObjCallback | None = None, timeout: Duration | None = None, "
+    "**kwargs: Any) -> Future[Any]"
 )
 _SERVICE = "namespace: str | None, service_name: str"
 _STATES = "dict[int, StatefulServiceState]"
@@ -102,7 +103,7 @@ SIGNATURES = {
     "ClientDriver.on_pod_lost": "(callback: Callable[[int, int], object]"
     ", service_name: str | None = None) -> Registration",
     "ClientDriver.poll_callbacks": "() -> int",
-    "ClientDriver.service": "(service_name: str, namespace: str | None = None) -> ServiceLinks",
+    "ClientDriver.service": "(service_name: str, *, namespace: str | None = None) -> ServiceLinks",
     "ClientDriver.set_cache": f"({_USER}, pod_index: int) -> int | None",
     "ClientDriver.set_linked_pod_if_absent": f"async ({_USER}, pod_index: int, {_LIMIT}) -> int",
     "ClientDriver.stats": "() -> dict[str, int]",

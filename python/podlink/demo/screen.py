@@ -43,7 +43,7 @@ class Screen:
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Shows how far a task is, from a function that is told what is done of ``total``."""
+        """Shows how far a task is, from a function that takes what is done of ``total``."""
         started = time.monotonic()
         drawn_at = -_REDRAW_SECONDS
         said = 0
