@@ -80,7 +80,7 @@ class Reason(StrEnum):
     """The linked pod came back as a new process, and ``on_restart`` is ``"best_pod"``."""
     NO_LINK = "no_link"
     """The user has no link."""
-    NOBODY_TAKES_NEW_USERS = "nobody_takes_new_users"
+    NO_ROUTABLE_POD = "no_routable_pod"
     """There is no link that can stand, and no pod is routable."""
     FOREIGN_NAMESPACE = "foreign_namespace"
     """The namespace is another one."""
@@ -405,7 +405,7 @@ _WHY = {
     Reason.OWNER_NEVER_SEEN: "no process ever started under the linked pod's index",
     Reason.OWNER_RESTARTED: "the linked pod is a new process, and on_restart is best_pod",
     Reason.NO_LINK: "the user has no link",
-    Reason.NOBODY_TAKES_NEW_USERS: "no pod takes new users",
+    Reason.NO_ROUTABLE_POD: "no pod takes new users",
     Reason.FOREIGN_NAMESPACE: "the namespace is not this driver's",
     Reason.STORE_TROUBLE: "the store",
     Reason.PEER_TROUBLE: "the peer",
