@@ -15,8 +15,8 @@ drains or dies.
     0
 
 ``import podlink`` is nearly free: each name is loaded when it is first used, and with it what it
-needs, asyncio among it. A program whose event loop must not wait for that uses the names before
-the loop runs, as ``from podlink import connect`` does.
+needs, asyncio among it. To keep that off a running event loop, use the names before the loop runs,
+as ``from podlink import connect`` does.
 """
 
 from . import _process as _process
@@ -36,10 +36,7 @@ _MODULES = {
         "RouteInfoConfig",
         "ServerConfig",
     ),
-    "connection": (
-        "Connection",
-        "connect",
-    ),
+    "connection": ("Connection", "connect"),
     "errors": (
         "ClosedError",
         "ForkedProcessError",
@@ -66,29 +63,16 @@ _MODULES = {
     ),
     "grpc_client": ("RouteGrpcClient",),
     "grpc_server": ("RouteGrpcServer",),
-    "info": (
-        "Registration",
-        "RouteInfoDriver",
-    ),
-    "metrics": (
-        "Sample",
-        "Snapshot",
-        "Window",
-    ),
-    "server": (
-        "ServerDriver",
-        "ServerInfo",
-    ),
+    "info": ("Registration", "RouteInfoDriver"),
+    "metrics": ("Sample", "Snapshot", "Window"),
+    "server": ("ServerDriver",),
+    "server_info": ("ServerInfo",),
     "service": ("ServiceLinks",),
-    "state": (
-        "DrainReport",
-        "RoutingState",
-        "StatefulServiceState",
-    ),
+    "state": ("DrainReport", "RoutingState", "StatefulServiceState"),
     "store": ("Store",),
 }
 """The modules that are there without being imported by name, and the public names of each. The one
-list of public names; ``__init__.pyi`` says the same to type checkers and editors.
+list of public names; ``__init__.pyi`` is the same for type checkers and editors.
 """
 
 __all__ = sorted(name for names in _MODULES.values() for name in names)

@@ -12,6 +12,7 @@ from . import (
     info as info,
     metrics as metrics,
     server as server,
+    server_info as server_info,
     service as service,
     state as state,
     store as store,
@@ -57,7 +58,8 @@ from .grpc_client import RouteGrpcClient as RouteGrpcClient
 from .grpc_server import RouteGrpcServer as RouteGrpcServer
 from .info import Registration as Registration, RouteInfoDriver as RouteInfoDriver
 from .metrics import Sample as Sample, Snapshot as Snapshot, Window as Window
-from .server import ServerDriver as ServerDriver, ServerInfo as ServerInfo
+from .server import ServerDriver as ServerDriver
+from .server_info import ServerInfo as ServerInfo
 from .service import ServiceLinks as ServiceLinks
 from .state import (
     DrainReport as DrainReport,

@@ -225,7 +225,7 @@ class CallbackThread:
             threading.excepthook(raised)
 
     def settle(self, waiter: Any, value: object) -> None:
-        """Gives ``waiter`` a value that is known already, on this thread like every other."""
+        """Settles ``waiter`` with a value that is there already, on this thread like any other."""
         self._settled.append((waiter, value))
         self.queue.ring()
 

@@ -14,13 +14,14 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from . import _podlink
 from ._bridge import bridge_of, callback_thread
 from ._logs import Log
-from .config import check_callable
+from .config import Strategy, check_callable
+from .state import StatefulServiceState
 
 _log = Log("podlink.hooks")
 
@@ -69,7 +70,7 @@ class Hook:
 
 
 class Question(Hook):
-    """A hook whose answer the core waits for. Several calls may run at a time."""
+    """A hook with an answer that the core waits for. Several calls may run at a time."""
 
     def __init__(self, what: str, function: Callable[..., Any]) -> None:
         super().__init__(what, function)
@@ -77,7 +78,7 @@ class Question(Hook):
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def __call__(self, reply: _podlink.Reply, *arguments: Any) -> None:
-        """Runs the function where it belongs; the answer goes to ``reply``."""
+        """Runs the function on its loop or on a thread; the answer goes to ``reply``."""
         if self._loop is None:
             self._pool.run(lambda: self._on_thread(reply, arguments))
             return
@@ -127,6 +128,17 @@ class Quick(Hook):
             reply.answer(self._context.copy().run(self._function, *arguments))
         except BaseException as error:  # not even sys.exit() may end the thread
             self._fail(reply, error)
+
+
+def chooser(strategy: Strategy) -> Quick | None:
+    """The hook of a strategy that is a function; ``None``: it is a name."""
+    if not callable(strategy):
+        return None
+
+    def choose(uid: str, candidates: Sequence[Any]) -> int | None:
+        return strategy(uid, [StatefulServiceState._from_core(fields) for fields in candidates])
+
+    return Quick("strategy", choose)
 
 
 class Listener(Hook):

@@ -69,7 +69,7 @@ class Operation(Generic[*A, T]):
 
 
 AnyOperation = Operation[*tuple[Any, ...], Any]
-"""An operation whose types are of no importance."""
+"""An operation of any types."""
 
 
 def operation(row: Callable[[*A], T]) -> Operation[*A, T]:

@@ -19,7 +19,7 @@ from .errors import InvalidParameterError, PodlinkError, from_core
 
 __all__ = ["Submittable", "Submitter"]
 
-# Some arguments are not yet what the core takes, in whatever operation they are.
+# Arguments that the core takes in another form, in every operation that has them.
 _PREPARE: Mapping[str, Callable[[Any], Any]] = {"deadline": seconds, "uids": uid_list}
 
 
@@ -103,8 +103,9 @@ class Submitter:
         callback: StatefulObjCallback | None,
         timeout: Duration | None,
     ) -> Future[Any]:
-        """Starts an operation of ``driver``, whose submitter this is, on any thread, with or
-        without a loop.
+        """Starts an operation of ``driver``, from any thread, with or without a loop.
+
+        The driver is an argument, not an attribute: a cycle would delay its end when it is dropped.
         """
         name = self._name(driver, operation)
         core_operation, convert = self._operations[name]

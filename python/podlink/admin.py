@@ -15,8 +15,8 @@ __all__ = ["AdminServer"]
 
 
 class AdminServer(Closeable):
-    """Serves what an operator wants to see, over HTTP, from podlink's own threads: it answers also
-    while the program's event loop is stuck.
+    """Serves metrics, health and pods to operators, over HTTP, from podlink's own threads: it
+    answers also while the program's event loop is stuck.
 
     - ``/metrics``: every metric of the drivers on the store, as OpenMetrics text.
     - ``/healthz``: 200 as long as the process can answer at all.
@@ -25,8 +25,8 @@ class AdminServer(Closeable):
     - ``/pods``: the pods of every service that is being read, as JSON.
 
     It only reads. There is neither TLS nor a password, so it listens on this machine alone, unless
-    ``insecure``: whoever can reach it learns the names of services, pods and their addresses, but
-    never a uid, a credential or a token. Callers are limited: 32 connections, one request each,
+    ``insecure``: a caller that reaches it learns the names of services, pods and their addresses,
+    but never a uid, a credential or a token. Callers are limited: 32 connections, one request each,
     10 seconds, heads of 16 KiB.
 
     Args:

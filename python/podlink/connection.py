@@ -9,7 +9,8 @@ from .client import ClientDriver
 from .config import ClientConfig, RouteInfoConfig, ServerConfig
 from .errors import InvalidParameterTypeError
 from .info import RouteInfoDriver
-from .server import ServerDriver, ServerInfo
+from .server import ServerDriver
+from .server_info import ServerInfo
 from .store import Store, StoreOption
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Connection(Closeable):
 
     Attributes:
         store: the store.
-        info: what is known of the pods, shared with the client.
+        info: a route info driver, shared with the client.
         client: a client driver.
     """
 
@@ -74,7 +75,7 @@ class Connection(Closeable):
 
 
 def store_of(source: object) -> Store:
-    """The store of whatever has one: a store, or a connection."""
+    """The store of an object that has one: a store, or a connection."""
     store = source.store if isinstance(source, Connection) else source
     if isinstance(store, Store):
         return store
@@ -98,8 +99,8 @@ def connect(
     Args:
         url: where the store is; see :class:`~podlink.Store`.
         namespace: the drivers' namespace.
-        config: the client driver's figures.
-        route_info: the figures of what the drivers know of the pods.
+        config: the client driver's settings.
+        route_info: the route info driver's settings.
         options: the store's options.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The gRPC client: links of a namespace whose store is out of reach."""
+"""The gRPC client: links of a namespace with a store that is out of reach."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ StatusCallback = Callable[[str, str], object | Awaitable[object]]
 
 
 class RouteGrpcClient(Closeable):
-    """Every link operation on another namespace, through the servers that serve it.
+    """Every link operation on another namespace, through the servers of that namespace.
 
     Give it to a :class:`~podlink.ClientDriver` as a peer, which adds the cache, or call it itself.
     Making one does no I/O; it may be made before any server is up, and calls then wait for one
     until their deadline. It may be used from many event loops and threads at once.
 
     Each endpoint has one connection, which is made by the first call, kept alive while idle, and
-    made anew when it breaks, whereby the name is looked up and the files are read again. Endpoints
-    that say that they can answer get the calls; one that fails three times in a row is set aside
-    for a while and probed. A call that does no harm twice is tried at another endpoint; one that
-    does harm (``set_linked_pod``, the removes) only if it was surely not sent, and its error says
-    what is known (``outcome``).
+    made again when it breaks; then the name is looked up and the files are read again. Calls go to
+    endpoints that report that they can answer; one that fails three times in a row is ejected for
+    a while and probed. An idempotent call is retried at another endpoint; any other one
+    (``set_linked_pod``, the removes) only if it was certainly not sent, and its error has what is
+    known (``outcome``).
 
     In every operation ``namespace=None`` or ``""`` means ``namespace`` of this client. Cancelling
     abandons only the waiting: the server finishes what it began. Every coroutine takes
     ``timeout=`` (seconds or ``timedelta``) and may raise ``InvalidParameterError``,
     ``PeerUnavailableError``, ``PermissionDeniedError``, ``OverloadedError``,
     ``NamespaceUnreachableError`` (the server serves another one), ``OperationTimeoutError``,
-    ``ClosedError``, and whatever the server's own store failed with.
+    ``ClosedError``, and the errors of the server's own store.
 
     Args:
         endpoint: ``grpc://host:port``, or ``grpcs://host:port`` with TLS; or several of them, for
             servers of the same namespace.
         namespace: the namespace of operations that name none.
-        config: the figures.
+        config: the settings.
         ca_file: the authorities to trust, PEM, instead of the system's.
-        cert_file: this client's certificate, PEM, where the server asks for one.
+        cert_file: this client's certificate, PEM, where the server requires one.
         key_file: its key.
         server_name: the name in the servers' certificates, where it is not the endpoint's host.
         token_file: a file with the bearer token; read again when it changes.
-        insecure: send the token without TLS to other machines, too. Anybody on the way can read
-            and use it.
+        insecure: send the token without TLS to other machines, too. The network in between can
+            read and use it.
         callbacks: as for :class:`~podlink.ClientDriver`.
 
     Raises:
@@ -108,8 +108,8 @@ class RouteGrpcClient(Closeable):
 
     @property
     def status(self) -> dict[str, str]:
-        """How each endpoint is: ``READY``, ``CONNECTING`` (nobody knows yet), ``SET_ASIDE`` (it
-        failed several times), ``NOT_SERVING`` (it says so itself) or ``DOWN``.
+        """The condition of each endpoint: ``READY``, ``CONNECTING`` (not known yet), ``EJECTED``
+        (it failed several times), ``NOT_SERVING`` (it reports so) or ``DOWN``.
         """
         return self._core.status()
 
@@ -222,7 +222,7 @@ class RouteGrpcClient(Closeable):
         *,
         timeout: Duration | None = None,
     ) -> int:
-        """Links the user to the pod unless there is a link; returns the owner, whoever that is."""
+        """Links the user to the pod unless there is a link; returns the owner."""
         return await call(
             self._core,
             ops.set_linked_pod_if_absent,
@@ -274,7 +274,7 @@ class RouteGrpcClient(Closeable):
         *,
         timeout: Duration | None = None,
     ) -> tuple[bool, int]:
-        """Links the user to the pod unless somebody else owns the user.
+        """Links the user to the pod unless another pod owns the user.
 
         Returns:
             Whether the pod has the user now, and the owner.
@@ -299,7 +299,7 @@ class RouteGrpcClient(Closeable):
         *,
         timeout: Duration | None = None,
     ) -> bool:
-        """Removes the user's link, whoever owns it.
+        """Removes the user's link, whichever pod owns it.
 
         Args:
             namespace: ``None`` or ``""`` is the client's own.
@@ -331,7 +331,7 @@ class RouteGrpcClient(Closeable):
         *,
         timeout: Duration | None = None,
     ) -> bool:
-        """Removes the user's link if it names this pod; says whether it did."""
+        """Removes the user's link if it names this pod; returns whether it did."""
         return await call(
             self._core,
             ops.remove_linked_pod_with_id,
@@ -360,7 +360,7 @@ class RouteGrpcClient(Closeable):
         return await call(self._core, ops.get_service_name_by_tag, namespace, tag, timeout=timeout)
 
     async def check_health(self, *, timeout: Duration | None = None) -> bool:
-        """Asks an endpoint whether it can answer: ``True`` if it says so.
+        """Asks an endpoint whether it can answer.
 
         Raises:
             PeerUnavailableError: no endpoint can be reached.
@@ -508,7 +508,7 @@ _OPERATIONS = {
 def peer_table(
     peers: Mapping[str, RouteGrpcClient] | None,
 ) -> list[tuple[str, _podlink.GrpcClientCore]]:
-    """The ways to other namespaces, as a driver takes them."""
+    """The peers by namespace, as a compiled driver takes them."""
     check_type("peers", {} if peers is None else peers, Mapping)
     for namespace, peer in (peers or {}).items():
         check_type("peers", namespace, str)

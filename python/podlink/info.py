@@ -1,4 +1,4 @@
-"""The route info driver: what there is to route to."""
+"""The route info driver: the pods that there are to route to."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Registration:
         return self._listener.failures
 
     def unregister(self) -> None:
-        """Takes the callback back: it is not called any more, not even for what waits already. A
-        second time does nothing.
+        """Ends the calls of the callback, also for changes that are queued already. A second time
+        does nothing.
         """
         self._core.unregister()
         self._listener.close()
@@ -52,9 +52,9 @@ class RouteInfoDriver(Closeable):
     """Knows the pods of each service: their states, the best one, and when they change.
 
     The first question about a service reads all its pods; from then on a task of podlink's own
-    reads them every ``config.refresh``, and at once when the store says that a pod came, went or
-    changed its routing state. Nobody waits for it: the sync methods answer from what was read
-    last. A service that nobody asks for during ``config.idle`` is dropped.
+    reads them every ``config.refresh``, and at once when the store reports that a pod came, went or
+    changed its routing state. No call waits for it: the sync methods answer from what was read
+    last. A service that is not used for ``config.idle`` is dropped.
 
     A pod is *alive* while its lease is valid, *available* if it is also READY or DENY_NEW_CALL,
     *routable* if it is READY and not above ``config.overload_limit``. Where the store cannot be
@@ -66,11 +66,10 @@ class RouteInfoDriver(Closeable):
     Args:
         store: where the pods publish their states.
         namespace: the driver's own namespace.
-        config: its figures.
+        config: its settings.
         callbacks: as for :class:`~podlink.ClientDriver`.
-        peers: the ways to other namespaces, by name. What is asked about one of them is asked
-            there: pods, their changes, and tags, which can only be read. Peers are not closed with
-            the driver.
+        peers: the clients of other namespaces, by name. Lookups in one of them go there: pods,
+            their changes, and tags, which can only be read. Peers are not closed with the driver.
 
     Raises:
         InvalidParameterError: an argument is wrong.
@@ -150,22 +149,22 @@ class RouteInfoDriver(Closeable):
     ) -> bool:
         """Returns whether the service as a whole is ready: at least one pod takes new users.
 
-        The lowest-numbered alive pod says so, in the store; what nobody keeps up is not ready. In
-        a peer's namespace this driver judges by the pods that the peer tells.
+        The lowest-numbered alive pod publishes that in the store; an entry that is not renewed is
+        not ready. In a peer's namespace this driver judges by the pods that the peer reports.
         """
         return await call(
             self._core, ops.is_workload_ready, namespace, service_name, timeout=timeout
         )
 
     def is_pod_routable(self, namespace: str | None, service_name: str, pod_index: int) -> bool:
-        """Returns whether a pod takes new users, as far as is known. Never waits, no I/O.
+        """Returns whether a pod takes new users, by the last reading. Never waits, no I/O.
 
         ``False`` for a service that was never read: this call starts the reading.
         """
         return self._core.is_pod_routable(namespace, service_name, pod_index)
 
     def is_pod_available(self, namespace: str | None, service_name: str, pod_index: int) -> bool:
-        """Returns whether a pod may serve the users linked to it, as far as is known.
+        """Returns whether a pod may serve the users linked to it, by the last reading.
 
         Never waits, no I/O. ``False`` for a service that was never read: this call starts the
         reading.
@@ -175,20 +174,20 @@ class RouteInfoDriver(Closeable):
     def alive_pods(
         self, namespace: str | None, service_name: str
     ) -> dict[int, StatefulServiceState]:
-        """Returns the alive pods, as far as is known. Never waits, no I/O."""
+        """Returns the alive pods, by the last reading. Never waits, no I/O."""
         return states_by_pod(self._core.alive_pods(namespace, service_name))
 
     def routable_pods(
         self, namespace: str | None, service_name: str
     ) -> dict[int, StatefulServiceState]:
-        """Returns the pods that take new users, as far as is known. Never waits, no I/O.
+        """Returns the pods that take new users, by the last reading. Never waits, no I/O.
 
         If every READY pod is above ``config.overload_limit``, that is the least loaded one.
         """
         return states_by_pod(self._core.routable_pods(namespace, service_name))
 
     def age(self, namespace: str | None, service_name: str) -> float | None:
-        """Returns how old what is known of a service is, in seconds; ``None``: never read."""
+        """Returns how long ago the pods of a service were read, in seconds; ``None``: never."""
         return self._core.age(namespace, service_name)
 
     async def get_service_name_by_tag(
@@ -208,7 +207,7 @@ class RouteInfoDriver(Closeable):
         *,
         timeout: Duration | None = None,
     ) -> bool:
-        """Makes a tag stand for a service, for everybody in the namespace; the last one wins.
+        """Makes a tag stand for a service in the whole namespace; the last one wins.
 
         Other drivers may believe the earlier service for their ``config.tag_ttl``.
 
@@ -238,9 +237,9 @@ class RouteInfoDriver(Closeable):
 
         A change is a join (``previous is None``), a leave or a death (``now is None``), another
         process under the same index, another routing state, another readiness. Loads are not. Each
-        change that this driver sees is told once, in order; two changes between two readings may
-        be seen as one. The first reading of a service tells its pods as joins; who registers
-        later hears what changes from then on.
+        change that this driver sees is published once, in order; two changes between two readings
+        may be seen as one. The first reading of a service publishes its pods as joins; a callback
+        that is registered later gets the changes from then on.
 
         The callback may be sync or async. Registered while a loop runs, it is called on that loop
         with the context variables of the registration; otherwise on a thread of its own. Calls of
@@ -250,17 +249,17 @@ class RouteInfoDriver(Closeable):
         Args:
             namespace: ``None`` or ``""`` is the driver's own.
             callback: what to call; any number may be registered.
-            service_name: only for this service, which is then read though nobody asks for it;
-                ``None``: for every service that somebody asks this driver for.
+            service_name: only for this service, which is then read even if it is not used;
+                ``None``: for every service that this driver is used for.
 
         Returns:
-            A handle whose ``unregister()`` takes the callback back.
+            A handle whose ``unregister()`` ends the calls.
 
         Example:
-            >>> def told(namespace, service, pod, previous, now):
+            >>> def show(namespace, service, pod, previous, now):
             ...     print(service, pod, "is gone" if now is None else now.routing_state)
             >>> info = RouteInfoDriver(Store())
-            >>> handle = info.register_routing_state_changed_event(None, told)
+            >>> handle = info.register_routing_state_changed_event(None, show)
             >>> handle.unregister()
         """
 
@@ -281,7 +280,7 @@ class RouteInfoDriver(Closeable):
         Example:
             >>> info = RouteInfoDriver(Store())
             >>> @info.on_routing_state_changed("default")
-            ... async def told(namespace, service, pod, previous, now):
+            ... async def show(namespace, service, pod, previous, now):
             ...     print(service, pod, now)
         """
 

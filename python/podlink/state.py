@@ -1,4 +1,4 @@
-"""What pods say of themselves, and how the world may see them."""
+"""What pods publish: their states, and the report of a drain."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class StatefulServiceState:
         routing_state: which users the pod takes.
         update_time: when it was published, in milliseconds since 1970 by the store's clock.
         incarnation: rises every time a process of this pod starts.
-        metadata: address, version, labels: whatever the service published.
+        metadata: address, version, labels: what the service published.
     """
 
     pod_id: int
@@ -66,9 +66,9 @@ class DrainReport:
     """What :meth:`podlink.ServerDriver.stop` did.
 
     Attributes:
-        released: users whose links were released, by the hooks or afterwards.
-        handed_over: users whose links were moved to another pod.
-        remaining: users whose links were left as they are: on purpose (``drain="keep"``), or
+        released: users that were released, by the hooks or after them.
+        handed_over: users that were moved to another pod.
+        remaining: users with links that were left as they are: on purpose (``drain="keep"``), or
             because the time ran out or the store did not answer.
         seconds: how long it took.
     """

@@ -1,4 +1,4 @@
-"""The shared truth: where links and pods are kept."""
+"""The shared state: where links and pods are kept."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Store(Closeable):
     ``connect_timeout`` (seconds, default 1), and with TLS ``ca_file``, ``cert_file``,
     ``key_file`` (PEM files, read whenever a connection is made).
 
-    Making a store does no I/O; the first call connects. A connection that breaks is made again
-    by itself, with growing pauses, and calls wait for it until their deadline. Safe to use from
+    Making a store does no I/O; the first call connects. A connection that breaks is made again,
+    with backoff, and calls wait for it until their deadline. Safe to use from
     many event loops and threads. Credentials never appear in ``repr``, logs or errors.
 
     Raises:
@@ -61,7 +61,7 @@ class Store(Closeable):
         return f"Store({self.url!r})"
 
     async def ping(self, *, timeout: Duration | None = None) -> None:
-        """Asks the store for a sign of life.
+        """Pings the store.
 
         Args:
             timeout: seconds to wait at the most; 2 by default.
@@ -76,7 +76,7 @@ class Store(Closeable):
 
     def metrics_text(self) -> str:
         """Returns the metrics of every driver on this store as a page in the OpenMetrics format,
-        for whoever serves ``/metrics`` by other means than those of ``podlink.prometheus`` and
+        for programs that serve ``/metrics`` without ``podlink.prometheus`` and
         :class:`~podlink.AdminServer`.
 
         The content type is ``application/openmetrics-text; version=1.0.0; charset=utf-8``. Counts
@@ -95,7 +95,7 @@ class Store(Closeable):
 
     def stats(self) -> Snapshot:
         """Returns what every driver on this store has counted so far, and how much of it lately:
-        the same figures as ``metrics_text()``, to be used in a program.
+        the same as ``metrics_text()``, to be used in a program.
 
         Raises:
             ForkedProcessError: in a forked child of the process that made the store.

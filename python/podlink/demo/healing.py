@@ -35,7 +35,7 @@ class Healing:
     errors: Counter[str] = field(default_factory=Counter)
 
     def lines(self) -> tuple[str, str]:
-        """The same in words."""
+        """The same as text."""
         times = sorted(self.moved.values())
         when = ""
         if times:

@@ -22,7 +22,7 @@ from .pod import GamePod
 __all__ = ["LINE_LIMIT", "OPERATIONS"]
 
 OPERATIONS = frozenset({"admit", "deny_new_calls", "dismiss", "holds_lease", "start", "stop"})
-"""What the demo may ask of a pod."""
+"""The operations that the demo may request."""
 
 LINE_LIMIT = 1 << 24
 """The longest request, in bytes."""

@@ -39,7 +39,7 @@ class Pod(ABC):
 
     @abstractmethod
     async def ask(self, operation: str, *arguments: Any) -> Any:
-        """Asks the pod for one of ``GamePod``'s operations."""
+        """Requests one of ``GamePod``'s operations."""
 
     @abstractmethod
     async def kill(self) -> str:
@@ -83,7 +83,7 @@ class LocalPod(Pod):
 
     def __init__(self, store: Store, info: ServerInfo, config: ServerConfig) -> None:
         super().__init__(info, config)
-        # The only reference to the pod, so that letting go of it is its death.
+        # The only reference to the pod, so that dropping it is its death.
         self._pod: GamePod | None = GamePod(store, info, config)
 
     async def start(self) -> int:
@@ -98,7 +98,7 @@ class LocalPod(Pod):
         return await getattr(self._pod, operation)(*arguments)
 
     async def kill(self) -> str:
-        """Lets go of the pod."""
+        """Drops the pod."""
         self._pod = None
         return "its driver was dropped without a stop, and its renewals ended"
 

@@ -1,4 +1,4 @@
-"""What the demo runs on: the pods, the clients, and what the store says of both."""
+"""What the demo runs on: the pods, the clients, and what the store has of both."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Settings:
         users: how many users come at first.
         kill: how many pods are killed, from pod 1 on and pod 0 last. If none is left the users
             cannot be saved, and the demo must say so.
-        client: the clients' figures.
-        route_info: the figures of what the clients know of the pods.
-        server: the pods' figures.
+        client: the clients' settings.
+        route_info: the settings of the clients' route info.
+        server: the pods' settings.
     """
 
     store: str = "memory://"
@@ -53,7 +53,7 @@ class Settings:
     client: ClientConfig = field(default_factory=ClientConfig)
     route_info: RouteInfoConfig = field(default_factory=lambda: RouteInfoConfig(refresh=0.5))
     server: ServerConfig = field(
-        # Nothing but the users counts as load, so that the figures can be compared.
+        # Nothing but the users counts as load, so that loads and users can be compared.
         default_factory=lambda: replace(ServerConfig.fast(), cpu_factor=0.0)
     )
 

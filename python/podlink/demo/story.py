@@ -121,7 +121,7 @@ class _Story:
     async def _a_pod_drains(self, index: int) -> None:
         self._heading(f"Pod {index} drains: DENY_NEW_CALL")
         await self._stage.pods[index].deny_new_calls()
-        # Clients read the pods every `refresh` seconds, ±10 %; then they know.
+        # Clients read the pods every `refresh` seconds, ±10 %; then they have seen it.
         await asyncio.sleep(1.25 * seconds(self._settings.route_info.refresh))
         uids = self._users.living_on([index])
         tallies = await self._ask(uids)

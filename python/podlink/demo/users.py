@@ -17,7 +17,7 @@ __all__ = ["OnAnswer", "Tally", "Users"]
 OnAnswer = Callable[[int, str, int], None]
 """Called with the number of a client, a user, and the pod that the client names."""
 
-# How many computes of one client are under way at once.
+# How many computes of one client run at once.
 _CALLERS = 16
 
 # So many users come at a time; then the pods let them in, and report a new load.
@@ -26,7 +26,7 @@ _WAVE = 250
 
 @dataclass
 class Tally:
-    """What came of asking one client, or several, for users.
+    """The outcome of computes for users by one client, or several.
 
     Attributes:
         answers: user → pod index.
@@ -62,7 +62,7 @@ class Tally:
 
 
 class Users:
-    """Users that come, are asked for again, and live where the clients say.
+    """Users that arrive, are computed again, and live on the pods that the clients name.
 
     Attributes:
         clients: the client drivers, each with a cache of its own.
@@ -104,7 +104,7 @@ class Users:
         return total
 
     async def ask(self, uids: Sequence[str], on_answer: OnAnswer | None = None) -> list[Tally]:
-        """Asks every client for every user, the clients at the same time.
+        """Computes every user with every client, the clients at the same time.
 
         Args:
             uids: the users.
@@ -113,7 +113,7 @@ class Users:
         return await self._ask([uids] * len(self.clients), on_answer)
 
     async def settle(self, answers: Mapping[str, int]) -> None:
-        """Lets users in where the clients say that they are, and out where they were before."""
+        """Admits users to the pods that the clients name, and dismisses them from those before."""
         coming, going = defaultdict(list), defaultdict(list)
         for uid, pod in answers.items():
             before = self.homes.get(uid)
