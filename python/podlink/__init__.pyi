@@ -67,5 +67,3 @@ from .state import (
     StatefulServiceState as StatefulServiceState,
 )
 from .store import Store as Store
-
-__all__: list[str]

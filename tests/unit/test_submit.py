@@ -1,4 +1,4 @@
-"""Programs without `await`: futures, and callbacks that are told once and may fail."""
+"""Programs without `await`: futures, and callbacks that are called once and may fail."""
 
 import asyncio
 import inspect
@@ -18,12 +18,12 @@ USER = (None, "u1", "svc")
 
 OfPods = Future[dict[int, list[str]]]
 
-# Nobody waits for as long as this unless podlink hangs.
+# Only a podlink that hangs makes a test wait this long.
 SOON = 10.0
 
 
 class Told:
-    """A callback that remembers what it was told, and on which thread."""
+    """A callback that remembers its calls, and on which thread they came."""
 
     def __init__(self) -> None:
         self.results: list[Any] = []
