@@ -58,6 +58,7 @@ lint: $(HAS_TOOLS) $(HAS_PODLINK) ## Formatting, clippy, ruff, types, stubs, lay
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(PYTHON) -m mypy.stubtest podlink._podlink
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes podlink --ignoreexternal
 	$(BIN)/lint-imports
 
 fmt: $(HAS_TOOLS) ## Format Rust and Python, and mend what the linters can mend

@@ -38,7 +38,7 @@ class ServerFactory(Protocol):
 @pytest.fixture(autouse=True)
 def _repeats_of_this_test() -> None:
     """What earlier tests have logged often is no repeat in this one."""
-    _logs.start_anew()
+    _logs.reset()
 
 
 @pytest.fixture(scope="session")

@@ -15,110 +15,11 @@ drains or dies.
     0
 
 ``import podlink`` is nearly free: each name is loaded when it is first used, and with it what it
-needs, asyncio among it. A program whose event loop must not wait for that uses the names before
-the loop runs, as ``from podlink import connect`` does.
+needs, asyncio among it. To keep that off a running event loop, use the names before the loop runs,
+as ``from podlink import connect`` does.
 """
 
 from . import _process as _process
-
-TYPE_CHECKING = False  # type checkers know better; `typing` itself would have to be loaded
-if TYPE_CHECKING:
-    from ._logs import hash_uid
-    from ._podlink import __version__
-    from .admin import AdminServer
-    from .callback import StatefulObjCallback
-    from .client import ClientDriver
-    from .config import (
-        ClientConfig,
-        GrpcClientConfig,
-        GrpcServerConfig,
-        RouteInfoConfig,
-        ServerConfig,
-    )
-    from .connection import Connection, connect
-    from .errors import (
-        ClosedError,
-        ForkedProcessError,
-        IllegalStateError,
-        InternalError,
-        InvalidParameterError,
-        InvalidParameterTypeError,
-        LeaseLostError,
-        NamespaceUnreachableError,
-        NoRoutablePodError,
-        OperationTimeoutError,
-        OverloadedError,
-        PeerUnavailableError,
-        PermissionDeniedError,
-        PodIndexBusyError,
-        PodlinkError,
-        PodNotAvailableError,
-        PodNotFoundError,
-        ServiceNotFoundError,
-        StoreAuthenticationError,
-        StoreDataError,
-        StoreError,
-        StoreUnavailableError,
-    )
-    from .grpc_client import RouteGrpcClient
-    from .grpc_server import RouteGrpcServer
-    from .info import Registration, RouteInfoDriver
-    from .metrics import Sample, Snapshot, Window
-    from .server import ServerDriver, ServerInfo
-    from .service import ServiceLinks
-    from .state import DrainReport, RoutingState, StatefulServiceState
-    from .store import Store
-
-__all__ = [
-    "AdminServer",
-    "ClientConfig",
-    "ClientDriver",
-    "ClosedError",
-    "Connection",
-    "DrainReport",
-    "ForkedProcessError",
-    "GrpcClientConfig",
-    "GrpcServerConfig",
-    "IllegalStateError",
-    "InternalError",
-    "InvalidParameterError",
-    "InvalidParameterTypeError",
-    "LeaseLostError",
-    "NamespaceUnreachableError",
-    "NoRoutablePodError",
-    "OperationTimeoutError",
-    "OverloadedError",
-    "PeerUnavailableError",
-    "PermissionDeniedError",
-    "PodIndexBusyError",
-    "PodNotAvailableError",
-    "PodNotFoundError",
-    "PodlinkError",
-    "Registration",
-    "RouteGrpcClient",
-    "RouteGrpcServer",
-    "RouteInfoConfig",
-    "RouteInfoDriver",
-    "RoutingState",
-    "Sample",
-    "ServerConfig",
-    "ServerDriver",
-    "ServerInfo",
-    "ServiceLinks",
-    "ServiceNotFoundError",
-    "Snapshot",
-    "StatefulObjCallback",
-    "StatefulServiceState",
-    "Store",
-    "StoreAuthenticationError",
-    "StoreDataError",
-    "StoreError",
-    "StoreUnavailableError",
-    "Window",
-    "__version__",
-    "connect",
-    "hash_uid",
-]
 
 _MODULES = {
     "_bridge": (),
@@ -136,22 +37,50 @@ _MODULES = {
         "ServerConfig",
     ),
     "connection": ("Connection", "connect"),
-    "errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "errors": (
+        "ClosedError",
+        "ForkedProcessError",
+        "IllegalStateError",
+        "InternalError",
+        "InvalidParameterError",
+        "InvalidParameterTypeError",
+        "LeaseLostError",
+        "NamespaceUnreachableError",
+        "NoRoutablePodError",
+        "OperationTimeoutError",
+        "OverloadedError",
+        "PeerUnavailableError",
+        "PermissionDeniedError",
+        "PodIndexBusyError",
+        "PodNotAvailableError",
+        "PodNotFoundError",
+        "PodlinkError",
+        "ServiceNotFoundError",
+        "StoreAuthenticationError",
+        "StoreDataError",
+        "StoreError",
+        "StoreUnavailableError",
+    ),
     "grpc_client": ("RouteGrpcClient",),
     "grpc_server": ("RouteGrpcServer",),
     "info": ("Registration", "RouteInfoDriver"),
     "metrics": ("Sample", "Snapshot", "Window"),
-    "server": ("ServerDriver", "ServerInfo"),
+    "server": ("ServerDriver",),
+    "server_info": ("ServerInfo",),
     "service": ("ServiceLinks",),
     "state": ("DrainReport", "RoutingState", "StatefulServiceState"),
     "store": ("Store",),
 }
-"""The modules that are there without being imported by name, and what each defines."""
+"""The modules that are there without being imported by name, and the public names of each. The one
+list of public names; ``__init__.pyi`` is the same for type checkers and editors.
+"""
+
+__all__ = sorted(name for names in _MODULES.values() for name in names)
 
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
-def _load(name: str) -> object:
+def __getattr__(name: str) -> object:
     """Loads a name that is used for the first time, and keeps it for the next."""
     from importlib import import_module
 
@@ -166,9 +95,3 @@ def _load(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, *_MODULES})
-
-
-if not TYPE_CHECKING:  # a type checker that saw it would let every name pass
-    __getattr__ = _load
-
-del TYPE_CHECKING

@@ -14,13 +14,14 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from . import _podlink
 from ._bridge import bridge_of, callback_thread
 from ._logs import Log
-from .config import check_callable
+from .config import Strategy, check_callable
+from .state import StatefulServiceState
 
 _log = Log("podlink.hooks")
 
@@ -44,7 +45,7 @@ class Hook:
         check_callable(what, function)
         self._function = function
         self._context = contextvars.copy_context()
-        self.failures = 0
+        self.failures: int = 0
         self._loop: Callable[[], asyncio.AbstractEventLoop | None] | None
         try:
             self._loop = weakref.ref(asyncio.get_running_loop())
@@ -54,29 +55,32 @@ class Hook:
     @property
     def home(self) -> _podlink.CompletionQueue:
         """The queue through which the core's calls come. Not kept: it ends with its loop, and
-        then the core knows that nobody answers any more.
+        then the core knows that no answer will come.
         """
         loop = None if self._loop is None else self._loop()
         return callback_thread().queue if loop is None else bridge_of(loop).queue
 
-    def _fail(self, reply: _podlink.Reply, error: BaseException) -> None:
-        # The core counts and logs it, with what it was asked for.
+    def _count_failure(self) -> None:
         self.failures += 1
+
+    def _fail(self, reply: _podlink.Reply, error: BaseException) -> None:
+        # The core counts and logs it, with the arguments of the call.
+        self._count_failure()
         reply.fail(f"{type(error).__name__}: {error}")
 
 
 class Question(Hook):
-    """A hook whose answer the core waits for. Several calls may run at a time."""
+    """A hook with an answer that the core waits for. Several calls may run at a time."""
 
     def __init__(self, what: str, function: Callable[..., Any]) -> None:
         super().__init__(what, function)
-        self._crew = Crew(8)
+        self._pool = ThreadPool(8)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def __call__(self, reply: _podlink.Reply, *arguments: Any) -> None:
-        """Runs the function where it belongs; the answer goes to ``reply``."""
+        """Runs the function on its loop or on a thread; the answer goes to ``reply``."""
         if self._loop is None:
-            self._crew.run(lambda: self._on_thread(reply, arguments))
+            self._pool.run(lambda: self._on_thread(reply, arguments))
             return
         try:
             answer = self._context.copy().run(self._function, *arguments)
@@ -126,8 +130,19 @@ class Quick(Hook):
             self._fail(reply, error)
 
 
+def chooser(strategy: Strategy) -> Quick | None:
+    """The hook of a strategy that is a function; ``None``: it is a name."""
+    if not callable(strategy):
+        return None
+
+    def choose(uid: str, candidates: Sequence[Any]) -> int | None:
+        return strategy(uid, [StatefulServiceState._from_core(fields) for fields in candidates])
+
+    return Quick("strategy", choose)
+
+
 class Listener(Hook):
-    """A hook that is told of events, one after the other, in their order."""
+    """A hook that is called with events, one after the other, in their order."""
 
     def __init__(
         self,
@@ -145,17 +160,17 @@ class Listener(Hook):
         self._all_failures = failures or Failures()
         self._waiting: deque[Arguments] = deque()
         self._worker: asyncio.Task[Any] | None = None
-        self._crew = Crew(1)
-        self._deaf = False
+        self._pool = ThreadPool(1)
+        self._closed = False
 
     def __call__(self, reply: _podlink.Reply, *arguments: Any) -> None:
-        """Puts the event behind those that wait, if the function wants to hear of it."""
-        prepared = None if self._deaf else self._prepare(*arguments)
+        """Queues the event for the function, unless ``prepare`` filters it out."""
+        prepared = None if self._closed else self._prepare(*arguments)
         if prepared is None:
             return
         _podlink.hook_called(self._counted_as)
         if self._loop is None:
-            self._crew.run(lambda: self._on_thread(prepared))
+            self._pool.run(lambda: self._on_thread(prepared))
             return
         self._waiting.append(prepared)
         if self._worker is None or self._worker.done():
@@ -163,7 +178,7 @@ class Listener(Hook):
 
     def failed(self, error: BaseException) -> None:
         """Counts and logs an exception of the function."""
-        self.failures += 1
+        self._count_failure()
         self._all_failures.count += 1
         _log.error("a hook raised", error, hook=self._function)
 
@@ -171,35 +186,35 @@ class Listener(Hook):
         _podlink.hook_ended(self._counted_as, time.monotonic() - began, well)
 
     def close(self) -> None:
-        """Tells the function nothing any more, not even what waits already."""
-        self._deaf = True
+        """Ends the calls of the function; events that are queued already are dropped."""
+        self._closed = True
         self._waiting.clear()
 
     def _work(self) -> None:
-        """Tells what waits; hands over to a task when the function is async."""
+        """Calls the function with what is queued; hands over to a task when it is async."""
         while self._waiting:
             arguments = self._waiting.popleft()
             began = self._began = time.monotonic()
             try:
-                told = self._context.copy().run(self._function, *arguments)
+                answer = self._context.copy().run(self._function, *arguments)
             except Exception as error:
                 self.failed(error)
                 self._ended(began, well=False)
                 continue
-            if not inspect.isawaitable(told):
+            if not inspect.isawaitable(answer):
                 self._ended(began, well=True)
             else:
                 loop = asyncio.get_running_loop()
                 context = self._context.copy()
-                self._worker = loop.create_task(_coroutine(told), context=context)
+                self._worker = loop.create_task(_coroutine(answer), context=context)
                 self._worker.add_done_callback(self._worked)
                 return
 
     def _worked(self, task: asyncio.Task[Any]) -> None:
-        """Tells what has come while the function was waited for."""
+        """Goes on with what was queued while the function ran."""
         if task.cancelled() and task.cancelling():
             return  # from outside: the loop is being ended
-        # Otherwise it was something that the function waited for that was cancelled.
+        # Otherwise something was cancelled that the function waited for.
         error = asyncio.CancelledError("cancelled") if task.cancelled() else task.exception()
         if error is not None:
             self.failed(error)
@@ -209,7 +224,7 @@ class Listener(Hook):
             self._work()
 
     def _on_thread(self, arguments: Arguments) -> None:
-        if self._deaf:
+        if self._closed:
             return
         began, well = time.monotonic(), True
         try:
@@ -220,9 +235,9 @@ class Listener(Hook):
         self._ended(began, well=well)
 
 
-class Crew:
+class ThreadPool:
     """Threads for functions that may be slow: at most ``size``, each ended by a second without
-    work. One that hangs hinders neither the others nor the end of the program.
+    work. One that hangs blocks neither the others nor the exit of the program.
     """
 
     _LINGER_SECONDS = 1.0
@@ -235,7 +250,7 @@ class Crew:
         self._idle = 0
 
     def run(self, work: Callable[[], None]) -> None:
-        """Has the work done, behind what waits already. It must not raise."""
+        """Queues the work, which must not raise."""
         with self._changed:
             self._work.append(work)
             self._changed.notify()
@@ -258,15 +273,15 @@ class Crew:
             return None
 
 
-def _coroutine(told: Any) -> Coroutine[Any, Any, Any]:
-    """What a task can be made of. A coroutine is taken as it is: one that its loop cancels before
-    it has begun is closed then, where one inside another would never be awaited.
+def _coroutine(answer: Any) -> Coroutine[Any, Any, Any]:
+    """What a task can be made of. A coroutine is taken as it is: if its loop cancels the task
+    before it has begun, the coroutine is closed; inside another one it would never be awaited.
     """
-    return told if inspect.iscoroutine(told) else _await(told)
+    return answer if inspect.iscoroutine(answer) else _await(answer)
 
 
-async def _await(told: Any) -> Any:
-    return await told
+async def _await(answer: Any) -> Any:
+    return await answer
 
 
 def _run_to_end(

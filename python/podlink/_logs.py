@@ -1,7 +1,7 @@
 """Where podlink's log records are made: its own, and those of the core.
 
-Every record says what it is about in fields, too: ``record.podlink``, a dictionary. A message
-that comes again and again is written ten times in ten seconds, and then counted.
+Every record also has its facts as fields: ``record.podlink``, a dictionary. A message that repeats
+is written ten times in ten seconds, then only counted (a rate limit).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ __all__ = [
     "forward",
     "go_by_environment",
     "hash_uid",
-    "seconds_to_tell",
-    "start_anew",
-    "tell_repeats",
+    "report_repeats",
+    "reset",
+    "seconds_until_due",
 ]
 
 # A library does not decide where its records go, nor that they go to stderr.
@@ -36,7 +36,7 @@ _SHOWN_MAX = 500
 """How long a part of a message may be, in characters."""
 
 
-class _Told:
+class _Message:
     """A message in its present interval."""
 
     __slots__ = ("left_out", "level", "since", "times")
@@ -47,7 +47,7 @@ class _Told:
 
 
 class Repeats:
-    """Counts what is said again and again, so that it is not written each time.
+    """Counts messages that repeat, so that not each of them is written.
 
     Args:
         most: how often a message is written in an interval.
@@ -60,17 +60,17 @@ class Repeats:
     ) -> None:
         self.interval = interval
         self._most, self._now = most, now
-        self._told: dict[tuple[str, str], _Told] = {}
+        self._messages: dict[tuple[str, str], _Message] = {}
         self._lock = threading.Lock()
 
     def admit(self, logger: str, level: int, message: str) -> bool:
         """Whether this message is to be written now, or only counted."""
         with self._lock:
-            told = self._told.setdefault((logger, message), _Told(level, self._now()))
-            told.times += 1
-            if told.times <= self._most:
+            known = self._messages.setdefault((logger, message), _Message(level, self._now()))
+            known.times += 1
+            if known.times <= self._most:
                 return True
-            told.left_out += 1
+            known.left_out += 1
             return False
 
     def over(self, *, all_of_them: bool = False) -> list[tuple[str, int, str, int]]:
@@ -80,20 +80,22 @@ class Repeats:
         with self._lock:
             until = self._now() - self.interval
             ended = {
-                key: told for key, told in self._told.items() if all_of_them or told.since <= until
+                key: known
+                for key, known in self._messages.items()
+                if all_of_them or known.since <= until
             }
             for key in ended:
-                del self._told[key]
+                del self._messages[key]
         return [
-            (logger, told.level, message, told.left_out)
-            for (logger, message), told in ended.items()
-            if told.left_out
+            (logger, known.level, message, known.left_out)
+            for (logger, message), known in ended.items()
+            if known.left_out
         ]
 
     def seconds(self) -> float | None:
-        """How long until somebody must be told of what was left out; ``None``: nothing was."""
+        """How long until the next report of left-out messages is due; ``None``: there is none."""
         with self._lock:
-            waiting = [told.since for told in self._told.values() if told.left_out]
+            waiting = [known.since for known in self._messages.values() if known.left_out]
         return max(0.0, min(waiting) + self.interval - self._now()) if waiting else None
 
 
@@ -108,11 +110,11 @@ def _write(
     fields: Mapping[str, Any],
     **options: Any,
 ) -> None:
-    """Writes a record, unless the same message was written too often of late."""
+    """Writes a record, unless the same message was written too often in this interval."""
     if not logger.isEnabledFor(level):
         return
-    tell_repeats()
-    # Whoever asks for DEBUG wants to see everything.
+    report_repeats()
+    # A program that enables DEBUG wants to see everything.
     if level <= logging.DEBUG or _repeats.admit(logger.name, level, message):
         logger.log(level, "%s", text, extra={"podlink": dict(fields)}, **options)
 
@@ -138,7 +140,7 @@ class Log:
     def _say(self, level: int, message: str, fields: Mapping[str, Any], **options: Any) -> None:
         shown = {name: _shown(value) for name, value in fields.items()}
         text = message + "".join(f" {name}={value}" for name, value in shown.items())
-        # Two hooks that raise are two messages: a field that does not change belongs to it.
+        # Two hooks that raise are two messages, so the fields are part of the message.
         _write(self._logger, level, text, text, shown, stacklevel=4, **options)
 
 
@@ -155,8 +157,8 @@ def hash_uid(uid: str) -> str:
     """Returns what stands for a uid in log records from INFO on, and in traces.
 
     It is the beginning of the uid's SHA-256, and the same everywhere: ``printf %s "$UID" |
-    sha256sum | cut -c1-12`` makes it, too. It keeps uids out of records that many people read; who
-    can guess a uid can check the guess.
+    sha256sum | cut -c1-12`` makes it, too. It keeps uids out of records that many people read; a
+    reader that guesses a uid can check the guess.
 
     Args:
         uid: 1 to 128 bytes of UTF-8 without control characters and braces.
@@ -175,16 +177,16 @@ _log = Log("podlink.log")
 
 
 def forward() -> None:
-    """Hands the core's records to ``logging``, and tells what was left out for too long."""
+    """Hands the core's records to ``logging``, and reports what was left out for too long."""
     records, dropped = _podlink.take_logs()
     for level, logger, message, text, fields in records:
         _write(logging.getLogger(logger), level, message, text, dict(fields))
     if dropped:
-        _log.warning("log records were dropped: nobody took them in time", dropped=dropped)
-    tell_repeats()
+        _log.warning("log records were dropped: they were not taken in time", dropped=dropped)
+    report_repeats()
 
 
-def tell_repeats(*, all_of_them: bool = False) -> None:
+def report_repeats(*, all_of_them: bool = False) -> None:
     """Writes how often messages were left out in the intervals that are over."""
     for logger, level, message, count in _repeats.over(all_of_them=all_of_them):
         logging.getLogger(logger).log(
@@ -196,28 +198,28 @@ def tell_repeats(*, all_of_them: bool = False) -> None:
 
 
 @atexit.register
-def _tell_what_waits() -> None:
-    # In front of logging's own, which closes the handlers: that was asked for before this one.
+def _flush_at_exit() -> None:
+    # Runs before logging's own, which closes the handlers: that was registered earlier.
     forward()
-    tell_repeats(all_of_them=True)
+    report_repeats(all_of_them=True)
 
 
-def start_anew() -> None:
-    """Counts anew. In a forked child what was counted is the parent's, and maybe the lock, too."""
+def reset() -> None:
+    """Counts from scratch. In a forked child the counts are the parent's; the lock may be held."""
     global _repeats
     _repeats = Repeats()
 
 
-def seconds_to_tell() -> float | None:
-    """How long until ``forward`` has something to tell, though nothing arrives."""
+def seconds_until_due() -> float | None:
+    """How long until ``forward`` has something to report, though nothing arrives."""
     return _repeats.seconds()
 
 
 def go_by_environment() -> None:
-    """Reads ``PODLINK_LOG``. A wrong value is told, and changes nothing.
+    """Reads ``PODLINK_LOG``. A wrong value is logged, and changes nothing.
 
-    What the core was asked to say should be heard: where the program has not set a level for
-    ``podlink``, it becomes that of the most talkative logger.
+    Records that the variable enables must pass ``logging`` too: where the program has not set a
+    level for ``podlink``, it becomes that of the most verbose logger.
     """
     wanted = os.environ.get("PODLINK_LOG")
     if wanted is None:

@@ -1,4 +1,4 @@
-"""Command-line options: one for each figure of the configurations, under the same name.
+"""Command-line options: one for each setting of the configurations, under the same name.
 
 An option wins over the environment variable of that name, the variable over the default.
 """
@@ -17,9 +17,9 @@ from .config import ClientConfig, GrpcServerConfig, RouteInfoConfig, ServerConfi
 __all__ = [
     "HELP",
     "Parser",
-    "add_figures",
+    "add_settings",
     "add_store",
-    "figures",
+    "config_from",
     "whole_number",
 ]
 
@@ -28,26 +28,26 @@ _Config = TypeVar("_Config", ClientConfig, GrpcServerConfig, RouteInfoConfig, Se
 HELP = {
     "cache_capacity": "how many links the local cache holds",
     "cache_ttl": "how long an answer may come from the local cache",
-    "connection_age": "after how long a connection is ended in an orderly way",
+    "connection_age": "after how long a connection is ended gracefully",
     "connection_grace": "how long its requests may go on after that",
     "cpu_factor": "the share of the CPU in a pod's load, 0 to 1",
     "drain": "what becomes of the users that a pod still owns when it stops",
     "gap": "a longer silence of all pods counts as an outage of the store",
     "grace": "how long after its lease a pod may not be declared dead",
     "guard": "a pod stops acting this much before its lease ends",
-    "idle": "a service that nobody asked for this long is no longer read",
-    "keepalive": "how often a connection is asked for a sign of life",
-    "keepalive_timeout": "how long that may take",
+    "idle": "after this long without use a service is no longer read",
+    "keepalive": "how often a connection is pinged",
+    "keepalive_timeout": "how long the answer to that may take",
     "lease": "how long a renewal is proof of life",
-    "link_cache_ttl": "how long clients are told that they may believe a link",
+    "link_cache_ttl": "how long clients may believe a link, as the driver answers them",
     "link_grace": "how long a removed link stays as a hint",
     "link_ttl": "how long a link made by compute lasts",
-    "max_batch": "how many users one request may ask for",
+    "max_batch": "how many users one request may look up",
     "max_connections": "how many connections there may be",
     "max_event_streams": "how many streams of events there may be; more are refused",
-    "max_in_flight": "how many requests may be under way",
+    "max_in_flight": "how many requests may be in flight",
     "max_message_bytes": "the largest request",
-    "max_streams": "how many requests of one connection may be under way",
+    "max_streams": "how many requests of one connection may be in flight",
     "on_restart": "what happens to the users of a pod that came back as a new process",
     "overload_limit": "a pod above this load gets no new users while another one is below",
     "peer_rate": "how many requests of one caller are answered a second",
@@ -59,7 +59,7 @@ HELP = {
     "tag_ttl": "how long a service tag may come from the local cache",
     "timeout": "how long a call may take",
 }
-"""What each figure means; a test sees to it that none is missing."""
+"""What each setting means; a test checks that none is missing."""
 
 _CHOICES = {
     "drain": ("release", "handover", "keep"),
@@ -70,7 +70,7 @@ _CHOICES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` whose complaints never show a password."""
+    """An ``ArgumentParser`` that never shows a password in its messages."""
 
     def error(self, message: str) -> NoReturn:
         super().error(hide_credentials(message))
@@ -107,19 +107,19 @@ def add_store(
         required=required and not (variable or default),
         help="the store, like redis://host:6379/0; without it the variable PODLINK_STORE"
         + (f", else {default}" if default else "")
-        + ". Everybody on a machine can read its command lines: put passwords into the variable",
+        + ". All users of a machine can read its command lines: put passwords into the variable",
     )
 
 
-def add_figures(
+def add_settings(
     parser: argparse.ArgumentParser,
     *defaults: ClientConfig | GrpcServerConfig | RouteInfoConfig | ServerConfig,
 ) -> None:
-    """Adds an option for each figure of these configurations, their values being the defaults.
+    """Adds an option for each setting of these configurations, their values being the defaults.
 
-    Options are kept as text: ``figures`` reads them as it reads the variables.
+    Options are kept as text: ``config_from`` reads them as it reads the variables.
     """
-    group = parser.add_argument_group("figures, in seconds where they are times")
+    group = parser.add_argument_group("settings, in seconds where they are times")
     known: set[str] = set()
     for config in defaults:
         for each in fields(config):
@@ -150,13 +150,13 @@ def _number(kind: type) -> Callable[[str], str]:
     return check
 
 
-def figures(
+def config_from(
     default: _Config, options: argparse.Namespace, environ: Mapping[str, str] | None = None
 ) -> _Config:
     """A configuration from the options, else from ``PODLINK_*``, else from ``default``.
 
     Raises:
-        InvalidParameterError: a figure is refused.
+        InvalidParameterError: a setting is refused.
     """
     environ = os.environ if environ is None else environ
     texts: dict[str, str] = {}
@@ -169,12 +169,12 @@ def figures(
             texts[variable] = text
         elif value != each.default:
             texts[variable] = _text(value)
-    # All at once: a figure may contradict another one's default, and fit the one given with it.
+    # All at once: a setting may contradict another one's default, and fit the one given with it.
     return type(default).from_env(texts)
 
 
 def _text(value: object) -> str:
-    """A figure as ``from_env`` reads it; nothing if there is none."""
+    """A setting as ``from_env`` reads it; nothing if there is none."""
     if value is None:
         return ""
     return str(value).lower() if isinstance(value, bool) else str(value)

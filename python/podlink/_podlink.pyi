@@ -47,7 +47,7 @@ _Path = str | os.PathLike[str]
 _Value = float | tuple[list[tuple[float, int]], float]
 # Name, kind, help, label names, [(label values, value)].
 _Family = tuple[str, str, str, tuple[str, ...], list[tuple[tuple[str, ...], _Value]]]
-# Name, kind, help, [(label, what it may say)], how gauges are merged, bounds of a histogram.
+# Name, kind, help, [(label, its allowed values)], how gauges are merged, bounds of a histogram.
 _TableRow = tuple[str, str, str, list[tuple[str, list[str] | None]], str, list[float]]
 # Window, its seconds, what happened in it.
 _Window = tuple[str, float, tuple[int, int, int, int, int, int, int, int]]

@@ -1,8 +1,8 @@
-"""What the process tells podlink: that it was forked, and that it ends.
+"""Hooks of the process: it was forked, and it ends.
 
-Both are asked for by ``import podlink``, long before the modules that need it are loaded, so that
-what a program asks for after its import has the place that it expects: in a forked child behind
-podlink, which then works there, and at exit in front of podlink, which then still works.
+Both are registered by ``import podlink``, long before the modules that need them are loaded. So
+hooks that a program registers after its import run in the order that it expects: in a forked child
+after podlink's, and at exit before podlink's, so that podlink works in both.
 """
 
 import atexit

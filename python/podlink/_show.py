@@ -18,7 +18,7 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def one_line(text: str) -> str:
-    """The text without line ends: what a store or a user says must not drive a terminal."""
+    """The text without line ends: text of a store or a user must not drive a terminal."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 

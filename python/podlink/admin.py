@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Self
 
-from . import _podlink
+from . import _operations as ops, _podlink
 from ._bridge import call
+from ._closeable import Closeable
 from .config import check_type
 from .connection import Connection, store_of
 from .store import Store
@@ -14,9 +14,9 @@ from .store import Store
 __all__ = ["AdminServer"]
 
 
-class AdminServer:
-    """Serves what an operator wants to see, over HTTP, from podlink's own threads: it answers also
-    while the program's event loop is stuck.
+class AdminServer(Closeable):
+    """Serves metrics, health and pods to operators, over HTTP, from podlink's own threads: it
+    answers also while the program's event loop is stuck.
 
     - ``/metrics``: every metric of the drivers on the store, as OpenMetrics text.
     - ``/healthz``: 200 as long as the process can answer at all.
@@ -25,8 +25,8 @@ class AdminServer:
     - ``/pods``: the pods of every service that is being read, as JSON.
 
     It only reads. There is neither TLS nor a password, so it listens on this machine alone, unless
-    ``insecure``: whoever can reach it learns the names of services, pods and their addresses, but
-    never a uid, a credential or a token. Callers are limited: 32 connections, one request each,
+    ``insecure``: a caller that reaches it learns the names of services, pods and their addresses,
+    but never a uid, a credential or a token. Callers are limited: 32 connections, one request each,
     10 seconds, heads of 16 KiB.
 
     Args:
@@ -74,8 +74,7 @@ class AdminServer:
             IllegalStateError: it was started already.
             ClosedError: it was stopped.
         """
-        address: str = await call(self._core.start)
-        return address
+        return await call(self._core, ops.listen)
 
     async def aclose(self) -> None:
         """Stops listening and cuts every connection. A second close does nothing. The store stays
@@ -86,11 +85,3 @@ class AdminServer:
     async def __aenter__(self) -> Self:
         await self.start()
         return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()

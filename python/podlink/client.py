@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from . import _podlink
-from ._bridge import Submitter, bound, call, callback_thread
-from ._hooks import Failures, Listener, Quick
+from . import _operations as ops, _podlink
+from ._bridge import call, callback_thread
+from ._closeable import Closeable
+from ._hooks import Failures, Listener, chooser
+from ._submit import Submittable, Submitter
 from .callback import StatefulObjCallback
 from .config import (
     ClientConfig,
     Duration,
     RouteInfoConfig,
-    Strategy,
     check_type,
     seconds,
     uid_list,
@@ -23,7 +23,6 @@ from .config import (
 from .grpc_client import RouteGrpcClient, peer_table
 from .info import Registration, RouteInfoDriver
 from .service import ServiceLinks
-from .state import StatefulServiceState
 from .store import Store
 
 if TYPE_CHECKING:
@@ -31,8 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ClientDriver"]
 
+T = TypeVar("T")
 
-class ClientDriver:
+
+class ClientDriver(Closeable):
     """Finds out which pod holds a user, and gives a new user to a pod.
 
     One driver serves a process: it may be used from many event loops and threads at once, and
@@ -43,8 +44,9 @@ class ClientDriver:
     characters and braces.
 
     **Cancelling** an await is instant and abandons only that waiting: an operation that was
-    started goes on, and the next call finds what it did. **Concurrent** computes for one user
-    share one store operation, and one caller's cancellation does not take the others down.
+    started goes on, and the next call finds what it did. **Concurrent** computes for one user are
+    a single flight: they share one store operation, and one caller's cancellation does not affect
+    the others.
     **Deadlines**: every coroutine takes ``timeout=`` (seconds or ``timedelta``, 1 ms to 1 h); the
     default is ``config.timeout``.
 
@@ -55,15 +57,15 @@ class ClientDriver:
     Args:
         store: where the links are.
         namespace: the driver's own namespace.
-        config: its figures.
-        route_info: what it knows of the pods: a driver to share, or the figures of one of its own.
-        callbacks: who runs the callbacks of ``submit`` when there is no event loop:
-            ``"thread"``, podlink's callback thread, or ``"poll"``, whoever calls
+        config: its settings.
+        route_info: what reads the pods: a route info driver to share, or the settings of its own.
+        callbacks: what runs the callbacks of ``submit`` when there is no event loop:
+            ``"thread"``, podlink's callback thread, or ``"poll"``, the thread that calls
             ``poll_callbacks()``.
-        peers: the ways to other namespaces, by namespace. Every operation that names one goes
-            there, and shares this driver's cache: an answer of a peer's is remembered for as long
-            as the peer says, at most ``cache_ttl``, and believed only while the peer says that its
-            pod is available. Peers are not closed with the driver.
+        peers: the clients of other namespaces, by namespace. Every operation that names one goes
+            there, and shares this driver's cache: a peer's answer is remembered for as long as the
+            peer allows, at most ``cache_ttl``, and believed only while the peer reports its pod as
+            available. Peers are not closed with the driver.
 
     Raises:
         InvalidParameterError: an argument is wrong.
@@ -97,7 +99,7 @@ class ClientDriver:
         if not isinstance(route_info, RouteInfoDriver):
             route_info = RouteInfoDriver(store, namespace, route_info)
         self.route_info = route_info
-        self._submitter = Submitter(callbacks)
+        self._submitter = Submitter(callbacks, _OPERATIONS)
         self._hook_failures = Failures()
         self.config = config
         self.namespace = namespace
@@ -107,7 +109,7 @@ class ClientDriver:
             config._core(),
             self.route_info._core,
             callback_thread().queue,
-            _chooser(config.strategy),
+            chooser(config.strategy),
             peer_table(peers),
         )
         self._compute_cached = self._core.compute_cached
@@ -150,16 +152,15 @@ class ClientDriver:
         """
         if timeout is not None:
             _podlink.check_timeout(seconds(timeout))
-        # Two lines: CPython 3.11 looks a method up in the class first, and by name, if it is called
-        # where it is named, and has no quick way to one that is in the instance.
+        # Two lines: CPython 3.11 has no fast path for `self.x()` where `x` is in the instance: it
+        # looks the name up in the class first.
         compute_cached = self._compute_cached
         pod = compute_cached(namespace, uid, service_name)
         if pod is not None:
             return pod
-        computed: int = await call(
-            self._core.compute_linked_pod, namespace, uid, service_name, seconds(timeout)
+        return await call(
+            self._core, ops.compute_linked_pod, namespace, uid, service_name, timeout=timeout
         )
-        return computed
 
     async def get_linked_pod(
         self,
@@ -186,10 +187,9 @@ class ClientDriver:
         pod = self._core.get_linked_in_cache(namespace, uid, service_name)
         if pod is not None:
             return pod
-        stored: int | None = await call(
-            self._core.get_linked_pod, namespace, uid, service_name, seconds(timeout)
+        return await call(
+            self._core, ops.get_linked_pod, namespace, uid, service_name, timeout=timeout
         )
-        return stored
 
     async def get_linked_pod_in_cache_or_if_persist(
         self,
@@ -216,14 +216,14 @@ class ClientDriver:
         pod = self._core.get_linked_in_cache(namespace, uid, service_name)
         if pod is not None:
             return pod
-        stored: int | None = await call(
-            self._core.get_linked_pod_in_cache_or_if_persist,
+        return await call(
+            self._core,
+            ops.get_linked_pod_in_cache_or_if_persist,
             namespace,
             uid,
             service_name,
-            seconds(timeout),
+            timeout=timeout,
         )
-        return stored
 
     async def get_linked_pod_not_cache(
         self,
@@ -233,7 +233,7 @@ class ClientDriver:
         *,
         timeout: Duration | None = None,
     ) -> int | None:
-        """Returns the user's pod from the store; the cache is neither asked nor told.
+        """Returns the user's pod from the store; the cache is neither read nor changed.
 
         Returns:
             The pod index, or ``None`` if the user has no link.
@@ -242,10 +242,9 @@ class ClientDriver:
             >>> async def truth(client: ClientDriver) -> int | None:
             ...     return await client.get_linked_pod_not_cache(None, "user123", "user-service")
         """
-        pod: int | None = await call(
-            self._core.get_linked_pod_not_cache, namespace, uid, service_name, seconds(timeout)
+        return await call(
+            self._core, ops.get_linked_pod_not_cache, namespace, uid, service_name, timeout=timeout
         )
-        return pod
 
     def get_linked_in_cache(self, namespace: str | None, uid: str, service_name: str) -> int | None:
         """Returns the pod that the cache believes in, or ``None``. Never waits, no I/O.
@@ -256,9 +255,9 @@ class ClientDriver:
         return self._core.get_linked_in_cache(namespace, uid, service_name)
 
     def cache_expired(self, namespace: str | None, uid: str, service_name: str) -> int | None:
-        """Makes the cache forget the user: call it when a pod says that the user is not there.
+        """Removes the user from the cache: for when a pod answers that the user is not there.
 
-        Answers that are on their way already are not stored, so the next compute asks the store.
+        Answers of requests that run already are not stored, so the next compute asks the store.
 
         Returns:
             What the cache believed, or ``None``.
@@ -273,7 +272,7 @@ class ClientDriver:
     ) -> int | None:
         """Makes the cache believe that the user is on ``pod_index``, for ``config.cache_ttl``.
 
-        For programs that learn of links in another way. The store is not told.
+        For programs that learn of links in another way. The store is not changed.
 
         Returns:
             What the cache believed before, or ``None``.
@@ -298,10 +297,7 @@ class ClientDriver:
             >>> async def services(client: ClientDriver) -> dict[str, int]:
             ...     return await client.get_link_service("default", "user123")
         """
-        services: dict[str, int] = await call(
-            self._core.get_link_service, namespace, uid, seconds(timeout)
-        )
-        return services
+        return await call(self._core, ops.get_link_service, namespace, uid, timeout=timeout)
 
     async def batch_get_linked_pod(
         self,
@@ -311,7 +307,7 @@ class ClientDriver:
         *,
         timeout: Duration | None = None,
     ) -> dict[int, list[str]]:
-        """Returns the pods of many users, from the store; the cache is neither asked nor told.
+        """Returns the pods of many users, from the store; the cache is neither read nor changed.
 
         Not one snapshot: a link that changes meanwhile may be seen before or after.
 
@@ -322,14 +318,14 @@ class ClientDriver:
             >>> async def rooms(client: ClientDriver) -> dict[int, list[str]]:
             ...     return await client.batch_get_linked_pod(None, ["a", "b"], "user-service")
         """
-        users: dict[int, list[str]] = await call(
-            self._core.batch_get_linked_pod,
+        return await call(
+            self._core,
+            ops.batch_get_linked_pod,
             namespace,
             uid_list(uids),
             service_name,
-            seconds(timeout),
+            timeout=timeout,
         )
-        return users
 
     async def set_linked_pod_if_absent(
         self,
@@ -343,26 +339,26 @@ class ClientDriver:
         """Links the user to ``pod_index`` for ``config.link_ttl`` unless there is a link.
 
         An existing link stays; a temporary one lives at least ``link_ttl`` from now on. The cache
-        keeps the answer. A failed call whose outcome is unknown may simply be repeated.
+        keeps the answer. Idempotent: a call that failed with an unknown outcome may be retried.
 
         Returns:
-            The owner's pod index, whoever that is.
+            The owner's pod index.
 
         Example:
             >>> async def offer(client: ClientDriver) -> int:
             ...     return await client.set_linked_pod_if_absent(None, "u1", "user-service", 0)
         """
-        owner: int = await call(
-            self._core.set_linked_pod_if_absent,
+        return await call(
+            self._core,
+            ops.set_linked_pod_if_absent,
             namespace,
             uid,
             service_name,
             pod_index,
-            seconds(timeout),
+            timeout=timeout,
         )
-        return owner
 
-    def service(self, service_name: str, namespace: str | None = None) -> ServiceLinks:
+    def service(self, service_name: str, *, namespace: str | None = None) -> ServiceLinks:
         """Returns the link operations of one service: without namespace and service in each call,
         and quicker where the cache has the answer.
 
@@ -390,7 +386,7 @@ class ClientDriver:
         *,
         timeout: Duration | None = None,
     ) -> Explanation:
-        """Tells what ``compute_linked_pod`` would do with the user now, and why.
+        """Explains what ``compute_linked_pod`` would do with the user now.
 
         The link, its pod's state and lease, what the cache holds, the candidates with their loads,
         and the verdict, as a :class:`podlink.explain.Explanation`; ``str()`` of it is readable
@@ -398,9 +394,9 @@ class ClientDriver:
         put into the cache, no choice counted, no function of the program's called. So another
         explanation, or a compute, finds the same. Cancelling leaves nothing behind.
 
-        The answer is as true as its moment: what others do meanwhile, it cannot know. Of another
-        namespace there is only what its peer tells. That the store or the peer cannot be asked is
-        part of the answer, not an error.
+        The answer holds for its moment: it does not see what other processes do meanwhile. Of
+        another namespace it has only what the peer answers. A store or a peer that does not answer
+        is part of the explanation, not an error.
 
         Args:
             namespace: the user's namespace; ``None`` or ``""`` is the driver's own.
@@ -417,12 +413,77 @@ class ClientDriver:
             >>> async def why(client: ClientDriver) -> None:
             ...     print(await client.explain("default", "user123", "user-service"))
         """
-        told: str = await call(self._core.explain, namespace, uid, service_name, seconds(timeout))
-        return _explanation(told)
+        return _explanation(
+            await call(self._core, ops.explain, namespace, uid, service_name, timeout=timeout)
+        )
+
+    @overload
+    def submit(
+        self,
+        operation: Callable[..., Coroutine[Any, Any, T]],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[T]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["compute_linked_pod", "set_linked_pod_if_absent"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[int]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal[
+            "get_linked_pod",
+            "get_linked_pod_in_cache_or_if_persist",
+            "get_linked_pod_not_cache",
+        ],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[int | None]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["get_link_service"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[dict[str, int]]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["batch_get_linked_pod"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[dict[int, list[str]]]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["explain"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[Explanation]: ...
 
     def submit(
         self,
-        operation: str,
+        operation: Callable[..., Coroutine[Any, Any, Any]] | str,
         *args: Any,
         callback: StatefulObjCallback | None = None,
         timeout: Duration | None = None,
@@ -431,10 +492,11 @@ class ClientDriver:
         """Starts a coroutine operation without ``await``, from any thread, with or without a loop.
 
         Args:
-            operation: the name of a coroutine method, like ``"compute_linked_pod"``.
+            operation: a coroutine method of this driver, like ``client.compute_linked_pod``, or
+                its name. Type checkers infer the type of the result from either.
             args: its arguments.
-            callback: told of the result: on the running loop if there is one, else on podlink's
-                callback thread, or by ``poll_callbacks()`` for a driver made with
+            callback: called with the result: on the running loop if there is one, else on
+                podlink's callback thread, or by ``poll_callbacks()`` for a driver made with
                 ``callbacks="poll"``.
             timeout: seconds to wait at the most.
             kwargs: its arguments, by name.
@@ -449,13 +511,9 @@ class ClientDriver:
 
         Example:
             >>> client = ClientDriver(Store())
-            >>> client.submit("get_linked_pod", None, "user123", "user-service").result(5)
+            >>> client.submit(client.get_linked_pod, None, "user123", "user-service").result(5)
         """
-        start, arguments = bound(self, _OPERATIONS, operation, args, kwargs)
-        if operation == "batch_get_linked_pod":
-            arguments[1] = uid_list(arguments[1])
-        convert = _explanation if operation == "explain" else None
-        return self._submitter.submit(start, (*arguments, seconds(timeout)), callback, convert)
+        return self._submitter.submit(self, operation, args, kwargs, callback, timeout)
 
     def poll_callbacks(self) -> int:
         """Runs the callbacks that wait, on the calling thread; returns how many.
@@ -481,7 +539,7 @@ class ClientDriver:
                 computes for.
 
         Returns:
-            A handle whose ``unregister()`` takes the callback back.
+            A handle whose ``unregister()`` ends the calls.
         """
 
         def wanted(service: str, pod: int, users_cached: int) -> tuple[Any, ...] | None:
@@ -493,15 +551,15 @@ class ClientDriver:
         return Registration(self._core.on_pod_lost(listener.home, listener), listener)
 
     def stats(self) -> dict[str, int]:
-        """Returns every counter of the driver by name, since it was made; those of what it knows
-        of the pods among them.
+        """Returns every counter of the driver by name, since it was made, and those of its route
+        info driver.
         """
-        known = self.route_info.stats()
+        of_pods = self.route_info.stats()
         return {
-            **known,
+            **of_pods,
             **self._core.stats(),
             "callback_failures": self._submitter.failures,
-            "hook_failures": self._hook_failures.count + known["hook_failures"],
+            "hook_failures": self._hook_failures.count + of_pods["hook_failures"],
         }
 
     async def aclose(self) -> None:
@@ -513,44 +571,21 @@ class ClientDriver:
         if self._owns_route_info:
             await self.route_info.aclose()
 
-    async def __aenter__(self) -> Self:
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-
-_OPERATIONS = frozenset(
-    {
-        "batch_get_linked_pod",
-        "compute_linked_pod",
-        "explain",
-        "get_link_service",
-        "get_linked_pod",
-        "get_linked_pod_in_cache_or_if_persist",
-        "get_linked_pod_not_cache",
-        "set_linked_pod_if_absent",
-    }
-)
-
-
-def _explanation(told: str) -> Explanation:
-    # Here, because nobody who only routes should pay for it when importing podlink.
+def _explanation(answer: str) -> Explanation:
+    # Here, because a program that only routes should not pay for it when importing podlink.
     from .explain import Explanation
 
-    return Explanation._from_core(told)
+    return Explanation._from_core(answer)
 
 
-def _chooser(strategy: Strategy) -> Any:
-    if not callable(strategy):
-        return None
-
-    def choose(uid: str, candidates: Sequence[Any]) -> int | None:
-        return strategy(uid, [StatefulServiceState._from_core(fields) for fields in candidates])
-
-    return Quick("strategy", choose)
+_OPERATIONS = {
+    "batch_get_linked_pod": Submittable(ops.batch_get_linked_pod),
+    "compute_linked_pod": Submittable(ops.compute_linked_pod),
+    "explain": Submittable(ops.explain, _explanation),
+    "get_link_service": Submittable(ops.get_link_service),
+    "get_linked_pod": Submittable(ops.get_linked_pod),
+    "get_linked_pod_in_cache_or_if_persist": Submittable(ops.get_linked_pod_in_cache_or_if_persist),
+    "get_linked_pod_not_cache": Submittable(ops.get_linked_pod_not_cache),
+    "set_linked_pod_if_absent": Submittable(ops.set_linked_pod_if_absent),
+}

@@ -1,4 +1,4 @@
-"""Every figure that users may set: frozen, checked when built, seconds as ``float`` or
+"""Every setting: frozen, checked when built, seconds as ``float`` or
 ``timedelta``.
 
 Each configuration can be read from the environment: ``ClientConfig.from_env()`` takes
@@ -45,10 +45,10 @@ class _Config:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
-        """Reads each figure from ``PODLINK_<NAME>``; what is not set keeps its default.
+        """Reads each setting from ``PODLINK_<NAME>``; what is not set keeps its default.
 
         Raises:
-            InvalidParameterError: a variable does not hold a number, or its figure is refused.
+            InvalidParameterError: a variable does not hold a number, or its setting is refused.
         """
         environ = os.environ if environ is None else environ
         given: dict[str, Any] = {}
@@ -88,7 +88,7 @@ def _from_text(variable: str, text: str, default: object) -> object:
 
 @dataclass(frozen=True, slots=True)
 class ClientConfig(_Config):
-    """The figures of a :class:`~podlink.ClientDriver`.
+    """The settings of a :class:`~podlink.ClientDriver`.
 
     Attributes:
         link_ttl: how long a link made by ``compute_linked_pod`` lasts. At least 1 s.
@@ -102,11 +102,11 @@ class ClientConfig(_Config):
             quick; if it raises, or names no candidate, ``p2c`` chooses.
         timeout: the deadline of a call that names none.
         on_restart: ``"same_pod"``: a user stays with a pod that came back as a new process.
-            ``"best_pod"``: a user whom this driver remembers with the earlier process is placed
-            afresh.
+            ``"best_pod"``: a user that this driver remembers with the earlier process is placed
+            like a new one.
 
     Raises:
-        InvalidParameterError: a figure is out of its range or does not fit another; the text
+        InvalidParameterError: a setting is out of its range or does not fit another; the text
             names both.
 
     Example:
@@ -127,7 +127,7 @@ class ClientConfig(_Config):
     def _core(self) -> _podlink.ClientSettings:
         strategy: object = self.strategy
         if strategy == "custom":
-            # That is the core's word for a function, and here is none.
+            # The core's name for a function, and this is none.
             allowed = f"{', '.join(get_args(StrategyName))} or a callable"
             raise InvalidParameterError(
                 f"strategy must be {allowed}, got 'custom'",
@@ -145,22 +145,22 @@ class ClientConfig(_Config):
 
 @dataclass(frozen=True, slots=True)
 class RouteInfoConfig(_Config):
-    """The figures of the state cache: what a driver knows of the pods.
+    """The settings of the state cache: how a driver reads the pods.
 
     Attributes:
         refresh: how often the pods of a service in use are read, ±10 %.
         overload_limit: a READY pod above this load gets no new users while another one is below;
             if all are above, the least loaded one does. ``None``: no limit.
-        idle: a service that nobody asked for this long is no longer read.
+        idle: after this long without use a service is no longer read.
         serve_stale: while the store cannot be read, judge pods as they were when it last could;
             otherwise they stop counting as alive when their leases end. Counted in ``stats()``.
         tag_ttl: how long a service tag may come from the local cache; 0 turns that cache off.
         link_cache_ttl: how long clients may believe a link: what
-            ``RouteInfoDriver.get_link_info_cache_time_secs()`` tells them.
+            ``RouteInfoDriver.get_link_info_cache_time_secs()`` returns for them.
         timeout: the deadline of a call that names none.
 
     Raises:
-        InvalidParameterError: a figure is out of its range or does not fit another.
+        InvalidParameterError: a setting is out of its range or does not fit another.
     """
 
     refresh: Duration = 1.0
@@ -172,7 +172,7 @@ class RouteInfoConfig(_Config):
     timeout: Duration = 2.0
 
     def __post_init__(self) -> None:
-        # The core does not ask for this one: it only tells the program's clients.
+        # The core does not use this one: it is for the program's own clients.
         if not 0 <= check_number("link_cache_ttl", seconds(self.link_cache_ttl)) < float("inf"):
             raise InvalidParameterError(
                 f"link_cache_ttl must be at least 0 seconds, got {self.link_cache_ttl!r}",
@@ -198,17 +198,17 @@ class RouteInfoConfig(_Config):
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig(_Config):
-    """The figures of a :class:`~podlink.ServerDriver`.
+    """The settings of a :class:`~podlink.ServerDriver`.
 
-    A pod that is killed is replaced after at most ``lease + grace`` and one look of somebody who
-    needs it; the defaults make that 16 s, ``ServerConfig.fast()`` 7 s.
+    A pod that is killed is replaced after at most ``lease + grace`` and the next lookup that needs
+    it; the defaults make that 16 s, ``ServerConfig.fast()`` 7 s.
 
     Attributes:
         lease: how long a renewal is proof of life.
         renew: how often the lease is renewed and the state published, ±10 %. Below
             ``lease - guard``.
         guard: the pod stops acting this much before its lease ends.
-        gap: a longer silence of everybody counts as an outage of the store, which moves nobody.
+        gap: a longer silence of all pods counts as an outage of the store, and no user is moved.
             At least ``2 * renew``.
         grace: how long after its lease a pod may not be declared dead. At least ``gap``.
         cpu_factor: the share of the CPU in the published load, 0 to 1.
@@ -219,7 +219,7 @@ class ServerConfig(_Config):
         timeout: the deadline of a call that names none.
 
     Raises:
-        InvalidParameterError: a figure is out of its range or does not fit another; the text
+        InvalidParameterError: a setting is out of its range or does not fit another; the text
             names both.
     """
 
@@ -257,21 +257,21 @@ class ServerConfig(_Config):
 
 @dataclass(frozen=True, slots=True)
 class GrpcClientConfig(_Config):
-    """The figures of a :class:`~podlink.RouteGrpcClient`.
+    """The settings of a :class:`~podlink.RouteGrpcClient`.
 
     Attributes:
-        timeout: the deadline of a call that names none; the server is told.
+        timeout: the deadline of a call that names none; the server gets it too.
         connect_timeout: how long making a connection may take, TLS included.
-        keepalive: how often a connection is asked for a sign of life, also while nobody uses it.
-        keepalive_timeout: how long that may take; then the connection is made anew.
-        balance: how an endpoint is chosen among those that say that they can answer: ``"p2c"``,
-            of two at random the one with fewer calls under way, or ``"round_robin"``.
-        max_batch: how many users are asked for in one request; not more than the server takes.
+        keepalive: how often a connection is pinged, also while it is idle.
+        keepalive_timeout: how long the answer may take; then the client reconnects.
+        balance: how an endpoint is chosen among those that report that they can answer: ``"p2c"``,
+            of two at random the one with fewer calls in flight, or ``"round_robin"``.
+        max_batch: how many users one request looks up; not more than the server takes.
         retry_ratio: what share of the calls may be repeated once a reserve of 100 is used up. Only
-            calls are repeated that do no harm twice, or that were surely not sent.
+            calls are repeated that are idempotent, or that were certainly not sent.
 
     Raises:
-        InvalidParameterError: a figure is out of its range.
+        InvalidParameterError: a setting is out of its range.
     """
 
     timeout: Duration = 2.0
@@ -303,26 +303,26 @@ class GrpcServerConfig(_Config):
 
     Attributes:
         max_message_bytes: the largest request; a larger one is refused unread.
-        max_batch: how many users one request may ask for.
-        max_streams: how many requests of one connection may be under way; more wait.
-        max_in_flight: how many requests may be under way; more are refused at once with
+        max_batch: how many users one request may look up.
+        max_streams: how many requests of one connection may be in flight; more wait.
+        max_in_flight: how many requests may be in flight; more are refused at once with
             ``OVERLOADED``, and clients try again.
         max_event_streams: how many streams of events there may be; more are refused at once with
-            ``OVERLOADED``, and who wanted one asks every now and then instead. They count here
-            alone, not among the requests.
+            ``OVERLOADED``, and the caller polls instead. They count here alone, not among the
+            requests.
         max_connections: how many connections there may be; more wait.
         peer_rate: how many requests of one caller are answered a second; callers without a name
-            are told apart by their address.
+            are distinguished by their address.
         request_timeout: how long a request may take, whatever its caller allows.
-        keepalive: how often a connection is asked for a sign of life.
-        keepalive_timeout: how long that may take, and how long a new connection may take to say its
-            first word; then the connection is ended.
-        connection_age: after how long a connection is ended in an orderly way, so that callers
-            spread over the servers anew.
+        keepalive: how often a connection is pinged.
+        keepalive_timeout: how long the answer may take, and how long a new connection may take
+            until its first request; then the connection is ended.
+        connection_age: after how long a connection is ended gracefully, so that callers spread over
+            the servers again.
         connection_grace: how long its requests may go on after that.
 
     Raises:
-        InvalidParameterError: a figure is out of its range.
+        InvalidParameterError: a setting is out of its range.
     """
 
     max_message_bytes: int = 65_536
@@ -380,7 +380,7 @@ def check_callable(what: str, given: object) -> None:
 
 
 def check_type(what: str, given: object, allowed: type) -> None:
-    """Refuses an argument of the wrong type in the words of every other refusal."""
+    """Refuses an argument of the wrong type, with the same text as every other refusal."""
     if not isinstance(given, allowed):
         name = type(given).__name__
         raise InvalidParameterTypeError(
@@ -392,7 +392,7 @@ def check_type(what: str, given: object, allowed: type) -> None:
 def uid_list(uids: object) -> list[str]:
     """The users of a batch."""
     if isinstance(uids, str):
-        # A str is an iterable of one-letter users: surely a mistake.
+        # A str is an iterable of one-letter users, which is never what the caller means.
         raise InvalidParameterTypeError(
             "uids must be an iterable of str, got a str",
             details={"parameter": "uids", "given": "a str", "allowed": "an iterable of str"},

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
+from ._closeable import Closeable
 from .client import ClientDriver
 from .config import ClientConfig, RouteInfoConfig, ServerConfig
 from .errors import InvalidParameterTypeError
 from .info import RouteInfoDriver
-from .server import ServerDriver, ServerInfo
+from .server import ServerDriver
+from .server_info import ServerInfo
 from .store import Store, StoreOption
 
 if TYPE_CHECKING:
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "connect"]
 
 
-class Connection:
+class Connection(Closeable):
     """A store, a client driver, a route info driver and any number of server drivers; made by
     :func:`connect`.
 
     Attributes:
         store: the store.
-        info: what is known of the pods, shared with the client.
+        info: a route info driver, shared with the client.
         client: a client driver.
     """
 
@@ -72,20 +73,9 @@ class Connection:
         if failures:
             raise failures[0]
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
 
 def store_of(source: object) -> Store:
-    """The store of whatever has one: a store, or a connection."""
+    """The store of an object that has one: a store, or a connection."""
     store = source.store if isinstance(source, Connection) else source
     if isinstance(store, Store):
         return store
@@ -109,8 +99,8 @@ def connect(
     Args:
         url: where the store is; see :class:`~podlink.Store`.
         namespace: the drivers' namespace.
-        config: the client driver's figures.
-        route_info: the figures of what the drivers know of the pods.
+        config: the client driver's settings.
+        route_info: the route info driver's settings.
         options: the store's options.
 
     Raises:

@@ -104,7 +104,7 @@ def _rebuild(
 
 
 class InvalidParameterError(PodlinkError, ValueError):
-    """An argument is not of the form that is asked for; the text says which, and what is."""
+    """An argument is not of the allowed form; the text names the argument and the form."""
 
     code = "INVALID_PARAMETER"
 
@@ -150,7 +150,7 @@ class LeaseLostError(PodlinkError):
 
 
 class IllegalStateError(PodlinkError, RuntimeError):
-    """The driver is not in a state in which this can be asked of it."""
+    """The driver is not in a state that allows this call."""
 
     code = "ILLEGAL_STATE"
 
@@ -180,13 +180,13 @@ class PeerUnavailableError(PodlinkError, ConnectionError):
 
 
 class PermissionDeniedError(PodlinkError, PermissionError):
-    """The peer does not know who calls, or does not allow the call; nothing was changed."""
+    """The peer does not know the caller, or does not allow the call; nothing was changed."""
 
     code = "PERMISSION_DENIED"
 
 
 class OverloadedError(PodlinkError):
-    """The peer has more to do than it can, and did not begin this. Retryable."""
+    """The peer is at its limit, and did not begin this. Retryable."""
 
     code = "OVERLOADED"
 

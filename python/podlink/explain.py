@@ -1,4 +1,4 @@
-"""What podlink knows of a user, and what a compute would do: typed, and as readable text.
+"""The state of a user, and what a compute would do: typed, and as readable text.
 
 :meth:`podlink.ClientDriver.explain` returns an :class:`Explanation`; ``podlink explain`` prints
 one. All of it is frozen; durations are seconds.
@@ -36,7 +36,7 @@ class Action(StrEnum):
     """What ``compute_linked_pod`` would do now."""
 
     ANSWER_FROM_CACHE = "answer_from_cache"
-    """Answer what this process remembers; the store is not asked."""
+    """Answer from the cache of this process; the store is not called."""
     KEEP_LINK = "keep_link"
     """Answer the stored link."""
     KEEP_UNTIL_CERTAIN = "keep_until_certain"
@@ -50,9 +50,9 @@ class Action(StrEnum):
     NO_ROUTABLE_POD = "no_routable_pod"
     """Fail with ``NoRoutablePodError``."""
     ASK_PEER = "ask_peer"
-    """Ask the peer of the user's namespace, which decides by its own rules."""
+    """Call the peer of the user's namespace, which decides by its own rules."""
     FAIL = "fail"
-    """Fail, as the explanation's own questions to the store or the peer did."""
+    """Fail, as the explanation's own calls of the store or the peer did."""
 
 
 class Reason(StrEnum):
@@ -61,33 +61,33 @@ class Reason(StrEnum):
     CACHED = "cached"
     """What is remembered is still valid, and its pod available and the same process."""
     TOLD_BY_PROGRAM = "told_by_program"
-    """The program said so with ``set_cache``, and the pod is available."""
+    """The program set it with ``set_cache``, and the pod is available."""
     OWNER_READY = "owner_ready"
     """The linked pod is READY."""
     OWNER_DRAINING = "owner_draining"
-    """The linked pod says DENY_NEW_CALL: it keeps its users and takes no new ones."""
+    """The linked pod published DENY_NEW_CALL: it keeps its users and takes no new ones."""
     OWNER_SHUTDOWN = "owner_shutdown"
-    """The linked pod says SHUTDOWN: it takes nothing any more."""
+    """The linked pod published SHUTDOWN: it takes nothing any more."""
     DEATH_NOT_CERTAIN = "death_not_certain"
     """The linked pod's lease is over, but its grace is not: it may still be alive."""
     OWNER_DEAD = "owner_dead"
     """The linked pod stopped, or was declared dead, for good."""
     OWNER_LAPSED = "owner_lapsed"
-    """The linked pod's lease and grace are over, and nobody has had it declared dead yet."""
+    """The linked pod's lease and grace are over, and it was not declared dead yet."""
     OWNER_NEVER_SEEN = "owner_never_seen"
     """No process ever started under the linked pod's index."""
     OWNER_RESTARTED = "owner_restarted"
     """The linked pod came back as a new process, and ``on_restart`` is ``"best_pod"``."""
     NO_LINK = "no_link"
     """The user has no link."""
-    NOBODY_TAKES_NEW_USERS = "nobody_takes_new_users"
+    NO_ROUTABLE_POD = "no_routable_pod"
     """There is no link that can stand, and no pod is routable."""
     FOREIGN_NAMESPACE = "foreign_namespace"
     """The namespace is another one."""
     STORE_TROUBLE = "store_trouble"
-    """The store cannot be asked, or holds a link that nobody can read."""
+    """The store does not answer, or holds a link that cannot be read."""
     PEER_TROUBLE = "peer_trouble"
-    """The peer cannot be asked."""
+    """The peer does not answer."""
 
 
 class LinkKind(StrEnum):
@@ -98,7 +98,7 @@ class LinkKind(StrEnum):
     PERSISTENT = "persistent"
     """For ever: the owning pod made it."""
     UNKNOWN = "unknown"
-    """A peer told of it, and does not say."""
+    """Unknown: the peer's answer does not include it."""
 
 
 class CacheState(StrEnum):
@@ -118,7 +118,7 @@ class StaleReason(StrEnum):
     EXPIRED = "expired"
     """Its time is over."""
     PODS_NOT_READ = "pods_not_read"
-    """The service's pods are not being read, so nobody vouches for it."""
+    """The service's pods are not being read, so nothing confirms it."""
     POD_NOT_AVAILABLE = "pod_not_available"
     """Its pod is not available."""
     POD_RESTARTED = "pod_restarted"
@@ -144,11 +144,11 @@ class Death(StrEnum):
     """Whether a pod is dead for good."""
 
     UNKNOWN = "unknown"
-    """No process was ever seen under its index, or nobody can tell."""
+    """No process was ever seen under its index, or that cannot be known."""
     NOT_YET = "not_yet"
     """It may be alive."""
     DUE = "due"
-    """Lease and grace are over: whoever asks next has it declared dead."""
+    """Lease and grace are over: the next lookup has it declared dead."""
     CERTIFIED = "certified"
     """It stopped, or was declared dead."""
 
@@ -177,7 +177,7 @@ class CacheFacts:
         state: nothing, a valid answer, or a stale one.
         why: why it is stale.
         pod_id: the remembered pod.
-        incarnation: the process that the pod was then; ``None`` if nobody knew it.
+        incarnation: the process that the pod was then; ``None`` if it was not known.
         left: how much longer it may be believed, in seconds.
     """
 
@@ -195,11 +195,11 @@ class PodFacts:
     Attributes:
         pod_id: the pod; 0 is a pod.
         standing: what may be done with it now.
-        routing_state: what it said of itself last; ``None``, like what follows, if it is unknown.
+        routing_state: what it published last; ``None``, like what follows, if it is unknown.
         state: ``"READY"`` or ``"NOT_READY"``: whether its application is ready.
         load_state: its load; lower is better.
         incarnation: its process.
-        age: seconds since it said so, by the store's clock; ``None`` also of a peer's pods.
+        age: seconds since it published that, by the store's clock; ``None`` also of a peer's pods.
         metadata: what it published.
         lease_left: seconds until its lease ends; 0 if it is over.
         death: whether it is dead for good.
@@ -244,11 +244,11 @@ class CandidateFacts:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Why the store or the peer could not be asked.
+    """Why the store or the peer did not answer.
 
     Attributes:
         code: the error's code, like ``"STORE_UNAVAILABLE"``.
-        message: what it says.
+        message: its text.
     """
 
     code: str
@@ -257,10 +257,10 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What is known of a user, and what a compute would do now. ``str()`` is readable text.
+    """The state of a user, and what a compute would do now. ``str()`` is readable text.
 
     Attributes:
-        namespace, uid, service_name: whom it is about.
+        namespace, uid, service_name: the user and the service.
         action: what a compute would do.
         reason: why.
         answers: the pods that it may answer; one, if nothing is left to chance.
@@ -275,11 +275,11 @@ class Explanation:
         candidates: the pods that may get new users.
         pods_age: how old the reading of the pods is that a compute would begin with; ``None``: it
             would have to read them first.
-        foreign: whether the namespace is another one. Then the link and the pods are what the peer
-            tells: not how long the link lasts, nor what is left of a dead pod's grace, nor the
+        foreign: whether the namespace is another one. Then the link and the pods are the peer's
+            answers: without how long the link lasts, what is left of a dead pod's grace, and the
             peer's own cache and strategy.
-        trouble: why the store or the peer could not be asked; then there is only what this
-            process knows.
+        trouble: why the store or the peer did not answer; then there is only what this process
+            knows.
     """
 
     namespace: str
@@ -318,8 +318,8 @@ class Explanation:
         return "\n".join(lines)
 
     @classmethod
-    def _from_core(cls, told: str) -> Explanation:
-        facts: dict[str, Any] = json.loads(told)
+    def _from_core(cls, answer: str) -> Explanation:
+        facts: dict[str, Any] = json.loads(answer)
         trouble = facts["trouble"]
         return cls(
             namespace=facts["namespace"],
@@ -390,22 +390,22 @@ def _candidate_facts(facts: dict[str, Any]) -> CandidateFacts:
 
 # --- As text --------------------------------------------------------------------------------------
 
-# No more rows than somebody reads.
+# No more rows than fit on a screen.
 _ROWS = 20
 
 _WHY = {
     Reason.CACHED: "what this process remembers is valid, and its pod available",
-    Reason.TOLD_BY_PROGRAM: "the program told the cache so, and the pod is available",
+    Reason.TOLD_BY_PROGRAM: "the program set the cache so, and the pod is available",
     Reason.OWNER_READY: "the linked pod is READY",
     Reason.OWNER_DRAINING: "the linked pod drains: it keeps its users and takes no new ones",
-    Reason.OWNER_SHUTDOWN: "the linked pod says SHUTDOWN",
+    Reason.OWNER_SHUTDOWN: "the linked pod published SHUTDOWN",
     Reason.DEATH_NOT_CERTAIN: "the linked pod's lease is over, but it may still be alive",
     Reason.OWNER_DEAD: "the linked pod has stopped, or was declared dead",
     Reason.OWNER_LAPSED: "the linked pod's lease and grace are over",
     Reason.OWNER_NEVER_SEEN: "no process ever started under the linked pod's index",
     Reason.OWNER_RESTARTED: "the linked pod is a new process, and on_restart is best_pod",
     Reason.NO_LINK: "the user has no link",
-    Reason.NOBODY_TAKES_NEW_USERS: "no pod takes new users",
+    Reason.NO_ROUTABLE_POD: "no pod takes new users",
     Reason.FOREIGN_NAMESPACE: "the namespace is not this driver's",
     Reason.STORE_TROUBLE: "the store",
     Reason.PEER_TROUBLE: "the peer",
@@ -419,10 +419,10 @@ _STALE = {
 }
 
 
-def _verdict(told: Explanation) -> str:
-    why = _WHY[told.reason]
-    pods = _or(told.answers)
-    match told.action:
+def _verdict(explained: Explanation) -> str:
+    why = _WHY[explained.reason]
+    pods = _or(explained.answers)
+    match explained.action:
         case Action.ANSWER_FROM_CACHE:
             return f"compute answers {pods} from the cache, because {why}"
         case Action.KEEP_LINK:
@@ -430,7 +430,7 @@ def _verdict(told: Explanation) -> str:
         case Action.KEEP_UNTIL_CERTAIN:
             return (
                 f"compute answers {pods} and remembers nothing, because {why}; that is certain "
-                f"in {_seconds(told.certain_in)}, and then the user is moved"
+                f"in {_seconds(explained.certain_in)}, and then the user is moved"
             )
         case Action.MAKE_LINK:
             return f"compute links the user to {pods}, because {why}"
@@ -442,11 +442,11 @@ def _verdict(told: Explanation) -> str:
             return f"compute fails with POD_NOT_ROUTABLE, because {why}"
         case Action.ASK_PEER:
             return (
-                f"compute asks the peer of {told.namespace}, because {why}; as far as can be "
+                f"compute asks the peer of {explained.namespace}, because {why}; as far as can be "
                 f"seen from here it answers {pods}"
             )
         case Action.FAIL:
-            trouble = told.trouble or Trouble("INTERNAL_ERROR", "nobody knows why")
+            trouble = explained.trouble or Trouble("INTERNAL_ERROR", "the cause is unknown")
             return one_line(f"compute fails with {trouble.code}: {trouble.message}")
 
 
@@ -459,21 +459,21 @@ def _or(pods: tuple[int, ...]) -> str:
     return " or ".join(shown)
 
 
-def _seconds(figure: float | None) -> str:
-    return "?" if figure is None else f"{figure:.1f} s"
+def _seconds(time: float | None) -> str:
+    return "?" if time is None else f"{time:.1f} s"
 
 
-def _link(told: Explanation) -> str:
-    link = told.link
+def _link(explained: Explanation) -> str:
+    link = explained.link
     if link is None:
-        return "unknown: nobody could be asked" if told.trouble else "none"
+        return "unknown: no answer" if explained.trouble else "none"
     match link.kind:
         case LinkKind.PERSISTENT:
             return f"pod {link.pod_id}, persistent"
         case LinkKind.TEMPORARY:
             return f"pod {link.pod_id}, temporary, {_seconds(link.left)} left"
         case LinkKind.UNKNOWN:
-            return f"pod {link.pod_id}, says the peer, which does not tell for how long"
+            return f"pod {link.pod_id}, says the peer, which does not say for how long"
 
 
 def _cache(cache: CacheFacts) -> str:
@@ -497,7 +497,7 @@ def _pod_words(pod: PodFacts) -> Iterator[str]:
     elif pod.standing is Standing.LAPSED:
         yield "lease over"
     if pod.age is not None:
-        yield f"heard of {_seconds(pod.age)} ago"
+        yield f"published {_seconds(pod.age)} ago"
     if pod.incarnation is not None:
         yield f"incarnation {pod.incarnation}"
     match pod.death:
@@ -511,30 +511,34 @@ def _pod_words(pod: PodFacts) -> Iterator[str]:
             pass
 
 
-def _pods(told: Explanation) -> str:
+def _pods(explained: Explanation) -> str:
     counts = [
         f"{count} {standing}"
         for standing in Standing
-        if (count := sum(pod.standing is standing for pod in told.pods))
+        if (count := sum(pod.standing is standing for pod in explained.pods))
     ]
-    age = "not being read" if told.pods_age is None else f"read {_seconds(told.pods_age)} ago"
+    age = (
+        "not being read"
+        if explained.pods_age is None
+        else f"read {_seconds(explained.pods_age)} ago"
+    )
     return f"{', '.join(counts) or 'none'}; {age} by this process"
 
 
-def _rule(told: Explanation) -> str:
+def _rule(explained: Explanation) -> str:
     limit = ""
-    if told.degraded:
-        limit = f"; all are above overload_limit {told.overload_limit}, so the least loaded is"
-    elif told.overload_limit is not None:
-        limit = f"; loads above {told.overload_limit} are left out"
-    return f"candidates ({told.strategy}{limit})"
+    if explained.degraded:
+        limit = f"; all are above overload_limit {explained.overload_limit}, so the least loaded is"
+    elif explained.overload_limit is not None:
+        limit = f"; loads above {explained.overload_limit} are left out"
+    return f"candidates ({explained.strategy}{limit})"
 
 
 def _candidates(candidates: tuple[CandidateFacts, ...]) -> list[str]:
     rows: list[tuple[str, ...]] = [("  POD", "LOAD", "SENT", "WEIGHED", "WEIGHT", "CHANCE")]
     for each in candidates[:_ROWS]:
         chance = "?" if each.chance is None else f"{each.chance:.0%}"
-        figures = (f"{figure:g}" for figure in (each.sent, each.weighed, each.weight))
-        rows.append((f"  {each.pod_id}", str(each.load_state), *figures, chance))
+        numbers = (f"{number:g}" for number in (each.sent, each.weighed, each.weight))
+        rows.append((f"  {each.pod_id}", str(each.load_state), *numbers, chance))
     more = len(candidates) - _ROWS
     return [*columns(rows), *([f"  and {more} more"] if more > 0 else [])]

@@ -1,59 +1,62 @@
-"""The gRPC client: links of a namespace whose store is out of reach."""
+"""The gRPC client: links of a namespace with a store that is out of reach."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, TypeVar, overload
 
-from . import _podlink
-from ._bridge import Submitter, bound, call
+from . import _operations as ops, _podlink
+from ._bridge import call
+from ._closeable import Closeable
 from ._hooks import Listener
+from ._submit import Submittable, Submitter
 from .callback import StatefulObjCallback
-from .config import Duration, GrpcClientConfig, check_type, seconds, uid_list
-from .state import StatefulServiceState
+from .config import Duration, GrpcClientConfig, check_type, uid_list
+from .state import StatefulServiceState, states_by_pod
 
 __all__ = ["RouteGrpcClient"]
+
+T = TypeVar("T")
 
 Path = str | os.PathLike[str]
 StatusCallback = Callable[[str, str], object | Awaitable[object]]
 
 
-class RouteGrpcClient:
-    """Every link operation on another namespace, through the servers that serve it.
+class RouteGrpcClient(Closeable):
+    """Every link operation on another namespace, through the servers of that namespace.
 
     Give it to a :class:`~podlink.ClientDriver` as a peer, which adds the cache, or call it itself.
     Making one does no I/O; it may be made before any server is up, and calls then wait for one
     until their deadline. It may be used from many event loops and threads at once.
 
     Each endpoint has one connection, which is made by the first call, kept alive while idle, and
-    made anew when it breaks, whereby the name is looked up and the files are read again. Endpoints
-    that say that they can answer get the calls; one that fails three times in a row is set aside
-    for a while and probed. A call that does no harm twice is tried at another endpoint; one that
-    does harm (``set_linked_pod``, the removes) only if it was surely not sent, and its error says
-    what is known (``outcome``).
+    made again when it breaks; then the name is looked up and the files are read again. Calls go to
+    endpoints that report that they can answer; one that fails three times in a row is ejected for
+    a while and probed. An idempotent call is retried at another endpoint; any other one
+    (``set_linked_pod``, the removes) only if it was certainly not sent, and its error has what is
+    known (``outcome``).
 
     In every operation ``namespace=None`` or ``""`` means ``namespace`` of this client. Cancelling
     abandons only the waiting: the server finishes what it began. Every coroutine takes
     ``timeout=`` (seconds or ``timedelta``) and may raise ``InvalidParameterError``,
     ``PeerUnavailableError``, ``PermissionDeniedError``, ``OverloadedError``,
     ``NamespaceUnreachableError`` (the server serves another one), ``OperationTimeoutError``,
-    ``ClosedError``, and whatever the server's own store failed with.
+    ``ClosedError``, and the errors of the server's own store.
 
     Args:
         endpoint: ``grpc://host:port``, or ``grpcs://host:port`` with TLS; or several of them, for
             servers of the same namespace.
         namespace: the namespace of operations that name none.
-        config: the figures.
+        config: the settings.
         ca_file: the authorities to trust, PEM, instead of the system's.
-        cert_file: this client's certificate, PEM, where the server asks for one.
+        cert_file: this client's certificate, PEM, where the server requires one.
         key_file: its key.
         server_name: the name in the servers' certificates, where it is not the endpoint's host.
         token_file: a file with the bearer token; read again when it changes.
-        insecure: send the token without TLS to other machines, too. Anybody on the way can read
-            and use it.
+        insecure: send the token without TLS to other machines, too. The network in between can
+            read and use it.
         callbacks: as for :class:`~podlink.ClientDriver`.
 
     Raises:
@@ -79,13 +82,15 @@ class RouteGrpcClient:
         insecure: bool = False,
         callbacks: Literal["thread", "poll"] = "thread",
     ) -> None:
-        self._submitter = Submitter(callbacks)
+        self._submitter = Submitter(callbacks, _OPERATIONS)
         config = GrpcClientConfig() if config is None else config
         check_type("config", config, GrpcClientConfig)
         check_type("insecure", insecure, bool)
         self.namespace = namespace
         self.config = config
-        self.endpoints = (endpoint,) if isinstance(endpoint, str) else tuple(endpoint)
+        self.endpoints: tuple[str, ...] = (
+            (endpoint,) if isinstance(endpoint, str) else tuple(endpoint)
+        )
         self._core = _podlink.GrpcClientCore(
             list(self.endpoints),
             namespace,
@@ -103,8 +108,8 @@ class RouteGrpcClient:
 
     @property
     def status(self) -> dict[str, str]:
-        """How each endpoint is: ``READY``, ``CONNECTING`` (nobody knows yet), ``SET_ASIDE`` (it
-        failed several times), ``NOT_SERVING`` (it says so itself) or ``DOWN``.
+        """The condition of each endpoint: ``READY``, ``CONNECTING`` (not known yet), ``EJECTED``
+        (it failed several times), ``NOT_SERVING`` (it reports so) or ``DOWN``.
         """
         return self._core.status()
 
@@ -131,10 +136,9 @@ class RouteGrpcClient:
         Raises:
             NoRoutablePodError: there is no link that can stand, and no pod takes new users.
         """
-        pod: int = await call(
-            self._core.compute_linked_pod, namespace, uid, service_name, seconds(timeout)
+        return await call(
+            self._core, ops.compute_linked_pod, namespace, uid, service_name, timeout=timeout
         )
-        return pod
 
     async def get_linked_pod(
         self,
@@ -145,10 +149,9 @@ class RouteGrpcClient:
         timeout: Duration | None = None,
     ) -> int | None:
         """Returns the user's pod, from the server's cache or else its store; ``None``: no link."""
-        pod: int | None = await call(
-            self._core.get_linked_pod, namespace, uid, service_name, seconds(timeout)
+        return await call(
+            self._core, ops.get_linked_pod, namespace, uid, service_name, timeout=timeout
         )
-        return pod
 
     async def get_linked_pod_not_cache(
         self,
@@ -159,10 +162,9 @@ class RouteGrpcClient:
         timeout: Duration | None = None,
     ) -> int | None:
         """Returns the user's pod as the server's store has it; ``None``: no link."""
-        pod: int | None = await call(
-            self._core.get_linked_pod_not_cache, namespace, uid, service_name, seconds(timeout)
+        return await call(
+            self._core, ops.get_linked_pod_not_cache, namespace, uid, service_name, timeout=timeout
         )
-        return pod
 
     async def get_linked_pod_in_cache_or_if_persist(
         self,
@@ -175,14 +177,14 @@ class RouteGrpcClient:
         """Returns the user's pod from the server's cache, else from its store if the link is
         persistent.
         """
-        pod: int | None = await call(
-            self._core.get_linked_pod_in_cache_or_if_persist,
+        return await call(
+            self._core,
+            ops.get_linked_pod_in_cache_or_if_persist,
             namespace,
             uid,
             service_name,
-            seconds(timeout),
+            timeout=timeout,
         )
-        return pod
 
     async def batch_get_linked_pod(
         self,
@@ -196,23 +198,20 @@ class RouteGrpcClient:
 
         Users without a link are left out. Any number of users: they travel in several requests.
         """
-        users: dict[int, list[str]] = await call(
-            self._core.batch_get_linked_pod,
+        return await call(
+            self._core,
+            ops.batch_get_linked_pod,
             namespace,
             uid_list(uids),
             service_name,
-            seconds(timeout),
+            timeout=timeout,
         )
-        return users
 
     async def get_link_service(
         self, namespace: str | None, uid: str, *, timeout: Duration | None = None
     ) -> dict[str, int]:
         """Returns the services to which the user has persistent links, with the pods."""
-        services: dict[str, int] = await call(
-            self._core.get_link_service, namespace, uid, seconds(timeout)
-        )
-        return services
+        return await call(self._core, ops.get_link_service, namespace, uid, timeout=timeout)
 
     async def set_linked_pod_if_absent(
         self,
@@ -223,16 +222,16 @@ class RouteGrpcClient:
         *,
         timeout: Duration | None = None,
     ) -> int:
-        """Links the user to the pod unless there is a link; returns the owner, whoever that is."""
-        owner: int = await call(
-            self._core.set_linked_pod_if_absent,
+        """Links the user to the pod unless there is a link; returns the owner."""
+        return await call(
+            self._core,
+            ops.set_linked_pod_if_absent,
             namespace,
             uid,
             service_name,
             pod_index,
-            seconds(timeout),
+            timeout=timeout,
         )
-        return owner
 
     async def set_linked_pod(
         self,
@@ -254,16 +253,16 @@ class RouteGrpcClient:
             persist_seconds: how long the link lasts; -1 is for ever.
             timeout: seconds to wait at the most.
         """
-        previous: int | None = await call(
-            self._core.set_linked_pod,
+        return await call(
+            self._core,
+            ops.set_linked_pod,
             namespace,
             uid,
             service_name,
             pod_index,
             persist_seconds,
-            seconds(timeout),
+            timeout=timeout,
         )
-        return previous
 
     async def try_set_linked_pod(
         self,
@@ -275,21 +274,21 @@ class RouteGrpcClient:
         *,
         timeout: Duration | None = None,
     ) -> tuple[bool, int]:
-        """Links the user to the pod unless somebody else owns the user.
+        """Links the user to the pod unless another pod owns the user.
 
         Returns:
             Whether the pod has the user now, and the owner.
         """
-        tried: tuple[bool, int] = await call(
-            self._core.try_set_linked_pod,
+        return await call(
+            self._core,
+            ops.try_set_linked_pod,
             namespace,
             uid,
             service_name,
             pod_index,
             persist_seconds,
-            seconds(timeout),
+            timeout=timeout,
         )
-        return tried
 
     async def remove_linked_pod(
         self,
@@ -300,7 +299,7 @@ class RouteGrpcClient:
         *,
         timeout: Duration | None = None,
     ) -> bool:
-        """Removes the user's link, whoever owns it.
+        """Removes the user's link, whichever pod owns it.
 
         Args:
             namespace: ``None`` or ``""`` is the client's own.
@@ -312,15 +311,15 @@ class RouteGrpcClient:
         Returns:
             Whether there was one.
         """
-        removed: bool = await call(
-            self._core.remove_linked_pod,
+        return await call(
+            self._core,
+            ops.remove_any_linked_pod,
             namespace,
             uid,
             service_name,
             persist_seconds,
-            seconds(timeout),
+            timeout=timeout,
         )
-        return removed
 
     async def remove_linked_pod_with_id(
         self,
@@ -332,48 +331,140 @@ class RouteGrpcClient:
         *,
         timeout: Duration | None = None,
     ) -> bool:
-        """Removes the user's link if it names this pod; says whether it did."""
-        removed: bool = await call(
-            self._core.remove_linked_pod_with_id,
+        """Removes the user's link if it names this pod; returns whether it did."""
+        return await call(
+            self._core,
+            ops.remove_linked_pod_with_id,
             namespace,
             uid,
             service_name,
             pod_index,
             persist_seconds,
-            seconds(timeout),
+            timeout=timeout,
         )
-        return removed
 
     async def get_all_service_state(
         self, namespace: str | None, service_name: str, *, timeout: Duration | None = None
     ) -> dict[int, StatefulServiceState]:
         """Returns every alive pod of the service with its state, by pod index."""
-        states: dict[int, Any] = await call(
-            self._core.get_all_service_state, namespace, service_name, seconds(timeout)
+        return states_by_pod(
+            await call(
+                self._core, ops.get_all_service_state, namespace, service_name, timeout=timeout
+            )
         )
-        return _states(states)
 
     async def get_service_name_by_tag(
         self, namespace: str | None, tag: str, *, timeout: Duration | None = None
     ) -> str | None:
         """Returns the service that the tag stands for; ``None``: it stands for none."""
-        name: str | None = await call(
-            self._core.get_service_name_by_tag, namespace, tag, seconds(timeout)
-        )
-        return name
+        return await call(self._core, ops.get_service_name_by_tag, namespace, tag, timeout=timeout)
 
     async def check_health(self, *, timeout: Duration | None = None) -> bool:
-        """Asks an endpoint whether it can answer: ``True`` if it says so.
+        """Asks an endpoint whether it can answer.
 
         Raises:
             PeerUnavailableError: no endpoint can be reached.
         """
-        healthy: bool = await call(self._core.check_health, seconds(timeout))
-        return healthy
+        return await call(self._core, ops.check_health, timeout=timeout)
+
+    @overload
+    def submit(
+        self,
+        operation: Callable[..., Coroutine[Any, Any, T]],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[T]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["compute_linked_pod", "set_linked_pod_if_absent"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[int]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal[
+            "get_linked_pod",
+            "get_linked_pod_in_cache_or_if_persist",
+            "get_linked_pod_not_cache",
+            "set_linked_pod",
+        ],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[int | None]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["check_health", "remove_linked_pod", "remove_linked_pod_with_id"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[bool]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["get_service_name_by_tag"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[str | None]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["try_set_linked_pod"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[tuple[bool, int]]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["get_link_service"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[dict[str, int]]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["batch_get_linked_pod"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[dict[int, list[str]]]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["get_all_service_state"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[dict[int, StatefulServiceState]]: ...
 
     def submit(
         self,
-        operation: str,
+        operation: Callable[..., Coroutine[Any, Any, Any]] | str,
         *args: Any,
         callback: StatefulObjCallback | None = None,
         timeout: Duration | None = None,
@@ -385,11 +476,7 @@ class RouteGrpcClient:
             >>> client = RouteGrpcClient("grpc://localhost:50051", namespace="prod")
             >>> future = client.submit("get_linked_pod", None, "user123", "user-service")
         """
-        start, arguments = bound(self, _OPERATIONS, operation, args, kwargs)
-        if operation == "batch_get_linked_pod":
-            arguments[1] = uid_list(arguments[1])
-        convert = _states if operation == "get_all_service_state" else None
-        return self._submitter.submit(start, (*arguments, seconds(timeout)), callback, convert)
+        return self._submitter.submit(self, operation, args, kwargs, callback, timeout)
 
     def poll_callbacks(self) -> int:
         """Runs the callbacks that wait; see ``ClientDriver.poll_callbacks``."""
@@ -399,46 +486,29 @@ class RouteGrpcClient:
         """Ends the connections. Later calls raise ``ClosedError``; a second close does nothing."""
         self._core.close()
 
-    async def __aenter__(self) -> Self:
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-
-_OPERATIONS = frozenset(
-    {
-        "batch_get_linked_pod",
-        "check_health",
-        "compute_linked_pod",
-        "get_all_service_state",
-        "get_link_service",
-        "get_linked_pod",
-        "get_linked_pod_in_cache_or_if_persist",
-        "get_linked_pod_not_cache",
-        "get_service_name_by_tag",
-        "remove_linked_pod",
-        "remove_linked_pod_with_id",
-        "set_linked_pod",
-        "set_linked_pod_if_absent",
-        "try_set_linked_pod",
-    }
-)
-
-
-def _states(states: dict[int, Any]) -> dict[int, StatefulServiceState]:
-    return {pod: StatefulServiceState._from_core(fields) for pod, fields in states.items()}
+_OPERATIONS = {
+    "batch_get_linked_pod": Submittable(ops.batch_get_linked_pod),
+    "check_health": Submittable(ops.check_health),
+    "compute_linked_pod": Submittable(ops.compute_linked_pod),
+    "get_all_service_state": Submittable(ops.get_all_service_state, states_by_pod),
+    "get_link_service": Submittable(ops.get_link_service),
+    "get_linked_pod": Submittable(ops.get_linked_pod),
+    "get_linked_pod_in_cache_or_if_persist": Submittable(ops.get_linked_pod_in_cache_or_if_persist),
+    "get_linked_pod_not_cache": Submittable(ops.get_linked_pod_not_cache),
+    "get_service_name_by_tag": Submittable(ops.get_service_name_by_tag),
+    "remove_linked_pod": Submittable(ops.remove_any_linked_pod),
+    "remove_linked_pod_with_id": Submittable(ops.remove_linked_pod_with_id),
+    "set_linked_pod": Submittable(ops.set_linked_pod),
+    "set_linked_pod_if_absent": Submittable(ops.set_linked_pod_if_absent),
+    "try_set_linked_pod": Submittable(ops.try_set_linked_pod),
+}
 
 
 def peer_table(
     peers: Mapping[str, RouteGrpcClient] | None,
 ) -> list[tuple[str, _podlink.GrpcClientCore]]:
-    """The ways to other namespaces, as a driver takes them."""
+    """The peers by namespace, as a compiled driver takes them."""
     check_type("peers", {} if peers is None else peers, Mapping)
     for namespace, peer in (peers or {}).items():
         check_type("peers", namespace, str)

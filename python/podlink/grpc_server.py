@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Any, Self
 
-from . import _podlink
+from . import _operations as ops, _podlink
 from ._bridge import call
+from ._closeable import Closeable
 from .client import ClientDriver
 from .config import ClientConfig, Duration, GrpcServerConfig, check_type, seconds
 from .errors import InvalidParameterError
@@ -20,20 +20,20 @@ Path = str | os.PathLike[str]
 Rule = tuple[str, str, str]
 
 
-class RouteGrpcServer:
+class RouteGrpcServer(Closeable):
     """Serves the links of one namespace to callers in others, over gRPC.
 
     It offers ``podlink.v1.RouteService`` (proto/podlink/v1/route.proto), ``grpc.health.v1`` and
     server reflection. Of the health services ``liveness`` is serving while the server runs,
-    whatever the store does; ``readiness``, ``podlink.v1.RouteService`` and ``""`` say whether the
-    store answers. Health may be asked by everybody.
+    whatever the store does; ``readiness``, ``podlink.v1.RouteService`` and ``""`` are serving while
+    the store answers. Every caller may check health.
 
-    **Who calls** is what the channel says. With ``tokens_file`` it is the caller of the bearer
+    **The caller's name** comes from the channel. With ``tokens_file`` it is that of the bearer
     token; otherwise the names in the client's certificate: those of its subject alternative name,
     and the namespace in ``spiffe://…/ns/NAMESPACE/…`` or in ``name.NAMESPACE.svc…``; the common
     name only where there are no others. Without both, callers have no name.
 
-    **What a caller may do** says ``authorize``, as tuples ``(caller, method, namespace)``, such as
+    **What a caller may do** is in ``authorize``, as tuples ``(caller, method, namespace)``, such as
     ``("game", "GetLinkedPod", "prod")``; ``"*"`` stands for all, also for callers without a name.
     What no tuple allows is denied.
 
@@ -45,16 +45,16 @@ class RouteGrpcServer:
         namespace: the namespace to serve.
         listen: ``host:port``; port 0 is any free one (see ``address``).
         config: the limits.
-        client: the driver that finds and makes the links, or the figures of one of its own.
-        authorize: who may do what; nobody anything by default.
+        client: the driver that finds and makes the links, or the settings of its own.
+        authorize: which caller may do what; by default none may do anything.
         cert_file: the server's certificate, PEM; with it and ``key_file`` connections are TLS.
         key_file: its key.
         client_ca_file: the authorities that clients' certificates must come from.
         tokens_file: bearer tokens, one ``caller token`` a line, each of 16 characters or more.
             Several of one caller are good at once, for rotation.
-        insecure: listen for other machines without TLS. Anybody on the way can read and change
-            everything.
-        reflection: whether callers may ask for the schema.
+        insecure: listen for other machines without TLS. The network in between can read and
+            change everything.
+        reflection: whether callers may read the schema.
 
     Raises:
         InvalidParameterError: an argument is wrong, or ``listen`` is open to other machines
@@ -131,13 +131,12 @@ class RouteGrpcServer:
             IllegalStateError: it was started already.
             ClosedError: it was stopped.
         """
-        address: str = await call(self._core.start)
-        return address
+        return await call(self._core, ops.listen)
 
     async def stop(self, *, deadline: Duration = 10.0) -> bool:
-        """Stops: no new connections and requests; those under way may end until the deadline.
+        """Stops: no new connections and requests; requests in flight may end until the deadline.
 
-        The health services say at once that nobody is served any more. At the deadline every
+        The health services report at once that it does not serve any more. At the deadline every
         connection is cut; what the server began is finished all the same. A second stop does
         nothing more.
 
@@ -147,7 +146,7 @@ class RouteGrpcServer:
         Returns:
             Whether every request ended in time.
         """
-        ended: bool = await call(self._core.stop, seconds(deadline))
+        ended = await call(self._core, ops.stop_listening, seconds(deadline))
         if self._owns_client:
             await self._client.aclose()
         return ended
@@ -161,14 +160,6 @@ class RouteGrpcServer:
     async def __aenter__(self) -> Self:
         await self.start()
         return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
 
 def _rules(authorize: Iterable[Any]) -> list[Rule]:

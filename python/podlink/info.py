@@ -1,22 +1,25 @@
-"""The route info driver: what there is to route to."""
+"""The route info driver: the pods that there are to route to."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, TypeVar, overload
 
-from . import _podlink
-from ._bridge import Submitter, bound, call, callback_thread
+from . import _operations as ops, _podlink
+from ._bridge import call, callback_thread
+from ._closeable import Closeable
 from ._hooks import Failures, Listener
+from ._submit import Submittable, Submitter
 from .callback import StatefulObjCallback
 from .config import Duration, RouteInfoConfig, check_type, seconds
 from .grpc_client import RouteGrpcClient, peer_table
-from .state import StatefulServiceState
+from .state import StatefulServiceState, states_by_pod
 from .store import Store
 
 __all__ = ["Registration", "RouteInfoDriver", "StateCallback"]
+
+T = TypeVar("T")
 
 StateCallback = Callable[
     [str, str, int, StatefulServiceState | None, StatefulServiceState | None],
@@ -38,20 +41,20 @@ class Registration:
         return self._listener.failures
 
     def unregister(self) -> None:
-        """Takes the callback back: it is not called any more, not even for what waits already. A
-        second time does nothing.
+        """Ends the calls of the callback, also for changes that are queued already. A second time
+        does nothing.
         """
         self._core.unregister()
         self._listener.close()
 
 
-class RouteInfoDriver:
+class RouteInfoDriver(Closeable):
     """Knows the pods of each service: their states, the best one, and when they change.
 
     The first question about a service reads all its pods; from then on a task of podlink's own
-    reads them every ``config.refresh``, and at once when the store says that a pod came, went or
-    changed its routing state. Nobody waits for it: the sync methods answer from what was read
-    last. A service that nobody asks for during ``config.idle`` is dropped.
+    reads them every ``config.refresh``, and at once when the store reports that a pod came, went or
+    changed its routing state. No call waits for it: the sync methods answer from what was read
+    last. A service that is not used for ``config.idle`` is dropped.
 
     A pod is *alive* while its lease is valid, *available* if it is also READY or DENY_NEW_CALL,
     *routable* if it is READY and not above ``config.overload_limit``. Where the store cannot be
@@ -63,11 +66,10 @@ class RouteInfoDriver:
     Args:
         store: where the pods publish their states.
         namespace: the driver's own namespace.
-        config: its figures.
+        config: its settings.
         callbacks: as for :class:`~podlink.ClientDriver`.
-        peers: the ways to other namespaces, by name. What is asked about one of them is asked
-            there: pods, their changes, and tags, which can only be read. Peers are not closed with
-            the driver.
+        peers: the clients of other namespaces, by name. Lookups in one of them go there: pods,
+            their changes, and tags, which can only be read. Peers are not closed with the driver.
 
     Raises:
         InvalidParameterError: an argument is wrong.
@@ -88,7 +90,7 @@ class RouteInfoDriver:
         peers: Mapping[str, RouteGrpcClient] | None = None,
     ) -> None:
         check_type("store", store, Store)
-        self._submitter = Submitter(callbacks)
+        self._submitter = Submitter(callbacks, _OPERATIONS)
         self._hook_failures = Failures()
         config = RouteInfoConfig() if config is None else config
         check_type("config", config, RouteInfoConfig)
@@ -112,10 +114,11 @@ class RouteInfoDriver:
 
         Answers from what was read last; the first question reads.
         """
-        states = await call(
-            self._core.get_all_service_state, namespace, service_name, seconds(timeout)
+        return states_by_pod(
+            await call(
+                self._core, ops.get_all_service_state, namespace, service_name, timeout=timeout
+            )
         )
-        return _states(states)
 
     async def get_ready_service_state(
         self, namespace: str | None, service_name: str, *, timeout: Duration | None = None
@@ -124,10 +127,11 @@ class RouteInfoDriver:
 
         A draining pod is among them; one that was shut down is not.
         """
-        states = await call(
-            self._core.get_ready_service_state, namespace, service_name, seconds(timeout)
+        return states_by_pod(
+            await call(
+                self._core, ops.get_ready_service_state, namespace, service_name, timeout=timeout
+            )
         )
-        return _states(states)
 
     async def get_service_best_pod(
         self, namespace: str | None, service_name: str, *, timeout: Duration | None = None
@@ -136,33 +140,31 @@ class RouteInfoDriver:
 
         The answer counts as a user sent there, until that pod publishes its load again.
         """
-        pod: int | None = await call(
-            self._core.get_service_best_pod, namespace, service_name, seconds(timeout)
+        return await call(
+            self._core, ops.get_service_best_pod, namespace, service_name, timeout=timeout
         )
-        return pod
 
     async def is_workload_ready(
         self, namespace: str | None, service_name: str, *, timeout: Duration | None = None
     ) -> bool:
         """Returns whether the service as a whole is ready: at least one pod takes new users.
 
-        The lowest-numbered alive pod says so, in the store; what nobody keeps up is not ready. In
-        a peer's namespace this driver judges by the pods that the peer tells.
+        The lowest-numbered alive pod publishes that in the store; an entry that is not renewed is
+        not ready. In a peer's namespace this driver judges by the pods that the peer reports.
         """
-        ready: bool = await call(
-            self._core.is_workload_ready, namespace, service_name, seconds(timeout)
+        return await call(
+            self._core, ops.is_workload_ready, namespace, service_name, timeout=timeout
         )
-        return ready
 
     def is_pod_routable(self, namespace: str | None, service_name: str, pod_index: int) -> bool:
-        """Returns whether a pod takes new users, as far as is known. Never waits, no I/O.
+        """Returns whether a pod takes new users, by the last reading. Never waits, no I/O.
 
         ``False`` for a service that was never read: this call starts the reading.
         """
         return self._core.is_pod_routable(namespace, service_name, pod_index)
 
     def is_pod_available(self, namespace: str | None, service_name: str, pod_index: int) -> bool:
-        """Returns whether a pod may serve the users linked to it, as far as is known.
+        """Returns whether a pod may serve the users linked to it, by the last reading.
 
         Never waits, no I/O. ``False`` for a service that was never read: this call starts the
         reading.
@@ -172,20 +174,20 @@ class RouteInfoDriver:
     def alive_pods(
         self, namespace: str | None, service_name: str
     ) -> dict[int, StatefulServiceState]:
-        """Returns the alive pods, as far as is known. Never waits, no I/O."""
-        return _states(self._core.alive_pods(namespace, service_name))
+        """Returns the alive pods, by the last reading. Never waits, no I/O."""
+        return states_by_pod(self._core.alive_pods(namespace, service_name))
 
     def routable_pods(
         self, namespace: str | None, service_name: str
     ) -> dict[int, StatefulServiceState]:
-        """Returns the pods that take new users, as far as is known. Never waits, no I/O.
+        """Returns the pods that take new users, by the last reading. Never waits, no I/O.
 
         If every READY pod is above ``config.overload_limit``, that is the least loaded one.
         """
-        return _states(self._core.routable_pods(namespace, service_name))
+        return states_by_pod(self._core.routable_pods(namespace, service_name))
 
     def age(self, namespace: str | None, service_name: str) -> float | None:
-        """Returns how old what is known of a service is, in seconds; ``None``: never read."""
+        """Returns how long ago the pods of a service were read, in seconds; ``None``: never."""
         return self._core.age(namespace, service_name)
 
     async def get_service_name_by_tag(
@@ -195,10 +197,7 @@ class RouteInfoDriver:
 
         Believed for ``config.tag_ttl``; that there is none, for ``config.refresh`` at the most.
         """
-        service: str | None = await call(
-            self._core.get_service_name_by_tag, namespace, tag, seconds(timeout)
-        )
-        return service
+        return await call(self._core, ops.get_service_name_by_tag, namespace, tag, timeout=timeout)
 
     async def set_global_service_name_tag(
         self,
@@ -208,7 +207,7 @@ class RouteInfoDriver:
         *,
         timeout: Duration | None = None,
     ) -> bool:
-        """Makes a tag stand for a service, for everybody in the namespace; the last one wins.
+        """Makes a tag stand for a service in the whole namespace; the last one wins.
 
         Other drivers may believe the earlier service for their ``config.tag_ttl``.
 
@@ -219,10 +218,14 @@ class RouteInfoDriver:
             NamespaceUnreachableError: another namespace, also one with a peer: its tags can only
                 be read.
         """
-        done: bool = await call(
-            self._core.set_global_service_name_tag, namespace, tag, service_name, seconds(timeout)
+        return await call(
+            self._core,
+            ops.set_global_service_name_tag,
+            namespace,
+            tag,
+            service_name,
+            timeout=timeout,
         )
-        return done
 
     def register_routing_state_changed_event(
         self,
@@ -234,9 +237,9 @@ class RouteInfoDriver:
 
         A change is a join (``previous is None``), a leave or a death (``now is None``), another
         process under the same index, another routing state, another readiness. Loads are not. Each
-        change that this driver sees is told once, in order; two changes between two readings may
-        be seen as one. The first reading of a service tells its pods as joins; who registers
-        later hears what changes from then on.
+        change that this driver sees is published once, in order; two changes between two readings
+        may be seen as one. The first reading of a service publishes its pods as joins; a callback
+        that is registered later gets the changes from then on.
 
         The callback may be sync or async. Registered while a loop runs, it is called on that loop
         with the context variables of the registration; otherwise on a thread of its own. Calls of
@@ -246,17 +249,17 @@ class RouteInfoDriver:
         Args:
             namespace: ``None`` or ``""`` is the driver's own.
             callback: what to call; any number may be registered.
-            service_name: only for this service, which is then read though nobody asks for it;
-                ``None``: for every service that somebody asks this driver for.
+            service_name: only for this service, which is then read even if it is not used;
+                ``None``: for every service that this driver is used for.
 
         Returns:
-            A handle whose ``unregister()`` takes the callback back.
+            A handle whose ``unregister()`` ends the calls.
 
         Example:
-            >>> def told(namespace, service, pod, previous, now):
+            >>> def show(namespace, service, pod, previous, now):
             ...     print(service, pod, "is gone" if now is None else now.routing_state)
             >>> info = RouteInfoDriver(Store())
-            >>> handle = info.register_routing_state_changed_event(None, told)
+            >>> handle = info.register_routing_state_changed_event(None, show)
             >>> handle.unregister()
         """
 
@@ -277,7 +280,7 @@ class RouteInfoDriver:
         Example:
             >>> info = RouteInfoDriver(Store())
             >>> @info.on_routing_state_changed("default")
-            ... async def told(namespace, service, pod, previous, now):
+            ... async def show(namespace, service, pod, previous, now):
             ...     print(service, pod, now)
         """
 
@@ -287,18 +290,66 @@ class RouteInfoDriver:
 
         return register
 
+    @overload
     def submit(
         self,
-        operation: str,
+        operation: Callable[..., Coroutine[Any, Any, T]],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[T]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["is_workload_ready", "set_global_service_name_tag"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[bool]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["get_service_best_pod"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[int | None]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["get_service_name_by_tag"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[str | None]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["get_all_service_state", "get_ready_service_state"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[dict[int, StatefulServiceState]]: ...
+
+    def submit(
+        self,
+        operation: Callable[..., Coroutine[Any, Any, Any]] | str,
         *args: Any,
         callback: StatefulObjCallback | None = None,
         timeout: Duration | None = None,
         **kwargs: Any,
     ) -> Future[Any]:
         """Starts a coroutine operation without ``await``; see ``ClientDriver.submit``."""
-        start, arguments = bound(self, _OPERATIONS, operation, args, kwargs)
-        convert = _states if operation in _OF_STATES else None
-        return self._submitter.submit(start, (*arguments, seconds(timeout)), callback, convert)
+        return self._submitter.submit(self, operation, args, kwargs, callback, timeout)
 
     def poll_callbacks(self) -> int:
         """Runs the callbacks that wait; see ``ClientDriver.poll_callbacks``."""
@@ -319,30 +370,16 @@ class RouteInfoDriver:
         """
         self._core.close()
 
-    async def __aenter__(self) -> Self:
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-
-_OF_STATES = frozenset({"get_all_service_state", "get_ready_service_state"})
-_OPERATIONS = _OF_STATES | {
-    "get_service_best_pod",
-    "get_service_name_by_tag",
-    "is_workload_ready",
-    "set_global_service_name_tag",
+_OPERATIONS = {
+    "get_all_service_state": Submittable(ops.get_all_service_state, states_by_pod),
+    "get_ready_service_state": Submittable(ops.get_ready_service_state, states_by_pod),
+    "get_service_best_pod": Submittable(ops.get_service_best_pod),
+    "get_service_name_by_tag": Submittable(ops.get_service_name_by_tag),
+    "is_workload_ready": Submittable(ops.is_workload_ready),
+    "set_global_service_name_tag": Submittable(ops.set_global_service_name_tag),
 }
 
 
 def _state(fields: Any) -> StatefulServiceState | None:
     return None if fields is None else StatefulServiceState._from_core(fields)
-
-
-def _states(states: dict[int, Any]) -> dict[int, StatefulServiceState]:
-    return {pod: StatefulServiceState._from_core(fields) for pod, fields in states.items()}

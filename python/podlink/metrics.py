@@ -18,9 +18,9 @@ class Window:
 
     Attributes:
         name: ``"1m"``, ``"5m"`` or ``"15m"``.
-        seconds: how long it really was: less than the name says while the store is younger, and
-            up to five seconds more.
-        cache_hits: computes and look-ups that the cache answered.
+        seconds: its real length: shorter than its name while the store is younger, and up to five
+            seconds longer.
+        cache_hits: computes and lookups that the cache answered.
         cache_misses: those that it could not answer.
         operations: link operations that ended.
         errors: those that ended with an error.
@@ -43,7 +43,7 @@ class Window:
 
     @property
     def hit_ratio(self) -> float | None:
-        """The share of computes and look-ups that the cache answered; ``None`` without any."""
+        """The share of computes and lookups that the cache answered; ``None`` without any."""
         asked = self.cache_hits + self.cache_misses
         return self.cache_hits / asked if asked else None
 

@@ -1,6 +1,6 @@
 """podlink in the application's traces, through ``opentelemetry-api``.
 
-``enable()`` once, and every operation that asks a store or a peer is a span below the caller's
+``enable()`` once, and every operation that calls a store or a peer is a span below the caller's
 own, with what it did below that. Over gRPC the trace goes on in the other namespace's server, if
 that has called ``enable()``, too. What the cache answers makes no span: a span costs many times
 what the answer does, and ``stats()`` counts it.
@@ -16,13 +16,11 @@ from __future__ import annotations
 
 import atexit
 import functools
-import inspect
 import os
 import threading
 from typing import Any
 
-from opentelemetry import context as otel_context
-from opentelemetry import trace
+from opentelemetry import context as otel_context, trace
 from opentelemetry.trace import (
     NonRecordingSpan,
     Span,
@@ -38,6 +36,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from . import _bridge, _podlink
 from ._logs import Log, hash_uid
+from ._operations import AnyOperation
 from .errors import InvalidParameterError, PodlinkError
 
 __all__ = ["disable", "enable", "flush"]
@@ -45,7 +44,7 @@ __all__ = ["disable", "enable", "flush"]
 _log = Log("podlink.otel")
 _propagator = TraceContextTextMapPropagator()
 _kinds = {"internal": SpanKind.INTERNAL, "client": SpanKind.CLIENT, "server": SpanKind.SERVER}
-# One thread at a time hands spans over, so that `flush` leaves none under way.
+# One thread at a time hands spans over, so that `flush` leaves none behind.
 _handing_over = threading.RLock()
 _tracer: Tracer | None = None
 
@@ -56,15 +55,15 @@ def enable(tracer_provider: TracerProvider | None = None) -> None:
     """Makes spans of podlink's operations from now on.
 
     An operation's span is named ``podlink.compute_linked_pod`` and so on, and is a child of the
-    span that is current where the operation is called. It ends when the caller hears of the
-    result; a caller who cancels ends it with the outcome ``cancelled``, while the operation goes
+    span that is current where the operation is called. It ends when the caller gets the
+    result; a caller that cancels ends it with the outcome ``cancelled``, while the operation goes
     on. Its attributes are ``podlink.namespace``, ``podlink.service``, ``podlink.uid_hash`` (see
     ``hash_uid``), ``podlink.outcome`` (``ok`` or the error's code) and ``podlink.pod``. Below it
     are the core's spans: placing the user, calls of the store, attempts of calls to peers. A gRPC
     server's request is a span of kind SERVER below the operation of its caller.
 
     Trace, parent and the decision to sample are the application's. What is not sampled costs
-    little, and is told to peers as not sampled. Spans wait, until one of podlink's threads hands
+    little, and peers get it as not sampled. Spans wait, until one of podlink's threads hands
     them to the tracer, in a queue of 8192 that never blocks; what does not fit is dropped and
     logged. At exit those that wait are flushed, before a provider that was there by now shuts
     down.
@@ -117,19 +116,19 @@ def disable() -> None:
 def flush() -> None:
     """Hands the spans that wait to the tracer now, on this thread.
 
-    Operations under way are not waited for. Another thread that hands spans over is, for five
-    seconds at the most. Call it before the provider's own ``force_flush``,
+    It does not wait for operations in flight. It waits for another thread that hands spans over,
+    for five seconds at the most. Call it before the provider's own ``force_flush``,
     for example where a process ends by other means than leaving its interpreter.
 
     Example:
         >>> flush()
     """
     if not _handing_over.acquire(timeout=_PATIENCE):
-        return  # an exporter hangs, and the program need not
+        return  # an exporter hangs; the program must not
     try:
         traces, dropped = _podlink.take_spans()
         if dropped:
-            _log.warning("spans were dropped: too many, or nobody took them", dropped=dropped)
+            _log.warning("spans were dropped: too many, or not taken in time", dropped=dropped)
         if _tracer is not None:
             _hand_over(_tracer, traces)
     finally:
@@ -140,29 +139,29 @@ def _hand_over(tracer: Tracer, traces: _Traces) -> None:
     for context, spans in traces:
         parents = {0: _continued(context)}
         for number, parent, name, kind, started, lasted, attributes in spans:
-            told = dict(attributes)
-            # One whose parent was dropped belongs to the operation all the same.
+            known = dict(attributes)
+            # A span with a dropped parent becomes a child of the operation.
             above = parents.get(parent, parents[0])
             span = tracer.start_span(
                 f"podlink.{name}",
                 context=above,
                 kind=_kinds[kind],
-                attributes=told,
+                attributes=known,
                 start_time=started,
             )
             parents[number] = trace.set_span_in_context(span, above)
-            _conclude(span, str(told.get("podlink.outcome", "abandoned")))
+            _conclude(span, str(known.get("podlink.outcome", "abandoned")))
             span.end(end_time=started + lasted)
 
 
 def _after_fork_in_child() -> None:
-    # Some thread of the parent's may have been handing over.
+    # A thread of the parent's may have held it.
     global _handing_over
     _handing_over = threading.RLock()
 
 
 _PATIENCE = 5.0
-"""How long, in seconds, one waits for another that hands over."""
+"""How long, in seconds, a thread waits for another one that hands spans over."""
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -184,36 +183,41 @@ def _continued(context: _podlink._TraceContext | None) -> otel_context.Context:
 
 
 def _conclude(span: Span, outcome: str) -> None:
-    """Marks what failed. That a caller left, or a pod has no link, is no failure."""
+    """Marks what failed. A caller that cancelled is no failure."""
     if outcome not in ("ok", "cancelled", "abandoned"):
         span.set_attribute("error.type", outcome)
         span.set_status(Status(StatusCode.ERROR, outcome))
 
 
 def _start(
-    start: _bridge.Start, queue: _podlink.CompletionQueue, waiter: Any, arguments: tuple[Any, ...]
+    core: Any,
+    operation: AnyOperation,
+    queue: _podlink.CompletionQueue,
+    waiter: Any,
+    arguments: tuple[Any, ...],
+    timeout: Any,
 ) -> None:
     """Starts an operation within a span of its own, which ends with the waiter."""
     tracer = _tracer
     if tracer is None:
-        start(queue, waiter, *arguments)
+        _bridge.start(core, operation, queue, waiter, arguments, timeout)
         return
-    # A method of the compiled module knows both.
-    core, name = getattr(start, "__self__", None), getattr(start, "__name__", "operation")
-    kind: Any = type(core)
-    asked = dict(zip(_parameters(kind, name), arguments, strict=False))
+    given = dict(zip(operation.parameters, arguments, strict=True))
     span = tracer.start_span(
-        f"podlink.{name}", kind=_kind(core, asked), attributes=_attributes(core, asked)
+        f"podlink.{operation.name}", kind=_kind(core, given), attributes=_attributes(core, given)
     )
-    told: dict[str, str] = {}
-    _propagator.inject(told, trace.set_span_in_context(span))
+    headers: dict[str, str] = {}
+    _propagator.inject(headers, trace.set_span_in_context(span))
     try:
-        if "traceparent" in told:
+        if "traceparent" in headers:
             _podlink.start_traced(
-                start, (queue, waiter, *arguments), told["traceparent"], told.get("tracestate", "")
+                _bridge.start,
+                (core, operation, queue, waiter, arguments, timeout),
+                headers["traceparent"],
+                headers.get("tracestate", ""),
             )
         else:
-            start(queue, waiter, *arguments)
+            _bridge.start(core, operation, queue, waiter, arguments, timeout)
     except BaseException as error:
         _end(span, error, None)
         raise
@@ -221,35 +225,28 @@ def _start(
         waiter.add_done_callback(functools.partial(_ended, span))
 
 
-@functools.cache
-def _parameters(core: type, operation: str) -> tuple[str, ...]:
-    """The names of an operation's arguments, without the queue and the waiter."""
-    method = getattr(core, operation, None)
-    return () if method is None else tuple(inspect.signature(method).parameters)[3:]
-
-
-def _kind(core: object, asked: dict[str, Any]) -> SpanKind:
-    """CLIENT for what another namespace is asked: its server's span is this one's child."""
+def _kind(core: object, given: dict[str, Any]) -> SpanKind:
+    """CLIENT for calls of another namespace: its server's span is this one's child."""
     if isinstance(core, _podlink.GrpcClientCore):
         return SpanKind.CLIENT
-    namespace = asked.get("namespace")
+    namespace = given.get("namespace")
     foreign = bool(namespace) and namespace != getattr(core, "namespace", namespace)
     return SpanKind.CLIENT if foreign else SpanKind.INTERNAL
 
 
-def _attributes(core: object, asked: dict[str, Any]) -> dict[str, Any]:
+def _attributes(core: object, given: dict[str, Any]) -> dict[str, Any]:
     attributes: dict[str, Any] = {}
-    namespace = asked.get("namespace") or getattr(core, "namespace", None)
-    for name, value in (("namespace", namespace), ("service", asked.get("service_name"))):
+    namespace = given.get("namespace") or getattr(core, "namespace", None)
+    for name, value in (("namespace", namespace), ("service", given.get("service_name"))):
         if isinstance(value, str):
             attributes[f"podlink.{name}"] = value[:63]
-    if isinstance(asked.get("uids"), list | tuple):
-        attributes["podlink.users"] = len(asked["uids"])
+    if isinstance(given.get("uids"), list | tuple):
+        attributes["podlink.users"] = len(given["uids"])
     try:
-        if "uid" in asked:
-            attributes["podlink.uid_hash"] = hash_uid(asked["uid"])
+        if "uid" in given:
+            attributes["podlink.uid_hash"] = hash_uid(given["uid"])
     except PodlinkError:
-        pass  # the operation itself says what is wrong with it
+        pass  # the operation itself raises it
     return attributes
 
 

@@ -3,131 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
-import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar, overload
 
-from . import _podlink
-from ._bridge import Submitter, bound, call, callback_thread
+from . import _operations as ops, _podlink
+from ._bridge import call, callback_thread
+from ._closeable import Closeable
 from ._hooks import Failures, Listener, Question
+from ._submit import Submittable, Submitter
 from .callback import StatefulObjCallback
 from .config import Duration, ServerConfig, check_callable, check_type, seconds
-from .errors import InvalidParameterError
 from .grpc_client import RouteGrpcClient, peer_table
+from .server_info import ServerInfo
 from .state import DrainReport, RoutingState
 from .store import Store
 
-__all__ = ["ServerDriver", "ServerInfo"]
+__all__ = ["ServerDriver"]
 
-_NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
-
-
-@dataclass(frozen=True, slots=True)
-class ServerInfo:
-    """Who this pod is.
-
-    Attributes:
-        namespace: its namespace.
-        service_name: its stateful service.
-        pod_index: its StatefulSet ordinal; 0 is a pod, and the first need not be 0.
-        pod_name: its name, published as metadata ``podName`` if it is not empty.
-        metadata: address, version, labels: published with every state. ``weight``, a positive
-            number, is the pod's share of new users relative to the others.
-        pod_uid: the Kubernetes pod UID, if it is known: a container that is restarted inside the
-            same pod then need not wait for its own old lease.
-    """
-
-    namespace: str
-    service_name: str
-    pod_index: int
-    pod_name: str = ""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    pod_uid: str = ""
-
-    @classmethod
-    def from_env(
-        cls,
-        service_name: str | None = None,
-        *,
-        pod_index: int | None = None,
-        namespace: str | None = None,
-        metadata: Mapping[str, str] | None = None,
-        environ: Mapping[str, str] | None = None,
-    ) -> ServerInfo:
-        """Finds out who this pod is from what Kubernetes tells it.
-
-        The pod index is ``pod_index``, else ``POD_INDEX``, else the number after the last ``-``
-        of ``POD_NAME``, else of the host name. The namespace is ``namespace``, else
-        ``POD_NAMESPACE``, else the service account's. The service is ``service_name``, else
-        ``SERVICE_NAME``, else the part of the pod's name before the index. ``POD_UID`` is taken
-        if it is there.
-
-        Raises:
-            InvalidParameterError: something is not to be found; the text says where it was
-                looked for.
-
-        Example:
-            >>> ServerInfo.from_env(environ={"POD_NAME": "game-3", "POD_NAMESPACE": "prod"})
-            ServerInfo(namespace='prod', service_name='game', pod_index=3, pod_name='game-3', \
-metadata={}, pod_uid='')
-        """
-        environ = os.environ if environ is None else environ
-        pod_name = environ.get("POD_NAME") or socket.gethostname()
-        stem, ordinal = _split(pod_name)
-        return cls(
-            namespace=namespace or environ.get("POD_NAMESPACE") or _service_account_namespace(),
-            service_name=service_name
-            or environ.get("SERVICE_NAME")
-            or _found(stem, "service_name", "SERVICE_NAME, POD_NAME or a host name like game-3"),
-            pod_index=_index(pod_index, environ.get("POD_INDEX") or ordinal),
-            pod_name=pod_name,
-            metadata=dict(metadata or {}),
-            pod_uid=environ.get("POD_UID", ""),
-        )
+T = TypeVar("T")
 
 
-def _split(pod_name: str) -> tuple[str | None, str | None]:
-    match = re.fullmatch(r"(.+)-(\d+)", pod_name.split(".")[0], re.ASCII)
-    return (match[1], match[2]) if match else (None, None)
-
-
-def _found(value: str | None, what: str, places: str) -> str:
-    if value:
-        return value
-    raise InvalidParameterError(
-        f"{what} was not given and is not to be found in {places}",
-        details={"parameter": what, "given": "nothing", "allowed": places},
-    )
-
-
-def _index(given: int | None, text: str | None) -> int:
-    if given is not None:
-        return given
-    text = _found(text, "pod_index", "POD_INDEX, POD_NAME or a host name like game-3")
-    if not re.fullmatch(r"\d{1,10}", text, re.ASCII):
-        raise InvalidParameterError(
-            f"POD_INDEX must be a whole number from 0, got {text[:40]!r}",
-            details={"parameter": "POD_INDEX", "given": text[:40], "allowed": "a whole number"},
-        )
-    return int(text)
-
-
-def _service_account_namespace() -> str:
-    from pathlib import Path  # as slow to load as the drivers, for one file that few pods ask for
-
-    try:
-        text = Path(_NAMESPACE_FILE).read_text("utf-8").strip()
-    except OSError:
-        text = ""
-    return _found(text, "namespace", f"POD_NAMESPACE or {_NAMESPACE_FILE}")
-
-
-class ServerDriver:
+class ServerDriver(Closeable):
     """Holds this pod's lease, publishes its state, owns its users' links.
 
     Between ``start`` and ``stop`` a task of podlink's own renews the lease and publishes the
@@ -145,15 +42,15 @@ class ServerDriver:
 
     Args:
         store: where links and states are.
-        server_info: who this pod is; see :meth:`ServerInfo.from_env`.
-        config: its figures.
-        load: a sync or async function that returns the load that this pod reports; asked every
+        server_info: this pod's identity; see :meth:`ServerInfo.from_env`.
+        config: its settings.
+        load: a sync or async function that returns the load that this pod reports; called every
             ``config.renew`` from the start on. If it fails, or takes longer than that, the last
             value stays; that is counted and never delays a renewal. Its calls never overlap.
         callbacks: as for :class:`~podlink.ClientDriver`.
-        peers: the ways to other namespaces, by name. Operations on links of one of them go there.
-            Pod indexes are then that namespace's: this pod owns nobody there. Peers are not closed
-            with the driver.
+        peers: the clients of other namespaces, by name. Operations on links of one of them go
+            there. Pod indexes are then that namespace's: this pod owns no user there. Peers are
+            not closed with the driver.
 
     Raises:
         InvalidParameterError: an argument is wrong.
@@ -181,7 +78,7 @@ class ServerDriver:
         check_type("server_info", server_info, ServerInfo)
         config = ServerConfig() if config is None else config
         check_type("config", config, ServerConfig)
-        self._submitter = Submitter(callbacks)
+        self._submitter = Submitter(callbacks, _OPERATIONS)
         self._hook_failures = Failures()
         self.server_info = server_info
         self.config = config
@@ -217,8 +114,8 @@ class ServerDriver:
 
         Waits while an earlier process with the same index may be alive: after a crash for as
         long as its lease and grace last. A second start of a running driver does nothing; one
-        that comes while the first is under way waits for the same outcome. A cancelled start goes
-        on; ``stop`` ends it. A failed one leaves nothing behind and may be repeated.
+        that comes while the first runs waits for the same outcome. A cancelled start goes
+        on; ``stop`` ends it. A failed one leaves nothing behind and may be retried.
 
         Args:
             timeout: seconds to wait at the most; by default long enough to outwait an earlier
@@ -228,7 +125,7 @@ class ServerDriver:
             PodIndexBusyError: another live process holds the index.
             IllegalStateError: the driver was stopped.
         """
-        await call(self._core.start, seconds(timeout))
+        await call(self._core, ops.start, timeout=timeout)
 
     async def stop(
         self,
@@ -240,20 +137,20 @@ class ServerDriver:
 
         Publishes DENY_NEW_CALL at once; calls the ``on_drain`` hooks for every user that this pod
         owns (those it linked to itself for ever, and has not removed); treats the users that then
-        remain as ``drain`` says; publishes SHUTDOWN; ends the lease, so that neither successors
+        remain by ``drain``; publishes SHUTDOWN; ends the lease, so that neither successors
         nor clients wait for it; ends the renewals. Cancelling it abandons only the waiting.
 
         Args:
-            deadline: seconds that it may take, whatever hangs; the tasks have ended afterwards in
-                every case. The last quarter, 2 s at the most, is kept for the withdrawal, and the
+            deadline: seconds that it may take, whatever hangs; then the tasks have ended in every
+                case. The last quarter, 2 s at the most, is kept for the withdrawal, and the
                 quarter before it, 5 s at the most, for the users that the hooks leave.
-            drain: what becomes of the users that remain; ``None``: what ``config.drain`` says.
+            drain: what becomes of the users that remain; ``None``: ``config.drain``.
 
         Returns:
-            What was done. If the store could not be told, that is logged as an error, and the
-            lease ends by itself.
+            What was done. If the withdrawal could not be written to the store, that is logged as an
+            error, and the lease ends by itself.
         """
-        return _report(await call(self._core.stop, seconds(deadline), drain))
+        return _report(await call(self._core, ops.stop, seconds(deadline), drain))
 
     def on_drain(self, callback: Callable[[str], object]) -> Callable[[str], object]:
         """Calls ``callback(uid)`` for every user that this pod owns when it stops.
@@ -282,7 +179,7 @@ class ServerDriver:
         """Calls ``callback()`` when the lease was lost: it lapsed, this process was declared dead,
         or another process took the pod index.
 
-        Whatever the pod held under the lease is not its own any more; each user has to be taken
+        The pod owns nothing any more that it held under the lease; each user has to be taken
         again, with ``try_set_linked_pod``, and its state loaded again. The callback may be sync or
         async and runs where it was registered. Usable as a decorator.
         """
@@ -318,7 +215,7 @@ class ServerDriver:
         Raises:
             IllegalStateError: a move out of SHUTDOWN, or a driver that does not run.
         """
-        await call(self._core.set_routing_state, routing_state, seconds(timeout))
+        await call(self._core, ops.set_routing_state, routing_state, timeout=timeout)
 
     async def get_routing_state(self) -> RoutingState:
         """Returns the routing state."""
@@ -326,7 +223,7 @@ class ServerDriver:
 
     @property
     def incarnation(self) -> int | None:
-        """The number of this process among those that had this index; ``None`` before ``start``."""
+        """The number of this process among all that had this index; ``None`` before ``start``."""
         return self._core.incarnation() or None
 
     @property
@@ -359,16 +256,16 @@ class ServerDriver:
         Returns:
             The previous owner, or ``None``.
         """
-        previous: int | None = await call(
-            self._core.set_linked_pod,
+        return await call(
+            self._core,
+            ops.set_linked_pod,
             namespace,
             uid,
             service_name,
             pod_index,
             persist_seconds,
-            seconds(timeout),
+            timeout=timeout,
         )
-        return previous
 
     async def try_set_linked_pod(
         self,
@@ -380,25 +277,25 @@ class ServerDriver:
         *,
         timeout: Duration | None = None,
     ) -> tuple[bool, int]:
-        """Links the user to ``pod_index`` unless somebody else has a right to the user.
+        """Links the user to ``pod_index`` unless another pod has a right to the user.
 
         Free to take are: no link, a link that names ``pod_index`` already, and a temporary link
-        that nobody owns. Of two pods that try at once exactly one wins; a repeated call of the
+        without an owner. Of two pods that try at once exactly one wins; a repeated call of the
         winner wins again.
 
         Returns:
             Whether ``pod_index`` has the user now, and the owner's pod index.
         """
-        won: tuple[bool, int] = await call(
-            self._core.try_set_linked_pod,
+        return await call(
+            self._core,
+            ops.try_set_linked_pod,
             namespace,
             uid,
             service_name,
             pod_index,
             persist_seconds,
-            seconds(timeout),
+            timeout=timeout,
         )
-        return won
 
     async def remove_linked_pod(
         self,
@@ -415,13 +312,12 @@ class ServerDriver:
             Whether this pod owned the user.
 
         Raises:
-            InvalidParameterError: a user of another namespace, where this pod owns nobody: name the
-                owner, with ``remove_linked_pod_with_id``.
+            InvalidParameterError: a user of another namespace, where this pod owns no user: name
+                the owner, with ``remove_linked_pod_with_id``.
         """
-        removed: bool = await call(
-            self._core.remove_linked_pod, namespace, uid, service_name, seconds(timeout)
+        return await call(
+            self._core, ops.remove_linked_pod, namespace, uid, service_name, timeout=timeout
         )
-        return removed
 
     async def remove_linked_pod_with_id(
         self,
@@ -446,20 +342,100 @@ class ServerDriver:
         Returns:
             Whether ``pod_index`` owned the user.
         """
-        removed: bool = await call(
-            self._core.remove_linked_pod_with_id,
+        return await call(
+            self._core,
+            ops.remove_linked_pod_with_id,
             namespace,
             uid,
             service_name,
             pod_index,
             persist_seconds,
-            seconds(timeout),
+            timeout=timeout,
         )
-        return removed
+
+    @overload
+    def submit(
+        self,
+        operation: Callable[..., Coroutine[Any, Any, T]],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[T]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["set_load_state", "set_routing_state", "start"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[None]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["remove_linked_pod", "remove_linked_pod_with_id"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[bool]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["get_load_state"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[int]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["set_linked_pod"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[int | None]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["try_set_linked_pod"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[tuple[bool, int]]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["stop"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[DrainReport]: ...
+
+    @overload
+    def submit(
+        self,
+        operation: Literal["get_routing_state"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[RoutingState]: ...
 
     def submit(
         self,
-        operation: str,
+        operation: Callable[..., Coroutine[Any, Any, Any]] | str,
         *args: Any,
         callback: StatefulObjCallback | None = None,
         timeout: Duration | None = None,
@@ -469,20 +445,7 @@ class ServerDriver:
 
         ``stop`` takes ``deadline=`` and no ``timeout=``.
         """
-        start, arguments = bound(self, _OPERATIONS, operation, args, kwargs)
-        if operation in _AT_ONCE:
-            done = start(*arguments)
-            nothing = _podlink.CompletionQueue.nothing
-            return self._submitter.submit(nothing, (), callback, lambda _: _value(operation, done))
-        if operation == "stop":
-            if timeout is not None:
-                raise InvalidParameterError(
-                    "stop takes deadline=, not timeout=",
-                    details={"parameter": "timeout", "given": repr(timeout), "allowed": "None"},
-                )
-            deadline, drain = arguments
-            return self._submitter.submit(start, (seconds(deadline), drain), callback, _report)
-        return self._submitter.submit(start, (*arguments, seconds(timeout)), callback)
+        return self._submitter.submit(self, operation, args, kwargs, callback, timeout)
 
     def poll_callbacks(self) -> int:
         """Runs the callbacks that wait; see ``ClientDriver.poll_callbacks``."""
@@ -504,37 +467,25 @@ class ServerDriver:
         try:
             await self.start()
         except asyncio.CancelledError:
-            # The start goes on, and nobody will leave the block to end it.
+            # The start goes on, and there is no end of the block that would stop it.
             self.submit("stop")
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.stop()
-
-
-_AT_ONCE = frozenset({"get_load_state", "get_routing_state", "set_load_state"})
-_OPERATIONS = _AT_ONCE | frozenset(
-    {
-        "remove_linked_pod",
-        "remove_linked_pod_with_id",
-        "set_linked_pod",
-        "set_routing_state",
-        "start",
-        "stop",
-        "try_set_linked_pod",
-    }
-)
-
-
-def _value(operation: str, value: Any) -> Any:
-    return RoutingState(value) if operation == "get_routing_state" else value
-
 
 def _report(fields: tuple[int, int, int, float]) -> DrainReport:
     return DrainReport(*fields)
+
+
+_OPERATIONS = {
+    "get_load_state": Submittable(None),
+    "get_routing_state": Submittable(None),
+    "remove_linked_pod": Submittable(ops.remove_linked_pod),
+    "remove_linked_pod_with_id": Submittable(ops.remove_linked_pod_with_id),
+    "set_linked_pod": Submittable(ops.set_linked_pod),
+    "set_load_state": Submittable(None),
+    "set_routing_state": Submittable(ops.set_routing_state),
+    "start": Submittable(ops.start),
+    "stop": Submittable(ops.stop, _report),
+    "try_set_linked_pod": Submittable(ops.try_set_linked_pod),
+}

@@ -1,4 +1,4 @@
-"""The links of one service, for programs that ask about it again and again."""
+"""The links of one service, for programs that use it often."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class ServiceLinks:
     :meth:`ClientDriver.service`.
 
     A name is checked and looked up once, not on each call, so a cached answer costs less. Nothing
-    else differs: the operations are the driver's, with its cache, its store, its figures and its
-    counters, and they say the same about deadlines, cancelling, concurrency and errors. It may be
+    else differs: the operations are the driver's, with its cache, its store, its settings and its
+    counters, and with the same deadlines, cancelling, concurrency and errors. It may be
     used from every loop and thread, and as long as the driver is open.
 
     Attributes:
@@ -45,8 +45,8 @@ class ServiceLinks:
     def __init__(
         self, client: ClientDriver, core: _podlink.ServiceCore, namespace: str, service_name: str
     ) -> None:
-        self.namespace = namespace
-        self.service_name = service_name
+        self.namespace: str = namespace
+        self.service_name: str = service_name
         self._client = client
         self._core = core
         self._compute_cached = core.compute_cached
@@ -58,7 +58,7 @@ class ServiceLinks:
     async def compute_linked_pod(self, uid: str, timeout: Duration | None = None) -> int:
         """Returns a pod that may serve the user: see :meth:`ClientDriver.compute_linked_pod`.
 
-        The quickest way to a cached answer: here ``timeout`` may be given without its name.
+        The fastest way to a cached answer: here ``timeout`` may be given without its name.
 
         Example:
             >>> async def route(users: ServiceLinks) -> int:
@@ -110,7 +110,7 @@ class ServiceLinks:
         return self._client.get_linked_in_cache(self.namespace, uid, self.service_name)
 
     def cache_expired(self, uid: str) -> int | None:
-        """Makes the cache forget the user, returns what it believed: see
+        """Removes the user from the cache, returns what it believed: see
         :meth:`ClientDriver.cache_expired`.
         """
         return self._client.cache_expired(self.namespace, uid, self.service_name)
@@ -136,7 +136,7 @@ class ServiceLinks:
         )
 
     async def explain(self, uid: str, *, timeout: Duration | None = None) -> Explanation:
-        """Tells what a compute would do with the user now, and why; nothing is changed:
+        """Explains what a compute would do with the user now; nothing is changed:
         see :meth:`ClientDriver.explain`.
         """
         return await self._client.explain(self.namespace, uid, self.service_name, timeout=timeout)

@@ -1,4 +1,4 @@
-"""What pods say of themselves, and how the world may see them."""
+"""What pods publish: their states, and the report of a drain."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 __all__ = ["DrainReport", "RoutingState", "StatefulServiceState"]
+
+StateFields = tuple[int, str, int, str, int, int, dict[str, str]]
+"""A :class:`StatefulServiceState` as the core gives it."""
 
 
 class RoutingState(StrEnum):
@@ -35,7 +38,7 @@ class StatefulServiceState:
         routing_state: which users the pod takes.
         update_time: when it was published, in milliseconds since 1970 by the store's clock.
         incarnation: rises every time a process of this pod starts.
-        metadata: address, version, labels: whatever the service published.
+        metadata: address, version, labels: what the service published.
     """
 
     pod_id: int
@@ -47,12 +50,15 @@ class StatefulServiceState:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def _from_core(
-        cls, fields: tuple[int, str, int, str, int, int, dict[str, str]]
-    ) -> StatefulServiceState:
+    def _from_core(cls, fields: StateFields) -> StatefulServiceState:
         pod_id, state, load_state, routing_state, update_time, incarnation, metadata = fields
         routing = RoutingState(routing_state)
         return cls(pod_id, state, load_state, routing, update_time, incarnation, metadata)
+
+
+def states_by_pod(states: dict[int, StateFields]) -> dict[int, StatefulServiceState]:
+    """The states that the core gives, by pod index."""
+    return {pod: StatefulServiceState._from_core(fields) for pod, fields in states.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +66,9 @@ class DrainReport:
     """What :meth:`podlink.ServerDriver.stop` did.
 
     Attributes:
-        released: users whose links were released, by the hooks or afterwards.
-        handed_over: users whose links were moved to another pod.
-        remaining: users whose links were left as they are: on purpose (``drain="keep"``), or
+        released: users that were released, by the hooks or after them.
+        handed_over: users that were moved to another pod.
+        remaining: users with links that were left as they are: on purpose (``drain="keep"``), or
             because the time ran out or the store did not answer.
         seconds: how long it took.
     """

@@ -1,14 +1,14 @@
-"""The shared truth: where links and pods are kept."""
+"""The shared state: where links and pods are kept."""
 
 from __future__ import annotations
 
 import os
 from datetime import timedelta
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from . import _podlink
+from . import _operations as ops, _podlink
 from ._bridge import call
+from ._closeable import Closeable
 from .config import Duration, seconds
 from .errors import InvalidParameterTypeError
 
@@ -21,7 +21,7 @@ StoreOption = str | float | timedelta | os.PathLike[str] | None
 """A store's option: text, a number, seconds, a path; ``None`` is an option that is not given."""
 
 
-class Store:
+class Store(Closeable):
     """Where links and pods' states are kept. Drivers share one store and its one connection.
 
     URLs:
@@ -36,8 +36,8 @@ class Store:
     ``connect_timeout`` (seconds, default 1), and with TLS ``ca_file``, ``cert_file``,
     ``key_file`` (PEM files, read whenever a connection is made).
 
-    Making a store does no I/O; the first call connects. A connection that breaks is made again
-    by itself, with growing pauses, and calls wait for it until their deadline. Safe to use from
+    Making a store does no I/O; the first call connects. A connection that breaks is made again,
+    with backoff, and calls wait for it until their deadline. Safe to use from
     many event loops and threads. Credentials never appear in ``repr``, logs or errors.
 
     Raises:
@@ -61,7 +61,7 @@ class Store:
         return f"Store({self.url!r})"
 
     async def ping(self, *, timeout: Duration | None = None) -> None:
-        """Asks the store for a sign of life.
+        """Pings the store.
 
         Args:
             timeout: seconds to wait at the most; 2 by default.
@@ -72,11 +72,11 @@ class Store:
             OperationTimeoutError: it did not answer in time.
             ClosedError: the store was closed.
         """
-        await call(self._core.ping, seconds(timeout))
+        await call(self._core, ops.ping, timeout=timeout)
 
     def metrics_text(self) -> str:
         """Returns the metrics of every driver on this store as a page in the OpenMetrics format,
-        for whoever serves ``/metrics`` by other means than those of ``podlink.prometheus`` and
+        for programs that serve ``/metrics`` without ``podlink.prometheus`` and
         :class:`~podlink.AdminServer`.
 
         The content type is ``application/openmetrics-text; version=1.0.0; charset=utf-8``. Counts
@@ -95,7 +95,7 @@ class Store:
 
     def stats(self) -> Snapshot:
         """Returns what every driver on this store has counted so far, and how much of it lately:
-        the same figures as ``metrics_text()``, to be used in a program.
+        the same as ``metrics_text()``, to be used in a program.
 
         Raises:
             ForkedProcessError: in a forked child of the process that made the store.
@@ -113,18 +113,7 @@ class Store:
 
         Drivers that use the store are not closed by it: close them first.
         """
-        await call(self._core.close)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
+        await call(self._core, ops.close)
 
 
 def _text(name: str, value: StoreOption) -> str:

@@ -63,7 +63,7 @@ pub enum Reason {
     /// The user has no link.
     NoLink,
     /// There is no link that can stand, and no pod takes new users.
-    NobodyTakesNewUsers,
+    NoRoutablePod,
     /// The namespace is not this driver's.
     ForeignNamespace,
     /// The store could not be asked, or holds what nobody can read.
@@ -178,7 +178,7 @@ pub fn foresee(facts: &Facts) -> Forecast {
     if !facts.linked {
         return match taker {
             true => steps.end(Action::MakeLink, Reason::NoLink),
-            false => steps.end(Action::NoRoutablePod, Reason::NobodyTakesNewUsers),
+            false => steps.end(Action::NoRoutablePod, Reason::NoRoutablePod),
         };
     }
     let fate = steps.judge();
@@ -195,7 +195,7 @@ pub fn foresee(facts: &Facts) -> Forecast {
     if taker {
         steps.end(action, reason)
     } else {
-        steps.end(Action::NoRoutablePod, Reason::NobodyTakesNewUsers)
+        steps.end(Action::NoRoutablePod, Reason::NoRoutablePod)
     }
 }
 
@@ -442,7 +442,7 @@ mod tests {
             certificate: Some(certificate),
             ..facts(owner)
         };
-        let nobody = (Action::NoRoutablePod, Reason::NobodyTakesNewUsers);
+        let nobody = (Action::NoRoutablePod, Reason::NoRoutablePod);
         assert_eq!(told(&alone(Standing::Lapsed, dead(false))), nobody);
         assert_eq!(told(&alone(Standing::Shutdown, alive(1))), nobody);
         let draining = told(&alone(Standing::Draining, alive(1)));

@@ -1,5 +1,5 @@
-"""Importing podlink costs nothing: no thread, no I/O, nobody else's package. That holds for all
-that comes with its names, too, which are loaded when they are used.
+"""Importing podlink costs nothing: no thread, no I/O, no third-party package. That holds for its
+names, too, which are loaded when they are used.
 """
 
 import ast
@@ -95,7 +95,7 @@ def test_no_module_names_a_third_party_package(file: Path) -> None:
 
 
 def test_the_root_logger_is_the_programs_own() -> None:
-    # A handler on the root logger turned every program's own logging.basicConfig() into nothing.
+    # A handler on the root logger disabled every program's own logging.basicConfig().
     printed = run_program(
         "import logging, podlink\n"
         "podlink.connect  # the first name that may have something to log\n"

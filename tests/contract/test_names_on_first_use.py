@@ -14,8 +14,11 @@ import podlink
 from helpers.programs import run_program
 
 SOURCE = Path(podlink.__file__)
-NAMES = {module: names for module, names in podlink._MODULES.items() if names}
-SUBMODULES = [module for module in podlink._MODULES if not module.startswith("_")]
+# `__init__.pyi` has the names, and no list of them.
+ALL: list[str] = vars(podlink)["__all__"]
+MODULES: dict[str, tuple[str, ...]] = vars(podlink)["_MODULES"]
+NAMES = {module: names for module, names in MODULES.items() if names}
+SUBMODULES = [module for module in MODULES if not module.startswith("_")]
 
 
 def loaded_after(statements: str) -> set[str]:
@@ -56,29 +59,31 @@ def test_a_name_is_what_its_module_defines(module: str) -> None:
     for name in NAMES[module]:
         found = getattr(podlink, name)
         assert found is getattr(home, name)
-        assert vars(podlink)[name] is found  # kept, so a later use asks nobody
+        assert vars(podlink)[name] is found  # kept, so a later use calls nothing
         if name != "__version__":
             assert found.__module__ == home.__name__
 
 
 def test_every_public_name_is_in_the_table_once() -> None:
     names = [name for each in NAMES.values() for name in each]
-    assert Counter(names) == Counter(podlink.__all__)
+    assert Counter(names) == Counter(ALL)
 
 
-def test_type_checkers_are_told_the_same() -> None:
-    told: dict[str, list[str]] = {}
-    for node in ast.parse(SOURCE.read_text("utf-8")).body:
+def test_the_stub_names_the_same() -> None:
+    # `__init__.pyi` is what type checkers and editors read.
+    stubbed: dict[str, list[str]] = {}
+    others: list[str] = []
+    for node in ast.parse(SOURCE.with_suffix(".pyi").read_text("utf-8")).body:
         match node:
-            case ast.If(test=ast.Name("TYPE_CHECKING")):
-                for each in node.body:
-                    assert isinstance(each, ast.ImportFrom)
-                    assert each.level == 1
-                    told[str(each.module)] = sorted(alias.name for alias in each.names)
-            case ast.FunctionDef(name=name):
-                # For a type checker that sees a __getattr__, every name is there.
-                assert name != "__getattr__"
-    assert told == {module: sorted(names) for module, names in NAMES.items()}
+            case ast.ImportFrom(module=module, names=names, level=1):
+                assert all(alias.asname == alias.name for alias in names), "not exported"
+                stubbed[module or "."] = sorted(alias.name for alias in names)
+            case _:
+                others.append(ast.unparse(node))
+    assert stubbed.pop(".") == sorted(SUBMODULES)
+    assert stubbed == {module: sorted(names) for module, names in NAMES.items()}
+    # No __getattr__: a type checker that sees one lets every name pass.
+    assert others == []
 
 
 def test_a_name_that_is_not_there() -> None:
@@ -86,7 +91,6 @@ def test_a_name_that_is_not_there() -> None:
         getattr(podlink, "ClientDrivr")  # noqa: B009 - a type checker finds it, too
     with pytest.raises(ImportError, match="cannot import name 'ClientDrivr' from 'podlink'"):
         exec("from podlink import ClientDrivr", {})
-    assert not hasattr(podlink, "TYPE_CHECKING")
 
 
 def test_all_names_are_listed_before_they_are_loaded() -> None:
@@ -96,7 +100,7 @@ def test_all_names_are_listed_before_they_are_loaded() -> None:
         print(*dir(podlink))
         assert "podlink.client" not in sys.modules
     """)
-    assert set(printed.split()) >= {*podlink.__all__, *SUBMODULES, "__doc__", "__file__"}
+    assert set(printed.split()) >= {*ALL, *SUBMODULES, "__doc__", "__file__"}
     assert dir(podlink) == sorted(dir(podlink))
 
 
@@ -112,7 +116,7 @@ def test_a_star_brings_every_name() -> None:
 
         print(*sorted(set(globals()) & set(podlink.__all__)))
     """)
-    assert printed.split() == podlink.__all__
+    assert printed.split() == ALL
 
 
 def test_many_threads_may_be_the_first_at_once() -> None:
@@ -149,7 +153,7 @@ def test_what_was_pickled_is_read_where_podlink_was_not_imported() -> None:
     assert printed.startswith("why ClientConfig(link_ttl=250, ")
 
 
-# What is asked for at the import although its module is loaded later.
+# What the import registers although its module is loaded later.
 
 
 def test_nothing_reaches_stderr_of_a_program_that_knows_no_logging() -> None:

@@ -137,10 +137,10 @@ EXTRAS = {
 }
 # The compiled module is used only by the thin modules below the public ones.
 MAY_IMPORT_COMPILED = {
-    "__init__",  # the version
     "_bridge",
     "_hooks",
     "_logs",
+    "_submit",
     "admin",
     "grpc_client",
     "grpc_server",

@@ -89,7 +89,7 @@ def test_one_table_of_the_pods(store: Server) -> None:
     assert re.fullmatch(r"podlink top  default/svc  \d\d:\d\d:\d\d", lines[0])
     assert lines[1] == "pods 2 READY, 1 DRAINING  routable 2"
     assert lines[2].startswith("rates: give --metrics URL")
-    assert " ".join(lines[4].split()) == "POD STATE LOAD USERS LEASE HEARD MOVED/S METADATA"
+    assert " ".join(lines[4].split()) == "POD STATE LOAD USERS LEASE AGE MOVED/S METADATA"
     rows = [line.split() for line in lines[5:]]
     assert [row[:3] for row in rows] == [
         ["0", "READY", "4"],

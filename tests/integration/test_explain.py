@@ -210,7 +210,7 @@ async def test_no_pods_at_all(store_server: Server, client: podlink.ClientDriver
             publish(store_server, [0], routing={0: "DENY_NEW_CALL"})
         told = await explained(store_server, client)
         assert told.action is Action.NO_ROUTABLE_POD
-        assert (told.reason, told.answers) == (Reason.NOBODY_TAKES_NEW_USERS, ())
+        assert (told.reason, told.answers) == (Reason.NO_ROUTABLE_POD, ())
         assert told.candidates == ()
         assert len(told.pods) == pods
         assert "POD_NOT_ROUTABLE" in str(told)

@@ -218,6 +218,7 @@ def test_every_operation_can_be_submitted() -> None:
 
     eventually(ready)
     told = Told()
+    operation: Any
     for operation, (arguments, answer) in OPERATIONS.items():
         assert client.submit(operation, *arguments, callback=told).result(10) == answer, operation
     assert told.results == []
@@ -229,6 +230,6 @@ def test_every_operation_can_be_submitted() -> None:
     eventually(lambda: client.poll_callbacks() > 0)
     assert isinstance(told.errors[0], podlink.NoRoutablePodError)
     with pytest.raises(podlink.InvalidParameterError, match="operation"):
-        client.submit("aclose")
+        client.submit(client.aclose)
     asyncio.run(client.aclose())
     asyncio.run(server.aclose())

@@ -162,7 +162,7 @@ async def test_a_wrong_lifetime_is_refused(
 async def test_many_users_at_once(client: podlink.ClientDriver, count: int) -> None:
     users = [f"user-{number}" for number in range(count)]
     linked = users[::7]
-    operation = "set_linked_pod_if_absent"
+    operation = client.set_linked_pod_if_absent
     futures = [
         client.submit(operation, None, user, SERVICE, at % 5, timeout=30)
         for at, user in enumerate(linked)

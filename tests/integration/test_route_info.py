@@ -322,5 +322,5 @@ def test_without_a_loop() -> None:
     assert info.submit("set_global_service_name_tag", None, "t", SERVICE).result(10) is True
     assert info.submit("get_service_name_by_tag", None, "t").result(10) == SERVICE
     with pytest.raises(podlink.InvalidParameterError, match="operation"):
-        info.submit("alive_pods", None, SERVICE)
+        info.submit("alive_pods", None, SERVICE)  # type: ignore[call-overload]
     server.submit("stop").result(10)

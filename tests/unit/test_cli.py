@@ -8,7 +8,7 @@ import pytest
 
 import podlink
 from podlink import _options, cli
-from podlink._options import Parser, add_figures, figures, whole_number
+from podlink._options import Parser, add_settings, config_from, whole_number
 from podlink._show import columns, hide_credentials, one_line
 
 CONFIGS = (
@@ -52,7 +52,7 @@ def test_every_figure_has_an_option_and_a_description() -> None:
     names = {each.name for config in CONFIGS for each in fields(config)}
     assert set(_options.HELP) == names
     parser = Parser()
-    add_figures(parser, *(config() for config in CONFIGS))
+    add_settings(parser, *(config() for config in CONFIGS))
     help_ = parser.format_help()
     for name in names:
         assert f"--{name.replace('_', '-')} " in help_
@@ -61,27 +61,27 @@ def test_every_figure_has_an_option_and_a_description() -> None:
 @pytest.mark.parametrize("config", CONFIGS)
 def test_without_options_and_variables_the_defaults_stand(config: type) -> None:
     for default in (config(), *([config.fast()] if hasattr(config, "fast") else [])):
-        assert figures(default, argparse.Namespace(), {}) == default
+        assert config_from(default, argparse.Namespace(), {}) == default
 
 
 def test_an_option_wins_over_the_variable_and_the_variable_over_the_default() -> None:
     parser = Parser()
-    add_figures(parser, podlink.ClientConfig(), podlink.RouteInfoConfig())
+    add_settings(parser, podlink.ClientConfig(), podlink.RouteInfoConfig())
     environ = {"PODLINK_LINK_TTL": "900", "PODLINK_TIMEOUT": "9", "PODLINK_OVERLOAD_LIMIT": "7"}
     options = parser.parse_args(
         ["--timeout", "0.5", "--strategy", "least_load", "--serve-stale", "true"]
     )
-    client = figures(podlink.ClientConfig(cache_ttl=20.0), options, environ)
+    client = config_from(podlink.ClientConfig(cache_ttl=20.0), options, environ)
     assert (client.link_ttl, client.timeout, client.cache_ttl) == (900.0, 0.5, 20.0)
     assert client.strategy == "least_load"
-    route_info = figures(podlink.RouteInfoConfig(), options, environ)
+    route_info = config_from(podlink.RouteInfoConfig(), options, environ)
     assert (route_info.overload_limit, route_info.serve_stale) == (7, True)
 
 
 def test_figures_are_refused_together_not_one_by_one() -> None:
     # Each of them alone contradicts the other's default.
     options = argparse.Namespace(link_ttl="20")
-    client = figures(podlink.ClientConfig(), options, {"PODLINK_CACHE_TTL": "10"})
+    client = config_from(podlink.ClientConfig(), options, {"PODLINK_CACHE_TTL": "10"})
     assert (client.link_ttl, client.cache_ttl) == (20.0, 10.0)
 
 

@@ -7,10 +7,10 @@ import pytest
 
 import podlink
 from helpers.pods import FRESH, NAMESPACE, QUICK, SERVICE, pod_info
-from podlink.demo.crowd import Crowd, Tally
 from podlink.demo.healing import Healing, heal
 from podlink.demo.pods import LocalPod, Pod
 from podlink.demo.screen import Screen
+from podlink.demo.users import Tally, Users
 
 
 class FakeTerminal(io.StringIO):
@@ -140,64 +140,64 @@ async def started(store: podlink.Store, *indexes: int) -> dict[int, Pod]:
 
 async def test_users_live_where_they_were_routed(store: podlink.Store) -> None:
     pods = await started(store, 0, 1)
-    crowd = Crowd(clients(store), pods, SERVICE)
+    users = Users(clients(store), pods, SERVICE)
     uids = [f"u{number}" for number in range(600)]
     steps: list[int] = []
-    tally = await crowd.arrive(uids, steps.append)
+    tally = await users.arrive(uids, steps.append)
     assert steps == [250, 500, 600]
     assert (tally.computes, tally.hits, tally.failures) == (600, 0, {})
-    assert crowd.homes == tally.answers
-    assert sorted(crowd.living_on([0, 1])) == sorted(uids)
+    assert users.homes == tally.answers
+    assert sorted(users.living_on([0, 1])) == sorted(uids)
     for index, pod in pods.items():
         # What the pod itself says: it lets in whom it is told to, and counts them.
-        assert await pod.ask("admit", []) == len(crowd.living_on([index]))
+        assert await pod.ask("admit", []) == len(users.living_on([index]))
 
-    mover = crowd.living_on([0])[0]
-    await crowd.settle({mover: 1})
-    assert await pods[0].ask("dismiss", []) == len(crowd.living_on([0]))
-    assert await pods[1].ask("admit", []) == len(crowd.living_on([1]))
-    assert crowd.homes[mover] == 1
+    mover = users.living_on([0])[0]
+    await users.settle({mover: 1})
+    assert await pods[0].ask("dismiss", []) == len(users.living_on([0]))
+    assert await pods[1].ask("admit", []) == len(users.living_on([1]))
+    assert users.homes[mover] == 1
 
 
 async def test_what_comes_from_a_cache_is_counted_by_the_drivers(store: podlink.Store) -> None:
-    crowd = Crowd(clients(store), await started(store, 0, 1), SERVICE)
+    users = Users(clients(store), await started(store, 0, 1), SERVICE)
     uids = [f"u{number}" for number in range(100)]
-    await crowd.arrive(uids, lambda _done: None)
-    first, second = await crowd.ask(uids), await crowd.ask(uids)
+    await users.arrive(uids, lambda _done: None)
+    first, second = await users.ask(uids), await users.ask(uids)
     assert [(tally.computes, tally.hits) for tally in first] == [(100, 50), (100, 50)]
     assert [(tally.computes, tally.hits) for tally in second] == [(100, 100), (100, 100)]
     assert (first[0].hit_rate, Tally().hit_rate) == (0.5, 0.0)
 
 
 async def test_users_who_cannot_be_placed_are_an_error(store: podlink.Store) -> None:
-    crowd = Crowd(clients(store), {}, SERVICE)
+    users = Users(clients(store), {}, SERVICE)
     with pytest.raises(podlink.NoRoutablePodError):
-        await crowd.arrive(["u1", "u2"], lambda _done: None)
-    (tally, _) = await crowd.ask(["u1"])
+        await users.arrive(["u1", "u2"], lambda _done: None)
+    (tally, _) = await users.ask(["u1"])
     assert (tally.answers, tally.errors) == ({}, {"POD_NOT_ROUTABLE": 1})
 
 
 async def test_users_move_when_their_pod_is_gone(store: podlink.Store) -> None:
     pods = await started(store, 0, 1)
-    crowd = Crowd(clients(store), pods, SERVICE)
-    await crowd.arrive([f"u{number}" for number in range(50)], lambda _done: None)
-    uids = crowd.living_on([0])
+    users = Users(clients(store), pods, SERVICE)
+    await users.arrive([f"u{number}" for number in range(50)], lambda _done: None)
+    uids = users.living_on([0])
     await pods.pop(0).stop()
     steps: list[int] = []
-    healing = await heal(crowd, uids, {0}, since=0.0, patience=1e9, progress=steps.append)
+    healing = await heal(users, uids, {0}, since=0.0, patience=1e9, progress=steps.append)
     assert set(healing.moved) == set(uids)
     assert steps[-1] == len(uids)
-    assert crowd.living_on([0]) == []
+    assert users.living_on([0]) == []
     assert healing.lines()[0].startswith(f"{len(uids)} of {len(uids)} users moved, the first after")
 
 
 async def test_users_who_do_not_move_are_not_said_to(store: podlink.Store) -> None:
     pods = await started(store, 0)
-    crowd = Crowd(clients(store), pods, SERVICE)
-    await crowd.arrive(["u1", "u2"], lambda _done: None)
+    users = Users(clients(store), pods, SERVICE)
+    await users.arrive(["u1", "u2"], lambda _done: None)
     await pods.pop(0).kill()
     steps: list[int] = []
-    healing = await heal(crowd, ["u1", "u2"], {0}, since=0.0, patience=0.0, progress=steps.append)
+    healing = await heal(users, ["u1", "u2"], {0}, since=0.0, patience=0.0, progress=steps.append)
     assert steps == []
     assert healing.moved == {}
     assert healing.stale + healing.errors.total() == healing.computes == 4

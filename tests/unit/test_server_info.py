@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import podlink
-from podlink import server as server_module
+from podlink import server_info as server_info_module
 
 ORDINALS = [("game-0", 0), ("game-17", 17), ("user-service-3", 3), ("a-1-2", 2)]
 
@@ -16,7 +16,7 @@ def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
     """A machine that is no pod."""
     monkeypatch.setattr(socket, "gethostname", lambda: "laptop")
     absent = tmp_path_factory.mktemp("account") / "namespace"
-    monkeypatch.setattr(server_module, "_NAMESPACE_FILE", absent)
+    monkeypatch.setattr(server_info_module, "_NAMESPACE_FILE", absent)
 
 
 @pytest.mark.parametrize(("name", "ordinal"), ORDINALS)
@@ -51,7 +51,7 @@ def test_the_namespace_may_come_from_the_service_account(
 ) -> None:
     file = tmp_path_factory.mktemp("account") / "namespace"
     file.write_text("staging\n")
-    monkeypatch.setattr(server_module, "_NAMESPACE_FILE", file)
+    monkeypatch.setattr(server_info_module, "_NAMESPACE_FILE", file)
     assert podlink.ServerInfo.from_env(environ={"POD_NAME": "game-0"}).namespace == "staging"
 
 

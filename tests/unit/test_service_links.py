@@ -91,14 +91,14 @@ def test_it_has_the_link_operations_of_the_driver() -> None:
 
 def test_making_one_checks_the_names(client: podlink.ClientDriver) -> None:
     assert client.service(SERVICE).namespace == NAMESPACE
-    assert client.service(SERVICE, "").namespace == NAMESPACE
-    assert client.service(SERVICE, NAMESPACE).service_name == SERVICE
+    assert client.service(SERVICE, namespace="").namespace == NAMESPACE
+    assert client.service(SERVICE, namespace=NAMESPACE).service_name == SERVICE
     with pytest.raises(podlink.InvalidParameterError, match="service_name"):
         client.service("a:b")
     with pytest.raises(podlink.InvalidParameterError, match="namespace"):
-        client.service(SERVICE, "a b")
+        client.service(SERVICE, namespace="a b")
     with pytest.raises(podlink.NamespaceUnreachableError, match="elsewhere"):
-        client.service(SERVICE, "elsewhere")
+        client.service(SERVICE, namespace="elsewhere")
     with pytest.raises(podlink.InvalidParameterTypeError, match="service_name"):
         client.service(3)  # type: ignore[arg-type]
 

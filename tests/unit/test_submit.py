@@ -1,11 +1,12 @@
-"""Programs without `await`: futures, and callbacks that are told once and may fail."""
+"""Programs without `await`: futures, and callbacks that are called once and may fail."""
 
 import asyncio
+import inspect
 import logging
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, assert_type, cast
 
 import pytest
 
@@ -15,12 +16,14 @@ from helpers.wait import eventually, eventually_async
 
 USER = (None, "u1", "svc")
 
-# Nobody waits for as long as this unless podlink hangs.
+OfPods = Future[dict[int, list[str]]]
+
+# Only a podlink that hangs makes a test wait this long.
 SOON = 10.0
 
 
 class Told:
-    """A callback that remembers what it was told, and on which thread."""
+    """A callback that remembers its calls, and on which thread they came."""
 
     def __init__(self) -> None:
         self.results: list[Any] = []
@@ -81,7 +84,7 @@ def test_a_future_brings_the_error(client: podlink.ClientDriver) -> None:
     ],
 )
 def test_every_coroutine_can_be_submitted(
-    client: podlink.ClientDriver, operation: str, arguments: tuple[Any, ...], result: Any
+    client: podlink.ClientDriver, operation: Any, arguments: tuple[Any, ...], result: Any
 ) -> None:
     assert client.submit(operation, *arguments, timeout=SOON).result(SOON) == result
 
@@ -89,6 +92,58 @@ def test_every_coroutine_can_be_submitted(
 def test_arguments_may_have_names(client: podlink.ClientDriver) -> None:
     future = client.submit("get_linked_pod", namespace="", uid="u1", service_name="svc")
     assert future.result(SOON) is None
+
+
+def test_a_bound_method_names_its_operation(client: podlink.ClientDriver) -> None:
+    linked = client.submit(client.set_linked_pod_if_absent, *USER, pod_index=3)
+    assert linked.result(SOON) == 3
+    computed = assert_type(client.submit(client.compute_linked_pod, *USER), Future[int])
+    assert isinstance(computed.exception(SOON), podlink.NoRoutablePodError)
+    found = assert_type(client.submit("get_linked_pod", *USER), Future[int | None])
+    assert found.result(SOON) == 3
+    batch = assert_type(
+        client.submit(client.batch_get_linked_pod, None, iter(["u1"]), "svc"), OfPods
+    )
+    assert batch.result(SOON) == {3: ["u1"]}
+
+
+def test_a_method_of_another_object_is_refused(
+    client: podlink.ClientDriver, polled: podlink.ClientDriver
+) -> None:
+    methods = (
+        polled.get_linked_pod,
+        client.service("svc").get_linked_pod,
+        client.aclose,
+        client.get_linked_in_cache,
+        podlink.ClientDriver.get_linked_pod,
+    )
+    for method in methods:
+        with pytest.raises(podlink.InvalidParameterError, match="method of this driver") as caught:
+            client.submit(cast(Any, method), *USER)
+        assert caught.value.details["parameter"] == "operation"
+
+
+@pytest.mark.parametrize("driver", ["client", "info", "peer", "server"])
+def test_rows_match_their_methods(driver: str) -> None:
+    store = podlink.Store()
+    drivers: dict[str, Any] = {
+        "client": podlink.ClientDriver(store),
+        "info": podlink.RouteInfoDriver(store),
+        "peer": podlink.RouteGrpcClient("grpc://localhost:1"),
+        "server": podlink.ServerDriver(store, podlink.ServerInfo("default", "svc", 0)),
+    }
+    found = drivers[driver]
+    coroutines = {
+        name
+        for name, _ in inspect.getmembers(type(found), inspect.iscoroutinefunction)
+        if not name.startswith("_") and name != "aclose"
+    }
+    assert coroutines == found._submitter._operations.keys()
+    for name, (operation, _) in found._submitter._operations.items():
+        if operation is not None:
+            parameters = [*inspect.signature(getattr(found, name)).parameters]
+            assert operation.name == name
+            assert parameters == [*operation.parameters, *["timeout"] * operation.timed]
 
 
 @pytest.mark.parametrize("operation", ["get_linked_in_cache", "stats", "aclose", "", 5, []])
@@ -162,7 +217,7 @@ def test_a_future_is_settled_even_if_its_loop_ended_first(client: podlink.Client
 
     async def submit() -> list[Future[Any]]:
         users = (f"u{number}" for number in range(200))
-        operation = "set_linked_pod_if_absent"
+        operation = client.set_linked_pod_if_absent
         return [client.submit(operation, None, user, "svc", 1, callback=told) for user in users]
 
     futures = asyncio.run(submit())
@@ -326,7 +381,7 @@ def test_results_and_calls_of_strategies_do_not_lose_each_other() -> None:
     client = podlink.ClientDriver(store, config=podlink.ClientConfig(strategy=choose))
 
     def play(player: int) -> list[int]:
-        compute = "compute_linked_pod"
+        compute = client.compute_linked_pod
         return [
             client.submit(compute, None, f"u{player}-{turn}", "svc", timeout=SOON).result(SOON)
             for turn in range(150)

@@ -1,4 +1,4 @@
-"""The ``podlink`` command: a demonstration, and the questions that operators ask.
+"""The ``podlink`` command: a demonstration, and the lookups that operators need.
 
 ``podlink demo`` shows podlink at work. ``compute``, ``get``, ``batch``, ``services``, ``pods`` and
 ``explain`` are the driver operations of those names; ``top`` keeps watching a service. Answers go
@@ -35,9 +35,9 @@ from podlink import (
 )
 from podlink._options import (
     Parser,
-    add_figures,
+    add_settings,
     add_store,
-    figures,
+    config_from,
     whole_number,
 )
 from podlink._show import columns, one_line
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # Whoever read has seen enough, as in `podlink demo | head`.
+        # The reader has seen enough, as in `podlink demo | head`.
         _drop_output()
         return _FAILED
     except OSError as error:
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _drop_output() -> None:
-    """What is left in the buffer must not fail again when the process ends."""
+    """Redirects stdout: what the buffer still holds must not fail again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="podlink",
         description="Which pod of a stateful service holds this player?",
         epilog="Errors are one line 'podlink: CODE: message' on stderr, and exit status 1. Every "
-        "figure is also an environment variable: --link-ttl is PODLINK_LINK_TTL.",
+        "setting is also an environment variable: --link-ttl is PODLINK_LINK_TTL.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"podlink {__version__}")
@@ -144,7 +144,7 @@ def _add_demo(commands: Any) -> None:
             default=getattr(settings, name),
             help=f"{about} (default %(default)s)",
         )
-    add_figures(parser, settings.client, settings.route_info, settings.server)
+    add_settings(parser, settings.client, settings.route_info, settings.server)
     parser.set_defaults(run=_demo)
 
 
@@ -155,9 +155,9 @@ async def _demo(options: argparse.Namespace) -> None:
         pods=options.pods,
         users=options.users,
         kill=options.kill,
-        client=figures(default.client, options),
-        route_info=figures(default.route_info, options),
-        server=figures(default.server, options),
+        client=config_from(default.client, options),
+        route_info=config_from(default.route_info, options),
+        server=config_from(default.server, options),
     )
     await run(settings, sys.stdout)
 
@@ -167,7 +167,7 @@ def _add_compute(commands: Any) -> None:
     parser = add_verb(commands, _compute, about)
     parser.add_argument("uid", help="the user")
     parser.add_argument("service", help="the stateful service")
-    add_figures(parser, ClientConfig(), RouteInfoConfig())
+    add_settings(parser, ClientConfig(), RouteInfoConfig())
 
 
 async def _compute(options: argparse.Namespace) -> None:
@@ -181,7 +181,7 @@ def _add_get(commands: Any) -> None:
     parser = add_verb(commands, _get, about)
     parser.add_argument("uid", help="the user")
     parser.add_argument("service", help="the stateful service")
-    add_figures(parser, ClientConfig(), RouteInfoConfig())
+    add_settings(parser, ClientConfig(), RouteInfoConfig())
 
 
 async def _get(options: argparse.Namespace) -> None:
@@ -194,7 +194,7 @@ def _add_batch(commands: Any) -> None:
     parser = add_verb(commands, _batch, "read many users' links as the store has them")
     parser.add_argument("uids", metavar="uid", nargs="+", help="users; '-': stdin, one a line")
     parser.add_argument("service", help="the stateful service")
-    add_figures(parser, ClientConfig(), RouteInfoConfig())
+    add_settings(parser, ClientConfig(), RouteInfoConfig())
 
 
 async def _batch(options: argparse.Namespace) -> None:
@@ -223,7 +223,7 @@ def _add_services(commands: Any) -> None:
     about = "list the services to which a user has persistent links"
     parser = add_verb(commands, _services, about)
     parser.add_argument("uid", help="the user")
-    add_figures(parser, ClientConfig(), RouteInfoConfig())
+    add_settings(parser, ClientConfig(), RouteInfoConfig())
 
 
 async def _services(options: argparse.Namespace) -> None:
@@ -238,13 +238,13 @@ async def _services(options: argparse.Namespace) -> None:
 
 
 def _add_pods(commands: Any) -> None:
-    parser = add_verb(commands, _pods, "list a service's alive pods and what they say")
+    parser = add_verb(commands, _pods, "list a service's alive pods and what they publish")
     parser.add_argument("service", help="the stateful service")
-    add_figures(parser, RouteInfoConfig())
+    add_settings(parser, RouteInfoConfig())
 
 
 async def _pods(options: argparse.Namespace) -> None:
-    store, config = Store(options.store), figures(RouteInfoConfig(), options)
+    store, config = Store(options.store), config_from(RouteInfoConfig(), options)
     async with store, RouteInfoDriver(store, options.namespace, config) as info:
         states = await info.get_all_service_state(None, options.service)
         routable = info.routable_pods(None, options.service)
@@ -279,7 +279,7 @@ def _add_serve(commands: Any) -> None:
         help="serve the links of a namespace to callers in others, over gRPC",
         description="Serves the links of one namespace to callers in others, over gRPC, until "
         "SIGTERM or Ctrl-C. Who calls is what the bearer token says, else the client's "
-        "certificate; what nobody allows is denied. Files are read again when they change.",
+        "certificate; what no --allow allows is denied. Files are read again when they change.",
         allow_abbrev=False,
     )
     add_store(parser, None)
@@ -307,7 +307,7 @@ def _add_serve(commands: Any) -> None:
     parser.add_argument(
         "--insecure",
         action="store_true",
-        help="let other machines connect without TLS; anybody on the way can read and change all",
+        help="let other machines connect without TLS; a machine between can read and change all",
     )
     parser.add_argument(
         "--stop-deadline",
@@ -326,7 +326,7 @@ def _add_serve(commands: Any) -> None:
         action="store_true",
         help="let other machines read those; there is neither TLS nor a password",
     )
-    add_figures(parser, GrpcServerConfig(), ClientConfig(), RouteInfoConfig())
+    add_settings(parser, GrpcServerConfig(), ClientConfig(), RouteInfoConfig())
     parser.set_defaults(run=_serve)
 
 
@@ -335,14 +335,14 @@ async def _serve(options: argparse.Namespace) -> None:
     client = ClientDriver(
         store,
         options.namespace,
-        figures(ClientConfig(), options),
-        route_info=figures(RouteInfoConfig(), options),
+        config_from(ClientConfig(), options),
+        route_info=config_from(RouteInfoConfig(), options),
     )
     server = RouteGrpcServer(
         store,
         options.namespace,
         options.listen,
-        figures(GrpcServerConfig(), options),
+        config_from(GrpcServerConfig(), options),
         client=client,
         authorize=[_rule(given) for given in options.allow],
         cert_file=options.cert_file,
@@ -361,7 +361,7 @@ async def _serve(options: argparse.Namespace) -> None:
             await stack.enter_async_context(admin)
             print(f"admin on {admin.address}", flush=True)
         if not options.allow:
-            print("podlink: nobody is allowed anything: see --allow", file=sys.stderr)
+            print("podlink: no caller is allowed anything: see --allow", file=sys.stderr)
         await stopped.wait()
         await server.stop(deadline=options.stop_deadline)
 

@@ -1,4 +1,4 @@
-"""One look at a service, as the lines of a table."""
+"""One snapshot of a service, as the lines of a table."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Frame:
     Attributes:
         service: the service, with its namespace.
         clock: the time of day.
-        told: what the store says of the pods; ``None`` if it says nothing.
-        code: of the error, if it says nothing.
-        trouble: why it says nothing.
+        explained: the pods as the store shows them; ``None`` if it does not answer.
+        code: of the error, if it does not answer.
+        trouble: why it does not answer.
         rates: what services have counted a second, if they were scraped twice.
         users: by pod, the users that it owns, if it was scraped.
         scrapes: how many addresses were scraped, how many answered, and what is wrong with one of
@@ -36,7 +36,7 @@ class Frame:
 
     service: str
     clock: str
-    told: Explanation | None
+    explained: Explanation | None
     code: str
     trouble: str
     rates: Totals | None
@@ -52,7 +52,7 @@ class Frame:
         table = self._table(width)
         if table:
             room = len(table) if height is None else max(height - len(head) - 2, 1)
-            shown = table[:1] + _most_pressing(table[1:], room)
+            shown = table[:1] + _most_urgent(table[1:], room)
             head += [("", ""), *shown]
             left_out = len(table) - len(shown)
             if left_out:
@@ -60,21 +60,24 @@ class Frame:
         return head
 
     def _summary(self, width: int | None) -> list[tuple[str, str]]:
-        if self.told is None:
+        if self.explained is None:
             return [(one_line(self.trouble), "bold")]
-        pods = self.told.pods
+        pods = self.explained.pods
         counts = [
             f"{count} {standing}"
             for standing in Standing
             if (count := sum(pod.standing is standing for pod in pods))
         ]
-        parts = [f"pods {', '.join(counts) or 'none'}", f"routable {len(self.told.candidates)}"]
+        parts = [
+            f"pods {', '.join(counts) or 'none'}",
+            f"routable {len(self.explained.candidates)}",
+        ]
         lines = [("  ".join(parts), "")]
-        if self.told.degraded:
+        if self.explained.degraded:
             lines.append(("every READY pod is above the overload limit", "bold"))
-        return [*lines, *self._figures(width)]
+        return [*lines, *self._scraped(width)]
 
-    def _figures(self, width: int | None) -> list[tuple[str, str]]:
+    def _scraped(self, width: int | None) -> list[tuple[str, str]]:
         asked, answered, trouble = self.scrapes
         if not asked:
             return [("rates: give --metrics URL of services that podlink runs in", "")]
@@ -101,14 +104,14 @@ class Frame:
         ]
 
     def _table(self, width: int | None) -> list[tuple[str, str]]:
-        if self.told is None or not self.told.pods:
+        if self.explained is None or not self.explained.pods:
             return []
-        pods = sorted(self.told.pods, key=lambda pod: pod.pod_id)
+        pods = sorted(self.explained.pods, key=lambda pod: pod.pod_id)
         heaviest = max((pod.load_state or 0 for pod in pods), default=0)
         shown = [_SHORT, _LONG][width is None or width >= _LONG_WIDTH]
         cells = [self._cells(pod, heaviest) for pod in pods]
         rows = columns([shown, *([row[name] for name in shown] for row in cells)])
-        styles = ["bold", *("bold" if _presses(pod) else "" for pod in pods)]
+        styles = ["bold", *("bold" if _is_urgent(pod) else "" for pod in pods)]
         return list(zip(rows, styles, strict=True))
 
     def _cells(self, pod: PodFacts, heaviest: int) -> dict[str, str]:
@@ -121,7 +124,7 @@ class Frame:
             "": "" if load is None or heaviest <= 0 else _bar(load, heaviest),
             "USERS": str(self.users.get(pod.pod_id, _NONE)),
             "LEASE": _lease(pod),
-            "HEARD": _NONE if pod.age is None else f"{pod.age:.1f} s",
+            "AGE": _NONE if pod.age is None else f"{pod.age:.1f} s",
             "MOVED/S": _NONE if moved is None else _rate(moved),
             "METADATA": one_line(
                 " ".join(f"{name}={text}" for name, text in sorted(pod.metadata.items()))
@@ -129,7 +132,7 @@ class Frame:
         }
 
 
-_LONG = ["POD", "STATE", "LOAD", "", "USERS", "LEASE", "HEARD", "MOVED/S", "METADATA"]
+_LONG = ["POD", "STATE", "LOAD", "", "USERS", "LEASE", "AGE", "MOVED/S", "METADATA"]
 _SHORT = ["POD", "STATE", "LOAD", "LEASE"]
 _LONG_WIDTH = 72
 
@@ -148,13 +151,13 @@ def _lease(pod: PodFacts) -> str:
             return "over"
 
 
-def _presses(pod: PodFacts) -> bool:
-    """Whether somebody should look at this pod."""
+def _is_urgent(pod: PodFacts) -> bool:
+    """Whether an operator should look at this pod."""
     return pod.standing in (Standing.LAPSED, Standing.SHUTDOWN, Standing.UNKNOWN)
 
 
-def _most_pressing(rows: Sequence[tuple[str, str]], room: int) -> list[tuple[str, str]]:
-    """As many rows as there is room for; what presses is not left out for what does not."""
+def _most_urgent(rows: Sequence[tuple[str, str]], room: int) -> list[tuple[str, str]]:
+    """As many rows as there is room for; urgent rows first, in the order of the table."""
     if len(rows) <= room:
         return list(rows)
     by_need = sorted(range(len(rows)), key=lambda at: (rows[at][1] != "bold", at))
@@ -165,8 +168,8 @@ def _bar(load: int, heaviest: int) -> str:
     return "#" * max(0, min(_BAR_WIDTH, round(load * _BAR_WIDTH / heaviest)))
 
 
-def _rate(figure: float) -> str:
-    return f"{figure:.0f}" if figure >= 100 else f"{figure:.1f}"
+def _rate(rate: float) -> str:
+    return f"{rate:.0f}" if rate >= 100 else f"{rate:.1f}"
 
 
 def _wrapped(parts: Sequence[str], width: int | None) -> list[str]:

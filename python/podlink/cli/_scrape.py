@@ -1,4 +1,4 @@
-"""What services say of themselves at their ``/metrics``: scrapes, and rates between two of them."""
+"""The ``/metrics`` of services: scrapes, and rates between two of them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from podlink._show import hide_credentials
 __all__ = ["Sample", "Scraper", "Totals", "read_samples"]
 
 _TIMEOUT_SECONDS = 2.0
-# More than podlink ever says; a stream without end must not fill the memory.
+# More than podlink ever shows; a stream without end must not fill the memory.
 _BYTES_MAX = 8 * 1024 * 1024
 
 _LINE = re.compile(r"(podlink_\w+)(?:\{(.*)\})? (\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
-# How `podlink_operations_total` calls what went well.
+# The outcomes in `podlink_operations_total` that are no errors.
 _WELL = ("cached", "ok")
 
 
@@ -32,7 +32,7 @@ _Key = tuple[str, tuple[tuple[str, str], ...]]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One figure of a scrape."""
+    """One series of a scrape."""
 
     name: str
     labels: Mapping[str, str]
@@ -40,7 +40,7 @@ class Sample:
 
 
 def read_samples(text: str) -> Iterator[Sample]:
-    """The figures of podlink's in a scrape; lines that are something else are skipped."""
+    """podlink's series in a scrape; other lines are skipped."""
     for line in text.splitlines():
         read = _LINE.match(line)
         if read is None:
@@ -59,7 +59,7 @@ def _unescaped(value: str) -> str:
 
 @dataclass(slots=True)
 class Totals:
-    """What counters of one service have come to, in sum or per second."""
+    """The sums of one service's counters, or their rates per second."""
 
     made: float = 0.0
     moved: float = 0.0
@@ -100,7 +100,7 @@ class Scraper:
         return self._urls
 
     async def rates(self) -> Totals | None:
-        """Scrapes all; what happened a second since the last time, ``None`` if nobody can tell."""
+        """Scrapes all; what happened a second since the last time, ``None`` after the first."""
         texts = await asyncio.gather(*(asyncio.to_thread(_fetch, url) for url in self._urls))
         rates, known = Totals(), False
         self.troubles, self.users, self.stores = {}, {}, (0, 0)
@@ -143,7 +143,7 @@ class Scraper:
             if not sample.name.endswith("_total"):
                 continue
             last = earlier[key].value if key in earlier else 0.0
-            # A counter that fell began anew: its process restarted.
+            # A counter that fell began again from 0: its process restarted.
             rose = sample.value - last if sample.value >= last else sample.value
             self._count(sample, rose / seconds, rates)
         return True

@@ -1,4 +1,4 @@
-"""A terminal that is drawn on as a whole, and left as it was found, whatever happens."""
+"""A terminal that is drawn on as a whole and always restored."""
 
 from __future__ import annotations
 
@@ -117,13 +117,13 @@ class Terminal:
 
     def _pause(self) -> None:
         self._give_back()
-        os.kill(os.getpid(), signal.SIGSTOP)  # here it stands until somebody says SIGCONT
+        os.kill(os.getpid(), signal.SIGSTOP)  # stands here until SIGCONT
         self._take()
         self._wake()
 
     def _read(self, source: int) -> None:
         read = os.read(source, 1024)
-        if not read:  # whoever typed has left
+        if not read:  # the terminal was closed
             self._loop.remove_reader(source)
             read = b"q"
         self.keys += read.decode(errors="replace")

@@ -1,4 +1,4 @@
-"""What the verbs of the command share: options, the way to the store, and how they answer."""
+"""What the verbs of the command share: options, the connection to the store, and their output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from podlink import ClientConfig, Connection, RouteInfoConfig, connect
-from podlink._options import add_store, figures
+from podlink._options import add_store, config_from
 from podlink._show import one_line
 
 __all__ = ["add_namespace", "add_verb", "connection", "say"]
@@ -43,13 +43,13 @@ def connection(options: argparse.Namespace) -> Connection:
     return connect(
         options.store,
         namespace=options.namespace,
-        config=figures(ClientConfig(), options),
-        route_info=figures(RouteInfoConfig(), options),
+        config=config_from(ClientConfig(), options),
+        route_info=config_from(RouteInfoConfig(), options),
     )
 
 
 def say(options: argparse.Namespace, answer: dict[str, Any], lines: Sequence[str]) -> None:
-    """Prints the answer as an object that also says what was asked, or as lines."""
+    """Prints the answer as an object that includes the arguments, or as lines."""
     if options.json:
         asked = {"namespace": options.namespace}
         if hasattr(options, "service"):

@@ -1,4 +1,4 @@
-"""``podlink explain``: why is this user where it is, and what would a compute do?"""
+"""``podlink explain``: why is this user on that pod, and what would a compute do?"""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from podlink import (
     RouteInfoConfig,
     Store,
 )
-from podlink._options import add_figures, figures
+from podlink._options import add_settings, config_from
 from podlink.errors import from_core
 
 from ._verb import add_verb, say
 
 __all__ = ["add_explain"]
 
-# A client of a foreign namespace is in another one; nothing is ever looked up there.
+# The client's own namespace, where the peer's is foreign; no lookup ever goes there.
 _ELSEWHERE = "podlink-explain"
 
 
 def add_explain(commands: Any) -> None:
     """Adds the verb."""
-    about = "tell what compute would do with a user now, and why; nothing is changed"
+    about = "explain what compute would do with a user now, and why; nothing is changed"
     parser = add_verb(commands, explain, about, store=False)
     parser.add_argument("uid", help="the user")
     parser.add_argument("service", help="the stateful service")
@@ -47,19 +47,19 @@ def add_explain(commands: Any) -> None:
         ("token-file", "a file with the bearer token"),
     ):
         parser.add_argument(f"--{name}", metavar="FILE", help=f"of a peer: {about}")
-    add_figures(parser, ClientConfig(), RouteInfoConfig())
+    add_settings(parser, ClientConfig(), RouteInfoConfig())
 
 
 async def explain(options: argparse.Namespace) -> None:
-    """Asks, and prints the explanation."""
+    """Prints the explanation."""
     async with AsyncExitStack() as stack:
         client = await _client(options, stack)
-        told = await client.explain(options.namespace, options.uid, options.service)
-    if told.trouble is not None:
-        raise from_core(told.trouble.code, told.trouble.message, False, {})
-    facts = asdict(told)
+        explained = await client.explain(options.namespace, options.uid, options.service)
+    if explained.trouble is not None:
+        raise from_core(explained.trouble.code, explained.trouble.message, False, {})
+    facts = asdict(explained)
     del facts["namespace"], facts["service_name"]
-    say(options, facts, str(told).split("\n"))
+    say(options, facts, str(explained).split("\n"))
 
 
 async def _client(options: argparse.Namespace, stack: AsyncExitStack) -> ClientDriver:
@@ -81,8 +81,8 @@ async def _client(options: argparse.Namespace, stack: AsyncExitStack) -> ClientD
     client = ClientDriver(
         await stack.enter_async_context(store),
         namespace,
-        figures(ClientConfig(), options),
-        route_info=figures(RouteInfoConfig(), options),
+        config_from(ClientConfig(), options),
+        route_info=config_from(RouteInfoConfig(), options),
         peers=peers,
     )
     return await stack.enter_async_context(client)

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from podlink import ClientDriver, RouteInfoConfig, Store
-from podlink._options import add_figures, add_store, figures
+from podlink._options import add_settings, add_store, config_from
 from podlink._show import hide_credentials, one_line
 from podlink.errors import from_core
 
@@ -22,8 +22,8 @@ from ._verb import add_namespace
 
 __all__ = ["add_top"]
 
-# Whose explanation shows the pods. Nobody links such a user, and explaining links nobody.
-_NOBODY = "podlink-top"
+# The user whose explanation shows the pods. It has no link, and explaining makes none.
+_UID = "podlink-top"
 # So few lines are all for the pods.
 _LOW = 12
 _LEAST_SECONDS, _MOST_SECONDS = 0.1, 3600.0
@@ -59,7 +59,7 @@ def add_top(commands: Any) -> None:
         help="how often to look, in seconds (default 2)",
     )
     parser.add_argument("--once", action="store_true", help="print one table and end")
-    add_figures(parser, RouteInfoConfig())
+    add_settings(parser, RouteInfoConfig())
     parser.set_defaults(run=top)
 
 
@@ -76,9 +76,9 @@ def _interval(text: str) -> float:
 
 
 async def top(options: argparse.Namespace) -> None:
-    """Watches, until somebody ends it."""
+    """Watches, until it is ended."""
     scraper = Scraper(options.metrics, options.namespace, options.service)
-    store, pods = Store(options.store), figures(RouteInfoConfig(), options)
+    store, pods = Store(options.store), config_from(RouteInfoConfig(), options)
     client = ClientDriver(store, options.namespace, route_info=pods)
     async with store, client:
         watch = _Watch(client, scraper, options)
@@ -106,7 +106,7 @@ class _Watch:
             await self._scraper.rates()
             await asyncio.sleep(self._interval)
         frame = await self._look()
-        if frame.told is None:
+        if frame.explained is None:
             raise from_core(frame.code, frame.trouble, False, {})
         _print(frame)
 
@@ -160,13 +160,13 @@ class _Watch:
 
     async def _look(self) -> Frame:
         rates = await self._scraper.rates() if self._scraper.urls else None
-        told = await self._client.explain(None, _NOBODY, self._service)
-        trouble = told.trouble
+        explained = await self._client.explain(None, _UID, self._service)
+        trouble = explained.trouble
         asked, wrong = len(self._scraper.urls), self._scraper.troubles
         return Frame(
             service=self._about(),
             clock=datetime.now().astimezone().strftime("%H:%M:%S"),
-            told=None if trouble else told,
+            explained=None if trouble else explained,
             code=trouble.code if trouble else "",
             trouble=f"{trouble.code}: {trouble.message}" if trouble else "",
             rates=rates,
@@ -187,7 +187,7 @@ def _print(frame: Frame) -> None:
 
 @contextlib.contextmanager
 def _sigterm(changed: asyncio.Event | None = None) -> Iterator[asyncio.Event]:
-    """An event that SIGTERM sets, so that a terminal is left as it was found."""
+    """An event that SIGTERM sets, so that the terminal is restored."""
     ended = asyncio.Event()
 
     def end() -> None:

@@ -1,5 +1,5 @@
-"""What ``podlink demo`` shows: pods, clients and users on a real store, and two misfortunes.
+"""What ``podlink demo`` shows: pods, clients and users on a real store, and two failures.
 
-Every figure that it prints was measured in that run. ``story`` tells it, ``stage`` has the pods
-and clients, ``crowd`` the users; ``pod_process`` is a pod in a process of its own.
+Every number that it prints was measured in that run. ``story`` is its sequence of steps, ``stage``
+has the pods and clients, ``users`` the users; ``pod_process`` is a pod in a process of its own.
 """

@@ -1,4 +1,4 @@
-"""How users whose pod is gone come to another one."""
+"""How users whose pod is gone are moved to another one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from .crowd import Crowd
+from .users import Users
 
 __all__ = ["Healing", "heal", "shown_codes"]
 
@@ -35,7 +35,7 @@ class Healing:
     errors: Counter[str] = field(default_factory=Counter)
 
     def lines(self) -> tuple[str, str]:
-        """The same in words."""
+        """The same as text."""
         times = sorted(self.moved.values())
         when = ""
         if times:
@@ -56,7 +56,7 @@ def shown_codes(errors: Counter[str]) -> str:
 
 
 async def heal(
-    crowd: Crowd,
+    users: Users,
     uids: Sequence[str],
     gone: set[int],
     since: float,
@@ -66,29 +66,29 @@ async def heal(
     """Asks every client for users until none names a pod that is gone.
 
     Args:
-        crowd: the users and the clients.
-        uids: the users who have to move.
+        users: the users and the clients.
+        uids: the users that have to move.
         gone: the pods that are gone.
         since: the moment of ``time.monotonic`` at which they went.
-        patience: when nobody has moved for so many seconds it is given up.
-        progress: told how many users have moved.
+        patience: after so many seconds without a move it is given up.
+        progress: called with how many users have moved.
     """
     healing = Healing(len(uids))
     homes: dict[str, int] = {}
     convinced: defaultdict[str, set[int]] = defaultdict(set)
 
-    def told(client: int, uid: str, pod: int) -> None:
+    def on_answer(client: int, uid: str, pod: int) -> None:
         if pod in gone:
             healing.stale += 1
             return
         convinced[uid].add(client)
-        if len(convinced[uid]) == len(crowd.clients) and uid not in homes:
+        if len(convinced[uid]) == len(users.clients) and uid not in homes:
             homes[uid] = pod
             healing.moved[uid] = time.monotonic() - since
             progress(len(homes))
 
     while waiting := [uid for uid in uids if uid not in homes]:
-        for tally in await crowd.ask(waiting, told):
+        for tally in await users.ask(waiting, on_answer):
             healing.computes += tally.computes
             healing.errors += tally.errors
         last = since + max(healing.moved.values(), default=0.0)
@@ -96,5 +96,5 @@ async def heal(
             break
         progress(len(homes))
         await asyncio.sleep(_ROUND_SECONDS)
-    await crowd.settle(homes)
+    await users.settle(homes)
     return healing

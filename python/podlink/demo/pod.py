@@ -11,7 +11,7 @@ __all__ = ["GamePod"]
 
 
 class GamePod:
-    """One life of one pod. Dropping it without ``stop`` ends its renewals without a goodbye."""
+    """One life of one pod. Dropping it without ``stop`` ends its renewals without a withdrawal."""
 
     def __init__(self, store: Store, info: ServerInfo, config: ServerConfig) -> None:
         self._server = ServerDriver(store, info, config)

@@ -1,7 +1,7 @@
 """A pod in a process of its own: ``python -m podlink.demo.pod_process``, started by the demo.
 
-It speaks JSON lines: the first line of stdin says who it is and where its store is (a command
-line would show the password to everybody on the machine), every further one is a request
+It speaks JSON lines: the first line of stdin has its identity and the URL of its store (a command
+line would show the password to all users of the machine), every further one is a request
 ``[operation, argument, …]``, and every request gets one line on stdout, ``{"answer": …}`` or
 ``{"error": [code, message, retryable, details]}``. At the end of stdin the pod stops cleanly, so
 it never outlives the demo.
@@ -22,7 +22,7 @@ from .pod import GamePod
 __all__ = ["LINE_LIMIT", "OPERATIONS"]
 
 OPERATIONS = frozenset({"admit", "deny_new_calls", "dismiss", "holds_lease", "start", "stop"})
-"""What the demo may ask of a pod."""
+"""The operations that the demo may request."""
 
 LINE_LIMIT = 1 << 24
 """The longest request, in bytes."""
@@ -61,6 +61,6 @@ async def _answer(pod: GamePod, request: list[Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    # The demo may be gone before it has read the answer; there is nobody to tell.
+    # The demo may be gone before it has read the answer; then there is no reader.
     with suppress(BrokenPipeError):
         asyncio.run(_serve())

@@ -18,10 +18,10 @@ from .pod import GamePod
 
 __all__ = ["LocalPod", "Pod", "ProcessPod"]
 
-# A child that was told to end and does not is killed after so long.
-_FAREWELL_SECONDS = 5.0
+# A child whose stdin has ended and that goes on is killed after so long.
+_STOP_SECONDS = 5.0
 
-# A child that says nothing for so long hangs: a start outwaits a lease, nothing takes longer.
+# A child that does not answer for so long hangs: a start outwaits a lease, nothing takes longer.
 _ANSWER_SECONDS = 60.0
 
 
@@ -29,7 +29,7 @@ class Pod(ABC):
     """One life of one pod, from ``start`` to ``stop`` or ``kill``."""
 
     def __init__(self, info: ServerInfo, config: ServerConfig) -> None:
-        self.index = info.pod_index
+        self.index: int = info.pod_index
         self._info = info
         self._config = config
 
@@ -39,15 +39,15 @@ class Pod(ABC):
 
     @abstractmethod
     async def ask(self, operation: str, *arguments: Any) -> Any:
-        """Asks the pod for one of ``GamePod``'s operations."""
+        """Requests one of ``GamePod``'s operations."""
 
     @abstractmethod
     async def kill(self) -> str:
-        """Ends the pod without a goodbye; returns what was done to it."""
+        """Ends the pod without a withdrawal; returns what was done to it."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Ends whatever is left of the pod, cleanly if it can; never fails."""
+        """Ends what is left of the pod, cleanly if it can; never fails."""
 
     async def admit(self, uids: Iterable[str]) -> None:
         """Lets users in."""
@@ -83,7 +83,7 @@ class LocalPod(Pod):
 
     def __init__(self, store: Store, info: ServerInfo, config: ServerConfig) -> None:
         super().__init__(info, config)
-        # The only reference to the pod, so that letting go of it is its death.
+        # The only reference to the pod, so that dropping it is its death.
         self._pod: GamePod | None = GamePod(store, info, config)
 
     async def start(self) -> int:
@@ -98,7 +98,7 @@ class LocalPod(Pod):
         return await getattr(self._pod, operation)(*arguments)
 
     async def kill(self) -> str:
-        """Lets go of the pod."""
+        """Drops the pod."""
         self._pod = None
         return "its driver was dropped without a stop, and its renewals ended"
 
@@ -148,7 +148,7 @@ class ProcessPod(Pod):
         async with self._turn:
             try:
                 async with asyncio.timeout(_ANSWER_SECONDS):
-                    line = await self._exchange([operation, *arguments])
+                    line = await self._request([operation, *arguments])
             except TimeoutError:
                 raise self._gone(f"did not answer {operation}") from None
         reply = json.loads(line)
@@ -172,12 +172,12 @@ class ProcessPod(Pod):
         if process.stdin is not None:
             process.stdin.close()
         try:
-            await asyncio.wait_for(process.wait(), _FAREWELL_SECONDS)
+            await asyncio.wait_for(process.wait(), _STOP_SECONDS)
         except TimeoutError:
             process.kill()
             await process.wait()
 
-    async def _exchange(self, request: list[Any]) -> bytes:
+    async def _request(self, request: list[Any]) -> bytes:
         await self._send(request)
         process = self._running()
         if process.stdout is None or not (line := await process.stdout.readline()):
@@ -188,7 +188,7 @@ class ProcessPod(Pod):
         process = self._running()
         if process.stdin is not None:
             process.stdin.write(json.dumps(message).encode() + b"\n")
-            # If nobody reads any more, the reader finds out why.
+            # If the process has ended, reading its answer finds out why.
             with suppress(ConnectionError):
                 await process.stdin.drain()
 

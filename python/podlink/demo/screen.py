@@ -35,7 +35,7 @@ class Screen:
         self._write(f"{text}\n")
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Prints a table, figures and all aligned to the right."""
+        """Prints a table, aligned to the right."""
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         for row in (head, *rows):
             cells = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
@@ -43,7 +43,7 @@ class Screen:
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Shows how far a task is, from a function that is told what is done of ``total``."""
+        """Shows how far a task is, from a function that takes what is done of ``total``."""
         started = time.monotonic()
         drawn_at = -_REDRAW_SECONDS
         said = 0
@@ -56,7 +56,7 @@ class Screen:
                 self._draw(what, done, total, now - started)
             step = done * _PLAIN_STEPS // total if total else 0
             if not self._live and said < step < _PLAIN_STEPS:
-                # The last quarter needs no line: what follows says that all is done.
+                # The last quarter needs no line: the next line shows that all is done.
                 said = step
                 self.say(f"   {what}: {done:,} of {total:,}")
 

@@ -1,4 +1,4 @@
-"""What the demo plays on: the pods, the clients, and what the store says of both."""
+"""What the demo runs on: the pods, the clients, and what the store has of both."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from podlink import (
 )
 from podlink.config import seconds
 
-from .crowd import Crowd
 from .pods import LocalPod, Pod, ProcessPod
+from .users import Users
 
 __all__ = ["CLIENTS", "SERVICE", "Settings", "Stage"]
 
@@ -41,9 +41,9 @@ class Settings:
         users: how many users come at first.
         kill: how many pods are killed, from pod 1 on and pod 0 last. If none is left the users
             cannot be saved, and the demo must say so.
-        client: the clients' figures.
-        route_info: the figures of what the clients know of the pods.
-        server: the pods' figures.
+        client: the clients' settings.
+        route_info: the settings of the clients' route info.
+        server: the pods' settings.
     """
 
     store: str = "memory://"
@@ -53,7 +53,7 @@ class Settings:
     client: ClientConfig = field(default_factory=ClientConfig)
     route_info: RouteInfoConfig = field(default_factory=lambda: RouteInfoConfig(refresh=0.5))
     server: ServerConfig = field(
-        # Nothing but the users counts as load, so that the figures can be compared.
+        # Nothing but the users counts as load, so that loads and users can be compared.
         default_factory=lambda: replace(ServerConfig.fast(), cpu_factor=0.0)
     )
 
@@ -64,13 +64,13 @@ class Stage:
     Attributes:
         namespace: the namespace.
         pods: the pods that run, by index.
-        crowd: the users, and the clients that route them.
+        users: the users, and the clients that route them.
         in_processes: whether each pod has a process of its own; a memory store allows none.
     """
 
     def __init__(self, settings: Settings, store: Store) -> None:
-        self.namespace = f"podlink-demo-{secrets.token_hex(4)}"
-        self.in_processes = not store.url.startswith("memory:")
+        self.namespace: str = f"podlink-demo-{secrets.token_hex(4)}"
+        self.in_processes: bool = not store.url.startswith("memory:")
         self.pods: dict[int, Pod] = {}
         self._settings = settings
         self._store = store
@@ -78,7 +78,7 @@ class Stage:
             ClientDriver(store, self.namespace, settings.client, route_info=settings.route_info)
             for _ in range(CLIENTS)
         ]
-        self.crowd = Crowd(clients, self.pods, SERVICE)
+        self.users: Users = Users(clients, self.pods, SERVICE)
         self._info = RouteInfoDriver(store, self.namespace, settings.route_info)
 
     async def start_pods(self) -> None:
@@ -104,13 +104,13 @@ class Stage:
         return await pod.start()
 
     async def alive(self) -> set[int]:
-        """The pods that run and may act for their users, by their own word."""
+        """The pods that run and may act for their users, by their own answer."""
         return {index for index, pod in self.pods.items() if await pod.is_alive()}
 
     async def links(self, uids: Sequence[str]) -> dict[str, int]:
         """The users' pods as the store has them; users without a link are left out."""
         found: dict[str, int] = {}
-        batch = self.crowd.clients[0].batch_get_linked_pod
+        batch = self.users.clients[0].batch_get_linked_pod
         for start in range(0, len(uids), _BATCH):
             users = await batch(None, uids[start : start + _BATCH], SERVICE)
             found |= {uid: pod for pod, linked in users.items() for uid in linked}
@@ -123,7 +123,7 @@ class Stage:
         """
         loop = asyncio.get_running_loop()
         limit = loop.time() + 2 * seconds(self._settings.server.renew)
-        loads = {index: len(self.crowd.living_on([index])) for index in self.pods}
+        loads = {index: len(self.users.living_on([index])) for index in self.pods}
         while True:
             states = await self._info.get_all_service_state(None, SERVICE)
             known = {index: state.load_state for index, state in states.items()}
@@ -134,6 +134,6 @@ class Stage:
     async def close(self) -> None:
         """Ends the pods, cleanly where they can, and the drivers."""
         await asyncio.gather(*(pod.close() for pod in self.pods.values()))
-        for client in self.crowd.clients:
+        for client in self.users.clients:
             await client.aclose()
         await self._info.aclose()

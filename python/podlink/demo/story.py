@@ -11,10 +11,10 @@ from typing import TextIO
 from podlink import PodNotAvailableError, Store, __version__
 from podlink.config import seconds
 
-from .crowd import Tally
 from .healing import heal, shown_codes
 from .screen import Screen
 from .stage import CLIENTS, SERVICE, Settings, Stage
+from .users import Tally
 
 __all__ = ["run"]
 
@@ -35,7 +35,7 @@ async def run(settings: Settings, stream: TextIO) -> None:
         await store.ping(timeout=settings.client.timeout)
         stage = Stage(settings, store)
         try:
-            await _Story(settings, store, stage, Screen(stream)).tell()
+            await _Story(settings, store, stage, Screen(stream)).play()
         finally:
             await stage.close()
 
@@ -45,14 +45,14 @@ class _Story:
         self._settings = settings
         self._store = store
         self._stage = stage
-        self._crowd = stage.crowd
+        self._users = stage.users
         self._screen = screen
         self._step = 0
         self._begun = time.monotonic()
         self._errors: Counter[str] = Counter()
 
-    async def tell(self) -> None:
-        """The whole story; see ``run``."""
+    async def play(self) -> None:
+        """All steps; see ``run``."""
         await self._pods_start()
         await self._users_come()
         await self._users_are_asked_for_again()
@@ -89,14 +89,14 @@ class _Story:
         await self._table()
 
     async def _arrive(self, users: int) -> Tally:
-        first = len(self._crowd.homes) + 1
+        first = len(self._users.homes) + 1
         uids = [f"user-{number}" for number in range(first, first + users)]
         with self._screen.progress("placed", users) as show:
-            return await self._crowd.arrive(uids, show)
+            return await self._users.arrive(uids, show)
 
     async def _users_are_asked_for_again(self) -> None:
         self._heading("Every client asks for every user, twice")
-        uids = list(self._crowd.homes)
+        uids = list(self._users.homes)
         tallies: list[Tally] = []
         for turn in ("first", "second"):
             begun = time.perf_counter()
@@ -113,7 +113,7 @@ class _Story:
         self._screen.say(f"the clients name the same pod for {agreed:,} of {len(uids):,} users")
 
     async def _ask(self, uids: Sequence[str]) -> list[Tally]:
-        tallies = await self._crowd.ask(uids)
+        tallies = await self._users.ask(uids)
         for tally in tallies:
             self._errors += tally.errors
         return tallies
@@ -121,9 +121,9 @@ class _Story:
     async def _a_pod_drains(self, index: int) -> None:
         self._heading(f"Pod {index} drains: DENY_NEW_CALL")
         await self._stage.pods[index].deny_new_calls()
-        # Clients read the pods every `refresh` seconds, ±10 %; then they know.
+        # Clients read the pods every `refresh` seconds, ±10 %; then they have seen it.
         await asyncio.sleep(1.25 * seconds(self._settings.route_info.refresh))
-        uids = self._crowd.living_on([index])
+        uids = self._users.living_on([index])
         tallies = await self._ask(uids)
         stayed = sum(all(tally.answers.get(uid) == index for tally in tallies) for uid in uids)
         self._screen.say(f"{stayed:,} of its {len(uids):,} users stay")
@@ -137,7 +137,7 @@ class _Story:
 
     async def _a_pod_stops(self, index: int) -> None:
         self._heading(f"Pod {index} stops, and comes back")
-        uids = self._crowd.living_on([index])
+        uids = self._users.living_on([index])
         since = time.monotonic()
         took = await self._stage.pods.pop(index).stop()
         self._screen.say(f"stopped in {took:.3f} s")
@@ -147,8 +147,8 @@ class _Story:
 
     async def _pods_are_killed(self) -> None:
         victims = [*range(1, self._settings.pods), 0][: self._settings.kill]
-        self._heading(f"Killed without a goodbye: pod {', '.join(map(str, victims))}")
-        uids = self._crowd.living_on(victims)
+        self._heading(f"Killed without a withdrawal: pod {', '.join(map(str, victims))}")
+        uids = self._users.living_on(victims)
         since = time.monotonic()
         for index in victims:
             self._screen.say(f"pod {index}: {await self._stage.pods.pop(index).kill()}")
@@ -160,14 +160,14 @@ class _Story:
         # Twice the promise: what takes longer than that will not come.
         patience = 2 * sum(map(seconds, (server.lease, server.grace, client.timeout)))
         with self._screen.progress("moved", len(uids)) as show:
-            healing = await heal(self._crowd, uids, gone, since, patience, show)
+            healing = await heal(self._users, uids, gone, since, patience, show)
         self._errors += healing.errors
         for line in healing.lines():
             self._screen.say(line)
 
     async def _table(self) -> None:
         """The pods as the store has them: their users by the links, their load as published."""
-        users = Counter((await self._stage.links(list(self._crowd.homes))).values())
+        users = Counter((await self._stage.links(list(self._users.homes))).values())
         states = await self._stage.published()
         rows = []
         for index in range(self._settings.pods):
@@ -185,7 +185,7 @@ class _Story:
             PodNotAvailableError: that is not so.
         """
         self._heading("Has every user an alive pod?")
-        uids = list(self._crowd.homes)
+        uids = list(self._users.homes)
         alive = await self._stage.alive()
         homeless = torn = 0
         for start in range(0, len(uids), _BATCH):
@@ -209,7 +209,7 @@ class _Story:
             raise PodNotAvailableError(f"{torn:,} of {len(uids):,} users were given to two pods")
 
     def _summary(self) -> str:
-        stats = [client.stats() for client in self._crowd.clients]
+        stats = [client.stats() for client in self._users.clients]
         computes, hits, moved = (
             sum(each[name] for each in stats) for name in ("computes", "cache_hits", "links_healed")
         )

@@ -11,7 +11,7 @@
 
 **Several processes.** In the multiprocess mode of ``prometheus_client`` (gunicorn and the like:
 ``PROMETHEUS_MULTIPROC_DIR`` is set) a scrape reads files and ignores collectors. ``register`` does
-the right thing there by itself: it copies podlink's figures into metrics of ``prometheus_client``
+the right thing there by itself: it copies podlink's metrics into those of ``prometheus_client``
 every second, and at exit, so that the usual ``MultiProcessCollector`` shows them with the
 service's own. Call it in each worker, after the fork, with a store that the worker has made.
 Gauges are added up, or the largest or smallest of the workers is shown, as each one needs; those
@@ -83,7 +83,7 @@ def _family(name: str, kind: str, text: str, labels: tuple[str, ...]) -> Metric:
 
 
 def families(stores: Iterable[Store]) -> list[Any]:
-    """What the stores' drivers have counted; those of a parent process are none of this one's."""
+    """What the stores' drivers have counted; stores of a parent process are left out."""
     return _podlink.metrics_collect([store._core for store in stores if _is_ours(store)])
 
 
@@ -106,7 +106,7 @@ def register(source: Store | Connection, registry: CollectorRegistry = REGISTRY)
 
     The counts stay when drivers or the store are closed, until ``unregister``; the registry holds
     the store for that long. Registering a store twice changes nothing. Several stores in one
-    registry are added up: series per store are to be had in registries of their own. A scrape
+    registry are added up: for series per store, use a registry for each. A scrape
     waits for nothing, and may come at any time: while drivers are closed, and in a forked child,
     where nothing of the parent's is shown.
 
@@ -134,7 +134,7 @@ def register(source: Store | Connection, registry: CollectorRegistry = REGISTRY)
 
 
 def unregister(source: Store | Connection, registry: CollectorRegistry = REGISTRY) -> None:
-    """Takes a store's figures out of the registry. One that is not in it is no error. In
+    """Takes a store's metrics out of the registry. One that is not in it is no error. In
     multiprocess mode, what was counted stays.
 
     Example:

@@ -1,4 +1,4 @@
-"""podlink's figures as metrics of ``prometheus_client``, for its multiprocess mode."""
+"""podlink's metrics as those of ``prometheus_client``, for its multiprocess mode."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Mirror:
                 for values, value in series:
                     seen.add((name, values))
                     self._put(kind, (name, values), value)
-            # What is not there any more is at nought: series cannot be removed in this mode.
+            # A gauge that is gone becomes 0: series cannot be removed in this mode.
             for key in self._copied.keys() - seen:
                 if isinstance(self._metrics[key[0]], Gauge):
                     self._put("gauge", key, 0.0)

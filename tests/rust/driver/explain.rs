@@ -361,7 +361,7 @@ async fn each_reason_has_its_world() {
         ),
         (Reason::OwnerNeverSeen, &[rival.clone(), link.clone()]),
         (Reason::NoLink, std::slice::from_ref(&rival)),
-        (Reason::NobodyTakesNewUsers, &[]),
+        (Reason::NoRoutablePod, &[]),
         (
             Reason::DeathNotCertain,
             &[

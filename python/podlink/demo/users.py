@@ -1,4 +1,4 @@
-"""The demo's users, and the clients that find out where each of them is."""
+"""The demo's users, and the clients that route them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from podlink import ClientDriver, PodlinkError
 
 from .pods import Pod
 
-__all__ = ["Crowd", "Tally", "Told"]
+__all__ = ["OnAnswer", "Tally", "Users"]
 
-Told = Callable[[int, str, int], None]
+OnAnswer = Callable[[int, str, int], None]
 """Called with the number of a client, a user, and the pod that the client names."""
 
-# How many computes of one client are under way at once.
+# How many computes of one client run at once.
 _CALLERS = 16
 
 # So many users come at a time; then the pods let them in, and report a new load.
@@ -26,7 +26,7 @@ _WAVE = 250
 
 @dataclass
 class Tally:
-    """What came of asking one client, or several, for users.
+    """The outcome of computes for users by one client, or several.
 
     Attributes:
         answers: user → pod index.
@@ -61,8 +61,8 @@ class Tally:
         return Counter(error.code for error in self.failures.values())
 
 
-class Crowd:
-    """Users who come, are asked for again, and live where the clients say.
+class Users:
+    """Users that arrive, are computed again, and live on the pods that the clients name.
 
     Attributes:
         clients: the client drivers, each with a cache of its own.
@@ -78,7 +78,7 @@ class Crowd:
         self._service = service
 
     def living_on(self, pods: Iterable[int]) -> list[str]:
-        """The users whom these pods have let in, in the order in which they came."""
+        """The users that these pods have let in, in the order in which they came."""
         pods = set(pods)
         return [uid for uid, pod in self.homes.items() if pod in pods]
 
@@ -103,17 +103,17 @@ class Crowd:
             progress(start + len(wave))
         return total
 
-    async def ask(self, uids: Sequence[str], told: Told | None = None) -> list[Tally]:
-        """Asks every client for every user, the clients at the same time.
+    async def ask(self, uids: Sequence[str], on_answer: OnAnswer | None = None) -> list[Tally]:
+        """Computes every user with every client, the clients at the same time.
 
         Args:
             uids: the users.
-            told: called with the client's number, the user and the pod for each answer.
+            on_answer: called with the client's number, the user and the pod for each answer.
         """
-        return await self._ask([uids] * len(self.clients), told)
+        return await self._ask([uids] * len(self.clients), on_answer)
 
     async def settle(self, answers: Mapping[str, int]) -> None:
-        """Lets users in where the clients say that they are, and out where they were before."""
+        """Admits users to the pods that the clients name, and dismisses them from those before."""
         coming, going = defaultdict(list), defaultdict(list)
         for uid, pod in answers.items():
             before = self.homes.get(uid)
@@ -123,21 +123,23 @@ class Crowd:
                     going[before].append(uid)
                 self.homes[uid] = pod
         for pod, uids in going.items():
-            # A pod that is gone has nobody to let out.
+            # A pod that is gone has no users to let out.
             if pod in self._pods:
                 await self._pods[pod].dismiss(uids)
         for pod, uids in coming.items():
             if pod in self._pods:
                 await self._pods[pod].admit(uids)
 
-    async def _ask(self, parts: Sequence[Sequence[str]], told: Told | None = None) -> list[Tally]:
+    async def _ask(
+        self, parts: Sequence[Sequence[str]], on_answer: OnAnswer | None = None
+    ) -> list[Tally]:
         tallies = [Tally() for _ in parts]
         before = [client.stats() for client in self.clients]
         async with asyncio.TaskGroup() as callers:
             for number, (uids, tally) in enumerate(zip(parts, tallies, strict=True)):
                 waiting = iter(uids)
                 for _ in range(min(_CALLERS, len(uids))):
-                    callers.create_task(self._call(number, waiting, tally, told))
+                    callers.create_task(self._call(number, waiting, tally, on_answer))
         for client, stats, tally in zip(self.clients, before, tallies, strict=True):
             after = client.stats()
             tally.computes = after["computes"] - stats["computes"]
@@ -145,7 +147,7 @@ class Crowd:
         return tallies
 
     async def _call(
-        self, number: int, waiting: Iterable[str], tally: Tally, told: Told | None
+        self, number: int, waiting: Iterable[str], tally: Tally, on_answer: OnAnswer | None
     ) -> None:
         compute = self.clients[number].compute_linked_pod
         for uid in waiting:
@@ -155,5 +157,5 @@ class Crowd:
                 tally.failures[uid] = error
                 continue
             tally.answers[uid] = pod
-            if told is not None:
-                told(number, uid, pod)
+            if on_answer is not None:
+                on_answer(number, uid, pod)

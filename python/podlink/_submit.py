@@ -1,0 +1,204 @@
+"""Operations for programs without ``await``: futures of ``concurrent.futures``, and callbacks."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+from . import _bridge, _podlink
+from ._operations import AnyOperation
+from .callback import StatefulObjCallback
+from .config import Duration, seconds, uid_list
+from .errors import InvalidParameterError, PodlinkError, from_core
+
+__all__ = ["Submittable", "Submitter"]
+
+# Arguments that the core takes in another form, in every operation that has them.
+_PREPARE: Mapping[str, Callable[[Any], Any]] = {"deadline": seconds, "uids": uid_list}
+
+
+class Submittable(NamedTuple):
+    """How a coroutine method of a driver is submitted.
+
+    Attributes:
+        operation: what the core starts; ``None``: the method never waits, so it is run at once.
+        convert: makes what the method returns of the core's answer, if that is not the same.
+    """
+
+    operation: AnyOperation | None
+    convert: Callable[[Any], Any] | None = None
+
+
+class _Waiter:
+    """Settles a ``concurrent.futures.Future``, then has the callback called."""
+
+    __slots__ = ("_callback", "_convert", "_deliver", "future")
+
+    def __init__(
+        self,
+        callback: StatefulObjCallback | None,
+        deliver: Callable[[Callable[[], None]], object],
+        convert: Callable[[Any], Any] | None,
+    ) -> None:
+        self.future: Future[Any] = Future()
+        self._callback = callback
+        self._deliver = deliver
+        self._convert = convert
+
+    def add_done_callback(self, done: Callable[[Future[Any]], object]) -> None:
+        self.future.add_done_callback(done)
+
+    def done(self) -> bool:
+        return self.future.cancelled()
+
+    def set_result(self, value: object) -> None:
+        if self._convert is not None:
+            value = self._convert(value)
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_result(value)
+            callback = self._callback
+            if callback is not None:
+                self._deliver(lambda: callback.on_success(value))
+
+    def set_exception(self, error: PodlinkError) -> None:
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+            callback = self._callback
+            if callback is not None:
+                self._deliver(lambda: callback.on_error(error))
+
+
+class Submitter:
+    """The ``submit`` of one driver, and the callbacks that wait if the program polls.
+
+    Args:
+        mode: ``"thread"`` or ``"poll"``.
+        operations: the driver's coroutine methods that can be submitted.
+    """
+
+    def __init__(self, mode: str, operations: Mapping[str, Submittable]) -> None:
+        if mode not in ("thread", "poll"):
+            raise from_core(
+                "INVALID_PARAMETER",
+                f"callbacks must be 'thread' or 'poll', got {mode!r}",
+                False,
+                {"parameter": "callbacks", "given": repr(mode), "allowed": "'thread' or 'poll'"},
+            )
+        self._polled: deque[Callable[[], None]] | None = deque() if mode == "poll" else None
+        self._operations = operations
+        self.failures = 0
+
+    def submit(
+        self,
+        driver: Any,
+        operation: Callable[..., Coroutine[Any, Any, Any]] | str,
+        arguments: tuple[Any, ...],
+        named: dict[str, Any],
+        callback: StatefulObjCallback | None,
+        timeout: Duration | None,
+    ) -> Future[Any]:
+        """Starts an operation of ``driver``, from any thread, with or without a loop.
+
+        The driver is an argument, not an attribute: a cycle would delay its end when it is dropped.
+        """
+        name = self._name(driver, operation)
+        core_operation, convert = self._operations[name]
+        given = _given(getattr(driver, name), name, arguments, named)
+        waiter = _Waiter(callback, self._deliver(), convert)
+        thread = _bridge.callback_thread()
+        # Not through the loop: the future must be settled even if the loop ends first, or is
+        # blocked by a caller that waits for this very future.
+        if core_operation is None:
+            thread.settle(waiter, _run_at_once(getattr(driver, name)(*given)))
+            return waiter.future
+        if timeout is not None and not core_operation.timed:
+            raise InvalidParameterError(
+                f"{name} takes deadline=, not timeout=",
+                details={"parameter": "timeout", "given": repr(timeout), "allowed": "None"},
+            )
+        start = _bridge.start if _bridge._observer is None else _bridge._observer
+        start(driver._core, core_operation, thread.queue, waiter, given, seconds(timeout))
+        return waiter.future
+
+    def poll(self) -> int:
+        """Runs the callbacks that wait; returns how many."""
+        count = 0
+        while self._polled:
+            self._run(self._polled.popleft())
+            count += 1
+        return count
+
+    def _name(self, driver: object, operation: object) -> str:
+        """The name of the operation, given by its name or as the driver's bound method."""
+        name = operation
+        if callable(operation) and getattr(operation, "__self__", None) is driver:
+            name = getattr(operation, "__name__", None)
+        if isinstance(name, str) and name in self._operations:
+            return name
+        allowed = ", ".join(sorted(self._operations))
+        raise InvalidParameterError(
+            f"operation must be one of {allowed}, by name or as a method of this driver, "
+            f"got {operation!r}",
+            details={"parameter": "operation", "given": repr(operation), "allowed": allowed},
+        )
+
+    def _deliver(self) -> Callable[[Callable[[], None]], object]:
+        """What runs the callback: the running loop, else the callback thread or ``poll``."""
+        try:
+            return functools.partial(self._run_on, asyncio.get_running_loop())
+        except RuntimeError:
+            return self._run if self._polled is None else self._polled.append
+
+    def _run_on(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+        try:
+            loop.call_soon_threadsafe(self._run, callback)
+        except RuntimeError:
+            _bridge.log.warning("a callback was not called: the loop that it belongs to has closed")
+            self.failures += 1
+
+    def _run(self, callback: Callable[[], None]) -> None:
+        _podlink.hook_called("callback")
+        began, well = time.monotonic(), False
+        try:
+            callback()
+            well = True
+        except BaseException as error:
+            _bridge.log.error("a callback raised", error)
+            self.failures += 1
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            _podlink.hook_ended("callback", time.monotonic() - began, well)
+
+
+def _given(
+    method: Callable[..., Any], name: str, arguments: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[Any, ...]:
+    """The arguments of a method in order, defaults filled in, without its ``timeout``."""
+    try:
+        given = inspect.signature(method).bind(*arguments, **named)
+    except TypeError as error:
+        raise InvalidParameterError(
+            f"{name}: {error}", details={"parameter": "args", "operation": name}
+        ) from None
+    given.apply_defaults()
+    return tuple(
+        _PREPARE[each](value) if each in _PREPARE else value
+        for each, value in given.arguments.items()
+        if each != "timeout"
+    )
+
+
+def _run_at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine that never waits."""
+    try:
+        coroutine.send(None)
+    except StopIteration as returned:
+        return returned.value
+    raise AssertionError("the coroutine waits")
