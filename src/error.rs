@@ -148,6 +148,12 @@ impl WriteOutcome {
     }
 }
 
+/// What has a name that errors carry: an operation.
+pub trait Named {
+    /// The name.
+    fn name(&self) -> &'static str;
+}
+
 /// The error of every fallible function in podlink.
 #[derive(Clone)]
 pub struct Error(Box<ErrorFields>);
@@ -160,6 +166,7 @@ struct ErrorFields {
     kind: ErrorKind,
     message: String,
     operation: Option<&'static str>,
+    store_call: Option<&'static str>,
     context: Vec<(Cow<'static, str>, String)>,
     outcome: Option<WriteOutcome>,
     retryable: bool,
@@ -174,6 +181,7 @@ impl Error {
             kind,
             message: message.into(),
             operation: None,
+            store_call: None,
             context: Vec::new(),
             outcome: None,
             retryable: kind.is_retryable(),
@@ -181,10 +189,17 @@ impl Error {
         }))
     }
 
-    /// Names the operation that failed. The innermost name wins.
+    /// Names the public operation that failed. The outermost name counts.
     #[must_use]
-    pub fn during(mut self, operation: &'static str) -> Self {
-        self.0.operation.get_or_insert(operation);
+    pub fn during(mut self, operation: impl Named) -> Self {
+        self.0.operation = Some(operation.name());
+        self
+    }
+
+    /// Names the call of a store or a peer that failed. The innermost name counts.
+    #[must_use]
+    pub fn in_call(mut self, call: impl Named) -> Self {
+        self.0.store_call.get_or_insert(call.name());
         self
     }
 
@@ -249,10 +264,15 @@ impl Error {
     pub fn details(&self) -> Vec<(&str, String)> {
         let context = self.0.context.iter();
         let operation = self.0.operation.map(|name| ("operation", name.to_owned()));
+        let call = self
+            .0
+            .store_call
+            .map(|name| ("store_call", name.to_owned()));
         let outcome = self.0.outcome.map(|o| ("outcome", o.as_str().to_owned()));
         let source = self.0.source.as_ref().map(|s| ("cause", s.to_string()));
         operation
             .into_iter()
+            .chain(call)
             .chain(context.map(|(name, value)| (name.as_ref(), value.clone())))
             .chain(outcome)
             .chain(source)
@@ -262,7 +282,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(operation) = self.0.operation {
+        if let Some(operation) = self.0.operation.or(self.0.store_call) {
             write!(f, "{operation}: ")?;
         }
         f.write_str(&self.0.message)?;
@@ -292,6 +312,7 @@ impl std::error::Error for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::op::{CallName, OperationName};
     use std::collections::HashSet;
 
     #[test]
@@ -303,15 +324,16 @@ mod tests {
     #[test]
     fn an_error_says_what_where_and_with_what() {
         let error = Error::new(ErrorKind::Timeout, "no answer within 2 s")
-            .during("set_if_absent")
-            .during("compute_linked_pod")
+            .in_call(CallName::SetIfAbsent)
+            .during(OperationName::GetLinkedPod)
+            .during(OperationName::ComputeLinkedPod)
             .with("uid", "u1")
             .with_outcome(WriteOutcome::Unknown);
         assert_eq!(
             error.to_string(),
-            "set_if_absent: no answer within 2 s (write outcome: unknown)"
+            "compute_linked_pod: no answer within 2 s (write outcome: unknown)"
         );
         assert!(error.is_retryable());
-        assert_eq!(error.details().len(), 3);
+        assert_eq!(error.details().len(), 4);
     }
 }

@@ -17,6 +17,8 @@ pub mod config;
 pub mod driver;
 pub mod error;
 pub mod id;
+pub mod namespace;
+pub mod op;
 pub(crate) mod proto;
 pub mod route;
 pub mod rpc;

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::id::{invalid, shown};
 use crate::route::pick::Strategy;
 
+pub use crate::op::LeaseTimes;
 pub use rpc::{Allowed, Balance, PeerClientConfig, PeerServerConfig, PeerUrl, ServerTls};
 pub use store::{ServerAddress, StoreAddress, StoreConfig, StoreEndpoint, TlsFiles};
 
@@ -93,7 +94,7 @@ impl ClientConfig {
 }
 
 /// The settings of a route info driver, and of the state cache inside a client driver.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteInfoConfig {
     /// How often the pods of a service in use are read.
     pub refresh: Duration,
@@ -127,17 +128,6 @@ impl RouteInfoConfig {
         }
         Ok(self)
     }
-}
-
-/// The three durations of a lease (docs/decisions/0006).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LeaseTimes {
-    /// How long a renewal keeps the pod alive.
-    pub lease: Duration,
-    /// How long after its lease a pod must not be declared dead.
-    pub grace: Duration,
-    /// When no pod renewed for longer than this, it is an outage of the store: no user is moved.
-    pub gap: Duration,
 }
 
 /// What happens to the links that a pod still owns when it stops.

@@ -1,50 +1,48 @@
 //! The route info driver: what there is to route to.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rand::Rng;
 
-use super::peer::PeerPods;
-use super::states::{StateCache, Watched};
+use super::foreign::{ForeignNamespaces, HeldStates};
+use super::states::{ChangeListener, StateCache, Watched};
 use super::view::View;
 use crate::cache::TagCache;
 use crate::clock::{Clock, Tick};
 use crate::config::RouteInfoConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Namespace, PodIndex, ServiceId, ServiceName, Tag};
+use crate::namespace::{Home, Namespaces};
+use crate::op::{GetTag, GetWorkload, SetTag};
 use crate::route::pick::Strategy;
 use crate::route::snapshot::Pod;
 use crate::route::state::{PodRecord, PodState, Readiness, Standing};
-use crate::rpc::LinkOperations;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
 /// What is known of the pods of each service. Cheap to clone; the clones are one driver.
 #[derive(Debug, Clone)]
 pub struct InfoDriver {
-    shared: Arc<Shared>,
+    shared: Arc<InfoShared>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    executor: Arc<dyn Store>,
+struct InfoShared {
     clock: Clock,
-    namespace: Namespace,
-    states: Arc<StateCache>,
-    tags: TagCache,
-    /// The other namespaces, as their peers tell.
-    peers: HashMap<Namespace, Peer>,
+    places: Namespaces<InfoPlace>,
+    /// The listeners that were subscribed: ended with the driver. Never held across an await.
+    subscriptions: Mutex<Vec<Arc<Subscription>>>,
     closed: AtomicBool,
 }
 
-/// The way to another namespace, and what is known of it.
+/// What the driver knows of one namespace.
 #[derive(Debug)]
-struct Peer {
-    operations: Arc<dyn LinkOperations>,
-    states: Arc<StateCache>,
+struct InfoPlace {
+    home: Home,
+    pods: HeldStates,
     tags: TagCache,
 }
 
@@ -55,43 +53,44 @@ impl InfoDriver {
     /// A driver for services of `namespace`. No I/O, no task: the first call starts what it needs.
     #[must_use]
     pub fn new(
-        executor: Arc<dyn Store>,
+        store: Arc<dyn Store>,
         clock: Clock,
         namespace: Namespace,
         config: RouteInfoConfig,
     ) -> Self {
-        Self::with_peers(executor, clock, namespace, config, HashMap::new())
+        Self::with_peers(store, clock, namespace, config, &HashMap::new())
     }
 
     /// The same, which asks `peers` for what is in other namespaces.
     #[must_use]
     pub fn with_peers(
-        executor: Arc<dyn Store>,
+        store: Arc<dyn Store>,
         clock: Clock,
         namespace: Namespace,
         config: RouteInfoConfig,
-        peers: HashMap<Namespace, Arc<dyn LinkOperations>>,
+        peers: &ForeignNamespaces,
     ) -> Self {
-        let peers = peers.into_iter().map(|(namespace, operations)| {
-            let pods = HashMap::from([(namespace.clone(), Arc::clone(&operations))]);
-            let pods = Arc::new(PeerPods(pods));
-            let peer = Peer {
-                operations,
-                states: StateCache::reading(pods, clock.clone(), config.clone()),
-                tags: TagCache::new(config.tag_ttl, config.refresh),
+        let tags = || TagCache::new(config.tag_ttl, config.refresh);
+        let foreign = peers.iter().map(|(namespace, foreign)| {
+            let place = InfoPlace {
+                home: foreign.home().clone(),
+                pods: foreign.hold(&config),
+                tags: tags(),
             };
-            (namespace, peer)
+            (namespace.clone(), place)
         });
-        let peers = peers.collect();
-        let tags = TagCache::new(config.tag_ttl, config.refresh);
-        let states = StateCache::new(Arc::clone(&executor), clock.clone(), config);
-        let shared = Shared {
-            executor,
+        let foreign = foreign.collect();
+        let home = Home::Own(store);
+        let states = StateCache::new(home.clone(), clock.clone(), config.clone());
+        let here = InfoPlace {
+            home,
+            pods: HeldStates::own(states),
+            tags: tags(),
+        };
+        let shared = InfoShared {
             clock,
-            namespace,
-            states,
-            tags,
-            peers,
+            places: Namespaces::new(namespace, here, foreign),
+            subscriptions: Mutex::default(),
             closed: AtomicBool::new(false),
         };
         Self {
@@ -99,29 +98,42 @@ impl InfoDriver {
         }
     }
 
-    /// The state cache, for a client driver that shares it.
+    /// The state cache of the driver's own namespace, for a client driver that shares it.
     #[must_use]
     pub fn states(&self) -> Arc<StateCache> {
-        Arc::clone(&self.shared.states)
+        Arc::clone(self.shared.places.here().pods.states())
     }
 
-    /// The state cache of a namespace.
+    /// Calls `listener` for every change of the pods of a namespace, or of one of its services,
+    /// which is read from now on though no call asks for it. Ends with the subscription, and with
+    /// the driver. Must be called on the runtime.
     ///
     /// # Errors
-    /// `NamespaceUnreachable` for a namespace without a peer.
-    pub fn states_in(&self, namespace: &Namespace) -> Result<Arc<StateCache>> {
-        let peer = self.peer(namespace)?;
-        Ok(Arc::clone(
-            peer.map_or(&self.shared.states, |peer| &peer.states),
-        ))
+    /// `Closed`, or `NamespaceUnreachable` for a namespace without a peer.
+    pub fn subscribe(
+        &self,
+        namespace: &Namespace,
+        service: Option<&ServiceId>,
+        listener: Arc<dyn ChangeListener>,
+    ) -> Result<Arc<Subscription>> {
+        let states = Arc::clone(self.place(namespace)?.pods.states());
+        // Before the service is read for the first time, so that no join is missed.
+        states.subscribe(Arc::clone(&listener));
+        let watched = service.map(|service| self.watch(service)).transpose()?;
+        let subscription = Arc::new(Subscription::new(states, listener, watched));
+        let mut subscriptions = self.shared.subscriptions();
+        subscriptions.retain(|other| !other.has_ended());
+        subscriptions.push(Arc::clone(&subscription));
+        Ok(subscription)
     }
 
     /// What was counted so far, by name, for all namespaces together.
     #[must_use]
     pub fn stats(&self) -> BTreeMap<&'static str, u64> {
-        let mut all: BTreeMap<_, _> = self.shared.states.stats().read().into_iter().collect();
-        for peer in self.shared.peers.values() {
-            for (name, number) in peer.states.stats().read() {
+        let here = self.shared.places.here().pods.states();
+        let mut all: BTreeMap<_, _> = here.stats().read().into_iter().collect();
+        for place in self.shared.places.foreign() {
+            for (name, number) in place.pods.states().stats().read() {
                 *all.entry(name).or_default() += number;
             }
         }
@@ -131,9 +143,10 @@ impl InfoDriver {
     /// Reports to these metrics from now on, until the driver is dropped. What it has counted
     /// stays.
     pub fn report_to(&self, metrics: &Metrics) {
-        self.shared.states.report_to(metrics);
-        let peers = self.shared.peers.values();
-        peers.for_each(|peer| peer.states.report_to(metrics));
+        let places = &self.shared.places;
+        places.here().pods.states().report_to(metrics);
+        let foreign = places.foreign();
+        foreign.for_each(|place| place.pods.states().report_to(metrics));
     }
 
     /// The deadline of a call with this timeout.
@@ -241,16 +254,16 @@ impl InfoDriver {
     }
 
     /// Whether the service as a whole is ready, as its lowest-numbered pod says. A workload that
-    /// nobody keeps up any more is not. In another namespace: whether a pod takes new users.
+    /// nobody keeps up any more is not. In another namespace its pods say so, as the leader here does.
     ///
     /// # Errors
     /// What the store failed with; `Timeout`.
     pub async fn is_workload_ready(&self, service: &ServiceId, deadline: Tick) -> Result<bool> {
-        if self.peer(&service.namespace)?.is_some() {
-            let view = self.view(service, deadline).await?;
-            return Ok(!view.candidates(self.shared.clock.now()).is_empty());
-        }
-        let workload = self.shared.executor.workload(service, deadline).await?;
+        let get = GetWorkload {
+            service: service.clone(),
+        };
+        let home = &self.place(&service.namespace)?.home;
+        let workload = home.ask(get, deadline).await?;
         Ok(workload.is_some_and(|workload| workload.state == Readiness::Ready))
     }
 
@@ -264,20 +277,17 @@ impl InfoDriver {
         tag: &Tag,
         deadline: Tick,
     ) -> Result<Option<ServiceName>> {
-        let (shared, peer) = (&self.shared, self.peer(namespace)?);
-        let tags = peer.map_or(&shared.tags, |peer| &peer.tags);
-        let asked = shared.clock.now();
-        if let Some(known) = tags.get(tag, asked) {
+        let place = self.place(namespace)?;
+        let asked = self.shared.clock.now();
+        if let Some(known) = place.tags.get(tag, asked) {
             return Ok(known);
         }
-        let found = match peer {
-            Some(peer) => {
-                let found = peer.operations.service_by_tag(namespace, tag, deadline);
-                found.await?
-            }
-            None => shared.executor.tag(namespace, tag, deadline).await?,
+        let get = GetTag {
+            namespace: namespace.clone(),
+            tag: tag.clone(),
         };
-        tags.insert(tag, found.clone(), asked);
+        let found = place.home.ask(get, deadline).await?;
+        place.tags.insert(tag, found.clone(), asked);
         Ok(found)
     }
 
@@ -293,22 +303,19 @@ impl InfoDriver {
         service: &ServiceName,
         deadline: Tick,
     ) -> Result<bool> {
-        if self.peer(namespace)?.is_some() {
-            let text = format!("the tags of {namespace} can only be read from here");
-            let error = Error::new(ErrorKind::NamespaceUnreachable, text);
-            return Err(error.with("namespace", namespace));
-        }
-        let shared = &self.shared;
-        let set = shared
-            .executor
-            .set_tag(namespace, tag, service, deadline)
-            .await;
+        let place = self.place(namespace)?;
+        let set = SetTag {
+            namespace: namespace.clone(),
+            tag: tag.clone(),
+            service: service.clone(),
+        };
+        let set = place.home.ask(set, deadline).await;
         // Whatever happened, what was known of the tag before is worth nothing.
-        shared.tags.forget(tag);
+        place.tags.forget(tag);
         set
     }
 
-    /// Reads a service from now on though nobody asks, until `unwatch`. Must be called on the
+    /// Reads a service from now on though no call asks for it, until `unpin`. Must be called on the
     /// runtime.
     ///
     /// # Errors
@@ -319,12 +326,17 @@ impl InfoDriver {
         Ok(watched)
     }
 
-    /// Ends the driver's tasks. Later calls fail with `Closed`. A second close does nothing.
+    /// Ends the driver's tasks and hooks. Later calls fail with `Closed`. A second close does
+    /// nothing.
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::SeqCst);
-        self.shared.states.close();
-        let peers = self.shared.peers.values();
-        peers.for_each(|peer| peer.states.close());
+        let subscriptions = std::mem::take(&mut *self.shared.subscriptions());
+        subscriptions.iter().for_each(|each| each.end());
+        self.shared.places.here().pods.states().close();
+        self.shared
+            .places
+            .foreign()
+            .for_each(|place| place.pods.release());
     }
 
     /// The namespace that a caller means: none and the empty one are the driver's own.
@@ -332,22 +344,26 @@ impl InfoDriver {
     /// # Errors
     /// `InvalidParameter`, or `NamespaceUnreachable` for a namespace without a peer.
     pub fn resolve(&self, given: Option<&str>) -> Result<Namespace> {
-        super::resolve(&self.shared.namespace, given, &self.shared.peers)
+        self.shared.places.resolve(given)
     }
 
-    /// Whom to ask about a namespace; `None`: this driver's own store.
-    fn peer(&self, namespace: &Namespace) -> Result<Option<&Peer>> {
+    /// What the driver knows of a namespace.
+    fn place(&self, namespace: &Namespace) -> Result<&InfoPlace> {
         if self.shared.closed.load(Ordering::SeqCst) {
             return Err(Error::new(
                 ErrorKind::Closed,
                 "the route info driver was closed",
             ));
         }
-        super::peer_of(&self.shared.namespace, namespace, &self.shared.peers)
+        self.shared.places.get(namespace)
     }
 
     fn watched(&self, service: &ServiceId) -> Result<Arc<Watched>> {
-        Ok(self.states_in(&service.namespace)?.service(service))
+        Ok(self
+            .place(&service.namespace)?
+            .pods
+            .states()
+            .service(service))
     }
 
     async fn view(&self, service: &ServiceId, deadline: Tick) -> Result<Arc<View>> {
@@ -363,10 +379,57 @@ impl InfoDriver {
     }
 }
 
-impl Shared {
+impl InfoShared {
+    fn subscriptions(&self) -> MutexGuard<'_, Vec<Arc<Subscription>>> {
+        self.subscriptions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn those(&self, view: &View, wanted: fn(Standing) -> bool) -> States {
         let pods = view.snapshot.those(self.clock.now(), wanted);
         pods.map(|pod| (pod.state.pod_id, Arc::clone(&pod.state)))
             .collect()
+    }
+}
+
+/// A listener that is called for changes, until this is ended.
+#[derive(Debug)]
+pub struct Subscription {
+    states: Arc<StateCache>,
+    listener: Arc<dyn ChangeListener>,
+    /// The service that is read for the listener's sake.
+    watched: Option<Arc<Watched>>,
+    ended: AtomicBool,
+}
+
+impl Subscription {
+    /// A listener that these states know already.
+    pub(super) fn new(
+        states: Arc<StateCache>,
+        listener: Arc<dyn ChangeListener>,
+        watched: Option<Arc<Watched>>,
+    ) -> Self {
+        Self {
+            states,
+            listener,
+            watched,
+            ended: AtomicBool::new(false),
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// Calls the listener no more. A second time does nothing.
+    pub fn end(&self) {
+        if self.ended.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        self.states.unsubscribe(&self.listener);
+        if let Some(watched) = &self.watched {
+            watched.unpin();
+        }
     }
 }

@@ -1,46 +1,47 @@
-//! Link operations across namespaces: this namespace's own, for callers in others, and what others
-//! tell of their pods.
+//! This namespace as others see it: every operation that they may send, done through drivers of its
+//! own.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
 
 use super::client::ClientDriver;
-use super::info::InfoDriver;
-use super::states::{ChangeListener, PodSource, StateCache, Watched};
+use super::info::{InfoDriver, Subscription};
+use super::states::ChangeListener;
 use crate::clock::{Clock, Tick};
 use crate::config::ClientConfig;
-use crate::error::{Error, Result};
-use crate::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
-use crate::route::link::{Life, Persist, Removal, StoredLink};
+use crate::error::Result;
+use crate::id::{LinkId, Namespace, PodIndex, ServiceId};
+use crate::op::{Call, Get, LinkSource, Operation, Pods, Reply, SetIfAbsent};
+use crate::route::link::{Life, Placed, StoredLink};
 use crate::route::snapshot::Change;
-use crate::route::state::PodRecord;
-use crate::rpc::{Believed, ChangeStream, LinkOperations, Source, UsersByPod};
-use crate::store::{Changes, Pods, Reading, Store};
+use crate::rpc::{ChangeStream, Peer, only_within};
+use crate::store::Store;
 
-/// Every link operation on the namespace of these drivers.
+/// The namespace of these drivers, for callers in others.
 #[derive(Debug)]
-pub struct LocalOperations {
-    executor: Arc<dyn Store>,
+pub struct LocalPeer {
+    store: Arc<dyn Store>,
     client: ClientDriver,
     info: InfoDriver,
     config: ClientConfig,
 }
 
-impl LocalOperations {
-    /// Operations through these drivers, which share the store `executor`.
+impl LocalPeer {
+    /// Operations through these drivers, which share the store.
     #[must_use]
     pub fn new(
-        executor: Arc<dyn Store>,
+        store: Arc<dyn Store>,
         client: ClientDriver,
         info: InfoDriver,
         config: ClientConfig,
     ) -> Self {
         Self {
-            executor,
+            store,
             client,
             info,
             config,
@@ -50,22 +51,22 @@ impl LocalOperations {
     /// Drivers of their own on this store.
     #[must_use]
     pub fn on(
-        executor: Arc<dyn Store>,
+        store: Arc<dyn Store>,
         clock: Clock,
         namespace: Namespace,
         config: ClientConfig,
         info: InfoDriver,
     ) -> Self {
         let client = ClientDriver::new(
-            Arc::clone(&executor),
+            Arc::clone(&store),
             clock,
             namespace,
             config.clone(),
             &info,
             None,
-            HashMap::new(),
+            &HashMap::new(),
         );
-        Self::new(executor, client, info, config)
+        Self::new(store, client, info, config)
     }
 
     /// Ends the drivers.
@@ -74,247 +75,180 @@ impl LocalOperations {
         self.info.close();
     }
 
-    /// The pod, and how long this process itself believes that.
-    fn believed(&self, link: &LinkId, pod: PodIndex) -> Believed {
-        Believed {
+    /// The pod, for as long as this process itself believes in it.
+    fn believed(&self, link: &LinkId, pod: PodIndex) -> StoredLink {
+        let left = self.client.believed_for(link).unwrap_or(Duration::ZERO);
+        StoredLink {
             pod,
-            valid_for: self.client.believed_for(link),
+            life: Life::Temporary(left),
         }
     }
 
-    /// A link straight from the store.
-    fn stored(&self, link: StoredLink) -> Believed {
-        let valid_for = match link.life {
+    /// A link straight from the store, for as long as a cache here would keep it.
+    fn stored(&self, link: StoredLink) -> StoredLink {
+        let left = match link.life {
             Life::Persistent => self.config.cache_ttl,
             Life::Temporary(left) => left.min(self.config.cache_ttl),
         };
-        Believed {
-            pod: link.pod,
-            valid_for: Some(valid_for),
+        StoredLink {
+            life: Life::Temporary(left),
+            ..link
         }
+    }
+
+    async fn get(&self, get: &Get, deadline: Tick) -> Result<Option<StoredLink>> {
+        let (client, link) = (&self.client, get.link.clone());
+        let found = match get.from {
+            LinkSource::Store => {
+                let stored = client.get_linked_pod_not_cache(link, deadline).await?;
+                return Ok(stored.map(|link| self.stored(link)));
+            }
+            LinkSource::CacheOrStore => client.get_linked_pod(link, deadline).await?,
+            LinkSource::CacheOrPersistent => {
+                client
+                    .get_linked_pod_in_cache_or_if_persist(link, deadline)
+                    .await?
+            }
+        };
+        Ok(found.map(|pod| self.believed(&get.link, pod)))
+    }
+
+    async fn set_if_absent(&self, set: &SetIfAbsent, deadline: Tick) -> Result<Placed> {
+        let (link, pod) = (set.link.clone(), set.pod);
+        let owner = self
+            .client
+            .set_linked_pod_if_absent(link, pod, deadline)
+            .await?;
+        Ok(Placed {
+            link: self.believed(&set.link, owner),
+            made: owner == set.pod,
+        })
+    }
+
+    /// A write that goes straight to the store. Whatever comes of it, what was known of the link
+    /// before is worth nothing.
+    async fn write<O: Operation>(
+        &self,
+        link: &LinkId,
+        operation: O,
+        deadline: Tick,
+    ) -> Result<O::Reply> {
+        let written = self.store.ask(operation, deadline).await;
+        let _forgotten = self.client.cache_expired(link.clone());
+        written
     }
 }
 
 #[async_trait]
-impl LinkOperations for LocalOperations {
-    async fn compute(&self, link: &LinkId, deadline: Tick) -> Result<Believed> {
-        let pod = self
-            .client
-            .compute_linked_pod(link.clone(), deadline)
-            .await?;
-        Ok(self.believed(link, pod))
-    }
-
-    async fn get(&self, link: &LinkId, from: Source, deadline: Tick) -> Result<Option<Believed>> {
-        let (client, asked) = (&self.client, link.clone());
-        let found = match from {
-            Source::Store => {
-                let stored = self.executor.get(link, deadline).await?;
-                return Ok(stored.map(|link| self.stored(link)));
+impl Peer for LocalPeer {
+    async fn call(&self, call: &Call, deadline: Tick) -> Result<Reply> {
+        match call {
+            Call::Compute(compute) => {
+                let link = compute.link.clone();
+                let pod = self.client.compute_linked_pod(link, deadline).await?;
+                Ok(Reply::Compute(self.believed(&compute.link, pod)))
             }
-            Source::CacheOrStore => client.get_linked_pod(asked, deadline).await?,
-            Source::CacheOrPersistent => {
-                client
-                    .get_linked_pod_in_cache_or_if_persist(asked, deadline)
-                    .await?
+            Call::Get(get) => self.get(get, deadline).await.map(Reply::Get),
+            Call::BatchGet(batch) => {
+                let uids = batch.uids.clone();
+                let pods = self
+                    .client
+                    .batch_get_linked_pod(&batch.service, uids, deadline);
+                pods.await.map(Reply::BatchGet)
             }
-        };
-        Ok(found.map(|pod| self.believed(link, pod)))
-    }
-
-    async fn batch_get(
-        &self,
-        service: &ServiceId,
-        uids: Vec<Uid>,
-        deadline: Tick,
-    ) -> Result<UsersByPod> {
-        self.client
-            .batch_get_linked_pod(service, uids, deadline)
-            .await
-    }
-
-    async fn services(
-        &self,
-        namespace: &Namespace,
-        uid: &Uid,
-        deadline: Tick,
-    ) -> Result<BTreeMap<ServiceName, PodIndex>> {
-        self.client.get_link_service(namespace, uid, deadline).await
-    }
-
-    async fn set_if_absent(
-        &self,
-        link: &LinkId,
-        pod: PodIndex,
-        deadline: Tick,
-    ) -> Result<Believed> {
-        let owner = self
-            .client
-            .set_linked_pod_if_absent(link.clone(), pod, deadline)
-            .await?;
-        Ok(self.believed(link, owner))
-    }
-
-    async fn set(
-        &self,
-        link: &LinkId,
-        pod: PodIndex,
-        persist: Persist,
-        deadline: Tick,
-    ) -> Result<Option<PodIndex>> {
-        let previous = self.executor.set(link, pod, persist, deadline).await;
-        // Whatever happened, what was known of the link before is worth nothing.
-        let _forgotten = self.client.cache_expired(link.clone());
-        previous
-    }
-
-    async fn try_set(
-        &self,
-        link: &LinkId,
-        pod: PodIndex,
-        persist: Persist,
-        deadline: Tick,
-    ) -> Result<(bool, PodIndex)> {
-        let placed = self.executor.try_set(link, pod, persist, deadline).await;
-        let _forgotten = self.client.cache_expired(link.clone());
-        placed.map(|placed| (placed.made, placed.link.pod))
-    }
-
-    async fn remove(
-        &self,
-        link: &LinkId,
-        owner: Option<PodIndex>,
-        removal: Removal,
-        deadline: Tick,
-    ) -> Result<bool> {
-        let removed = self.executor.remove(link, owner, removal, deadline).await;
-        let _forgotten = self.client.cache_expired(link.clone());
-        removed.map(|removed| removed.done)
-    }
-
-    async fn pods(&self, service: &ServiceId, deadline: Tick) -> Result<Vec<PodRecord>> {
-        self.info.records(service, deadline).await
-    }
-
-    async fn service_by_tag(
-        &self,
-        namespace: &Namespace,
-        tag: &Tag,
-        deadline: Tick,
-    ) -> Result<Option<ServiceName>> {
-        self.info.service_by_tag(namespace, tag, deadline).await
+            Call::Services(services) => {
+                let (namespace, uid) = (&services.namespace, &services.uid);
+                let found = self.client.get_link_service(namespace, uid, deadline);
+                found.await.map(Reply::Services)
+            }
+            Call::SetIfAbsent(set) => {
+                let placed = self.set_if_absent(set, deadline).await;
+                placed.map(Reply::SetIfAbsent)
+            }
+            Call::Set(set) => {
+                let previous = self.write(&set.link, set.clone(), deadline).await;
+                previous.map(Reply::Set)
+            }
+            Call::TrySet(set) => {
+                let placed = self.write(&set.link, set.clone(), deadline).await;
+                placed.map(Reply::TrySet)
+            }
+            Call::Remove(remove) => {
+                let removed = self.write(&remove.link, remove.clone(), deadline).await;
+                removed.map(Reply::Remove)
+            }
+            Call::ReadPods(read) => {
+                let records = self.info.records(&read.service, deadline).await?;
+                Ok(Reply::ReadPods(Pods {
+                    records,
+                    ..Pods::default()
+                }))
+            }
+            Call::GetTag(get) => {
+                let found = self.info.service_by_tag(&get.namespace, &get.tag, deadline);
+                found.await.map(Reply::GetTag)
+            }
+            Call::Ping(_) => self.store.call(call, deadline).await,
+            Call::Relink(_)
+            | Call::PodBegin(_)
+            | Call::PodRenew(_)
+            | Call::PodEnd(_)
+            | Call::PodCertify(_)
+            | Call::Inspect(_)
+            | Call::SetWorkload(_)
+            | Call::GetWorkload(_)
+            | Call::SetTag(_) => Err(only_within(call.name())),
+        }
     }
 
     async fn watch(&self, service: &ServiceId, _deadline: Tick) -> Result<ChangeStream> {
-        /// Who is further behind than this looks at the pods instead.
+        /// A listener that is further behind than this reads the pods instead.
         const BEHIND_MAX: usize = 64;
-        let (tell, told) = mpsc::channel(BEHIND_MAX);
-        let states = self.info.states();
-        let audience: Arc<dyn ChangeListener> = Arc::new(Teller {
+        let (publish, published) = mpsc::channel(BEHIND_MAX);
+        let listener: Arc<dyn ChangeListener> = Arc::new(Publisher {
             service: service.clone(),
-            tell: Mutex::new(Some(tell)),
+            publish: Mutex::new(Some(publish)),
         });
-        states.subscribe(Arc::clone(&audience));
-        let seat = Seat {
-            audience,
-            watched: self.info.watch(service).ok(),
-            states,
+        let subscription = self
+            .info
+            .subscribe(&service.namespace, Some(service), listener)?;
+        let subscription = Subscribed(subscription);
+        let next = |(mut published, subscription): (mpsc::Receiver<Vec<Change>>, Subscribed)| async move {
+            let changes = published.recv().await?;
+            Some((changes, (published, subscription)))
         };
-        let next = |(mut told, seat): (mpsc::Receiver<Vec<Change>>, Seat)| async move {
-            let changes = told.recv().await?;
-            Some((changes, (told, seat)))
-        };
-        Ok(stream::unfold((told, seat), next).boxed())
-    }
-
-    async fn ready(&self, deadline: Tick) -> Result<()> {
-        self.executor.ping(deadline).await
+        Ok(stream::unfold((published, subscription), next).boxed())
     }
 }
 
-/// Tells one stream of the changes of one service.
+/// Publishes the changes of one service to one stream.
 #[derive(Debug)]
-struct Teller {
+struct Publisher {
     service: ServiceId,
-    /// Gone once the listener could not keep up: it hears the end, and looks at the pods.
-    tell: Mutex<Option<mpsc::Sender<Vec<Change>>>>,
+    /// Gone once the listener could not keep up: its stream ends, and it reads the pods.
+    publish: Mutex<Option<mpsc::Sender<Vec<Change>>>>,
 }
 
-impl ChangeListener for Teller {
+impl ChangeListener for Publisher {
     fn on_change(&self, service: &ServiceId, changes: &[Change]) {
         if *service != self.service {
             return;
         }
-        let mut tell = self.tell.lock().unwrap_or_else(PoisonError::into_inner);
-        let lost = tell
+        let mut publish = self.publish.lock().unwrap_or_else(PoisonError::into_inner);
+        let lost = publish
             .as_ref()
-            .is_some_and(|tell| tell.try_send(changes.to_vec()).is_err());
+            .is_some_and(|publish| publish.try_send(changes.to_vec()).is_err());
         if lost {
-            *tell = None;
+            *publish = None;
         }
     }
 }
 
-/// A listener's place; given up when its stream is dropped.
-struct Seat {
-    states: Arc<StateCache>,
-    audience: Arc<dyn ChangeListener>,
-    watched: Option<Arc<Watched>>,
-}
+/// A stream's subscription, which ends when the stream is dropped.
+struct Subscribed(Arc<Subscription>);
 
-impl Drop for Seat {
+impl Drop for Subscribed {
     fn drop(&mut self) {
-        self.states.unsubscribe(&self.audience);
-        if let Some(watched) = &self.watched {
-            watched.unpin();
-        }
-    }
-}
-
-/// The pods of other namespaces, as their peers tell.
-#[derive(Debug)]
-pub(super) struct PeerPods(pub(super) HashMap<Namespace, Arc<dyn LinkOperations>>);
-
-impl PeerPods {
-    fn peer(&self, service: &ServiceId) -> Result<&Arc<dyn LinkOperations>> {
-        let namespace = &service.namespace;
-        let nobody = || super::unreachable(namespace, namespace, self.0.keys());
-        self.0.get(namespace).ok_or_else(nobody)
-    }
-}
-
-#[async_trait]
-impl PodSource for PeerPods {
-    async fn pods(&self, service: &ServiceId, _last: &Reading, deadline: Tick) -> Result<Pods> {
-        let records = self.peer(service)?.pods(service, deadline).await?;
-        Ok(Pods {
-            records,
-            ..Pods::default()
-        })
-    }
-
-    async fn listen(&self, service: &ServiceId, deadline: Tick) -> Result<Changes> {
-        let mut told = self.peer(service)?.watch(service, deadline).await?;
-        let (tell, changes) = mpsc::channel(1);
-        // It ends with the stream, or when nobody listens any more.
-        tokio::spawn(async move {
-            loop {
-                let news = tokio::select! {
-                    () = tell.closed() => return,
-                    news = told.next() => news,
-                };
-                if news.is_none() {
-                    return;
-                }
-                // One that waits already is enough: it only says that something changed.
-                let _waits = tell.try_send(());
-            }
-        });
-        Ok(Changes::new(changes))
-    }
-
-    async fn trouble(&self, _deadline: Tick) -> Option<Error> {
-        // The peer's own calls say what is wrong with it.
-        None
+        self.0.end();
     }
 }

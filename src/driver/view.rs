@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use crate::clock::Tick;
 use crate::id::{Incarnation, PodIndex};
 use crate::route::pick::{Candidate, Chance, Strategy, pick};
+use crate::route::plan::Look;
 use crate::route::snapshot::{Pod, Snapshot};
 use crate::route::state::{PodState, Standing};
 
@@ -162,6 +163,19 @@ impl View {
     #[must_use]
     pub fn standing(&self, pod: PodIndex, now: Tick) -> Standing {
         self.snapshot.standing(pod, now)
+    }
+
+    /// What this view says of a user's pod, or of no pod.
+    #[must_use]
+    pub(super) fn look(&self, pod: Option<PodIndex>, now: Tick) -> Look {
+        let unknown = (Standing::Unknown, Incarnation::NONE);
+        let of_pod = |pod| (self.standing(pod, now), self.incarnation(pod));
+        let (owner, incarnation) = pod.map_or(unknown, of_pod);
+        Look {
+            owner,
+            incarnation,
+            takers: !self.candidates_with_sent(now).is_empty(),
+        }
     }
 
     /// The process that holds this index; `NONE` if no process has published a state under it.

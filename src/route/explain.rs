@@ -1,15 +1,15 @@
 //! What compute would do with a user, and why: told from values in hand, without doing it.
 //!
-//! `driver/client/place.rs` does what is told here. `tests/rust/driver/explain.rs` holds the one
-//! against the other, world by world.
+//! The steps are those of `plan.rs`, which `driver/client/place.rs` runs. `tests/rust/driver/explain.rs`
+//! holds the one against the other, world by world.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::link::{Certificate, Foretold, Verdict, judge};
+use super::link::{Certificate, Foretold};
 use super::pick::{Candidate, Strategy};
-use super::state::Standing;
+use super::plan::{Look, Plan, Reason, Sight, Step};
 use crate::id::{Incarnation, PodIndex};
 
 /// What compute would do.
@@ -34,101 +34,6 @@ pub enum Action {
     AskPeer,
     /// Fail as the explanation's own questions did.
     Fail,
-}
-
-/// Why compute would do that.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reason {
-    /// What is remembered is still valid, and its pod available.
-    Cached,
-    /// The program told the cache before anybody knew the pod, and the pod is available.
-    ToldByProgram,
-    /// The linked pod is READY.
-    OwnerReady,
-    /// The linked pod takes no new users, but keeps its own.
-    OwnerDraining,
-    /// The linked pod says that it takes nothing any more.
-    OwnerShutdown,
-    /// The linked pod's lease is over, but its death is not certain yet.
-    DeathNotCertain,
-    /// The linked pod was declared dead, for good.
-    OwnerDead,
-    /// The linked pod's lease and grace are over, and nobody has had it declared dead yet.
-    OwnerLapsed,
-    /// No process was ever seen under the linked pod's index.
-    OwnerNeverSeen,
-    /// The linked pod came back as a new process, and `on_restart` is `best_pod`.
-    OwnerRestarted,
-    /// The user has no link.
-    NoLink,
-    /// There is no link that can stand, and no pod takes new users.
-    NoRoutablePod,
-    /// The namespace is not this driver's.
-    ForeignNamespace,
-    /// The store could not be asked, or holds what nobody can read.
-    StoreTrouble,
-    /// The peer could not be asked.
-    PeerTrouble,
-}
-
-/// What the cache holds of a user, as compute would take it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cached {
-    /// Nothing.
-    Absent,
-    /// An answer that compute gives.
-    Valid,
-    /// What the program told it before the pod was known; compute believes it from now on.
-    Told,
-    /// An answer that compute does not give.
-    Stale(Stale),
-}
-
-/// Why a remembered answer is not given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Stale {
-    /// Its time is over.
-    Expired,
-    /// The pods of the service are not being read, so nobody can vouch for it.
-    PodsNotRead,
-    /// Its pod is not available.
-    PodNotAvailable,
-    /// Its pod is another process now.
-    PodRestarted,
-}
-
-/// Judges what the cache remembers.
-///
-/// `remembered` is the process of the pod when the answer was given, `seen` what the pods that
-/// this process keeps reading say of the pod, and `first` what a first reading would say.
-#[must_use]
-pub fn cached(in_time: bool, remembered: Incarnation, seen: Option<Look>, first: Look) -> Cached {
-    if !in_time {
-        return Cached::Stale(Stale::Expired);
-    }
-    let now = seen.unwrap_or(first);
-    if remembered == Incarnation::NONE && now.owner.is_available() {
-        return Cached::Told;
-    }
-    match seen {
-        None => Cached::Stale(Stale::PodsNotRead),
-        Some(seen) if !seen.owner.is_available() => Cached::Stale(Stale::PodNotAvailable),
-        Some(seen) if seen.incarnation != remembered => Cached::Stale(Stale::PodRestarted),
-        Some(_) => Cached::Valid,
-    }
-}
-
-/// What one reading of the pods says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Look {
-    /// The standing of the user's pod.
-    pub owner: Standing,
-    /// The process that holds its index.
-    pub incarnation: Incarnation,
-    /// Whether any pod may get a new user.
-    pub takers: bool,
 }
 
 /// What there is to decide from, if the cache does not answer.
@@ -164,117 +69,86 @@ pub struct Forecast {
     pub choices_before: u64,
 }
 
-/// Tells what compute would do with a user whom the cache does not answer.
+/// Says what compute would do with a user whom the cache does not answer: plays the steps of a
+/// [`Plan`] against the facts.
 #[must_use]
 pub fn foresee(facts: &Facts) -> Forecast {
-    let mut steps = Steps {
+    let mut game = Game {
         facts,
         fresh: facts.seen.is_none(),
         choices: 0,
-        uncertain_for: None,
     };
-    // The choice comes first, because set-if-absent needs a candidate.
-    let taker = steps.choose();
-    if !facts.linked {
-        return match taker {
-            true => steps.end(Action::MakeLink, Reason::NoLink),
-            false => steps.end(Action::NoRoutablePod, Reason::NoRoutablePod),
-        };
+    let mut plan = Plan::default();
+    loop {
+        let sight = game.sight();
+        match plan.next(sight) {
+            Step::ReadPods => game.fresh = true,
+            Step::Offer => {
+                game.choices += 1;
+                if !facts.linked {
+                    return game.end(Action::MakeLink, Reason::NoLink);
+                }
+                plan.linked(Some(false));
+            }
+            Step::Find => plan.linked(facts.linked.then_some(false)),
+            Step::Certify => plan.certified(game.certificate()),
+            Step::Move { reason, .. } => {
+                game.choices += 1;
+                return match reason {
+                    Reason::OwnerDead if !game.is_certified() => {
+                        game.end(Action::CertifyThenMove, Reason::OwnerLapsed)
+                    }
+                    reason => game.end(Action::MoveUser, reason),
+                };
+            }
+            Step::Answer { remember, reason } => {
+                return match remember {
+                    true => game.end(Action::KeepLink, reason),
+                    false => game.end(Action::KeepUntilCertain, reason),
+                };
+            }
+            Step::Refuse => return game.end(Action::NoRoutablePod, Reason::NoRoutablePod),
+        }
     }
-    let fate = steps.judge();
-    // Only now: the pods may have been read anew because of the owner.
-    let restarted = facts.remembered.is_some_and(|remembered| {
-        remembered != Incarnation::NONE && remembered < steps.look().incarnation
-    });
-    let (action, reason) = match fate {
-        _ if restarted => (Action::MoveUser, Reason::OwnerRestarted),
-        Fate::Stays(action, reason) => return steps.end(action, reason),
-        Fate::Moves(action, reason) => (action, reason),
-    };
-    let taker = steps.choose();
-    if taker {
-        steps.end(action, reason)
-    } else {
-        steps.end(Action::NoRoutablePod, Reason::NoRoutablePod)
-    }
-}
-
-/// What becomes of a user whose owner was judged.
-enum Fate {
-    Stays(Action, Reason),
-    Moves(Action, Reason),
 }
 
 /// How far compute would have come.
-struct Steps<'a> {
+struct Game<'a> {
     facts: &'a Facts,
-    /// The pods would have been read anew.
+    /// The pods would have been read again.
     fresh: bool,
     choices: u64,
-    uncertain_for: Option<Duration>,
 }
 
-impl Steps<'_> {
-    fn look(&self) -> Look {
-        match self.facts.seen {
-            Some(seen) if !self.fresh => seen,
-            _ => self.facts.fresh,
-        }
-    }
-
-    /// Whether there is anybody to choose; reads the pods anew before it says that there is not.
-    fn choose(&mut self) -> bool {
-        self.choices += 1;
-        if !self.look().takers {
-            self.fresh = true;
-            self.choices += 1;
-        }
-        self.look().takers
-    }
-
-    fn judge(&mut self) -> Fate {
-        if judge(self.look().owner) != Verdict::Keep && !self.facts.just_read {
-            self.fresh = true;
-        }
-        if judge(self.look().owner) == Verdict::Keep {
-            return self.keeps();
-        }
-        let (process, left) = match self.facts.certificate {
-            None => return Fate::Moves(Action::MoveUser, Reason::OwnerNeverSeen),
-            Some(Foretold {
-                certificate: Certificate::Alive { incarnation, left },
-                ..
-            }) => (incarnation, left),
-            Some(Foretold { written: true, .. }) => {
-                return Fate::Moves(Action::MoveUser, Reason::OwnerDead);
-            }
-            Some(_) => return Fate::Moves(Action::CertifyThenMove, Reason::OwnerLapsed),
+impl Game<'_> {
+    fn sight(&self) -> Sight {
+        let (look, young) = match self.facts.seen {
+            Some(seen) if !self.fresh => (seen, self.facts.just_read),
+            _ => (self.facts.fresh, true),
         };
-        if self.look().incarnation < process {
-            self.fresh = true;
-        }
-        match judge(self.look().owner) {
-            Verdict::Keep => self.keeps(),
-            Verdict::Relink => Fate::Moves(Action::MoveUser, Reason::OwnerShutdown),
-            Verdict::Certify => {
-                self.uncertain_for = Some(left);
-                Fate::Stays(Action::KeepUntilCertain, Reason::DeathNotCertain)
-            }
+        Sight {
+            look,
+            young,
+            remembered: self.facts.remembered,
         }
     }
 
-    fn keeps(&self) -> Fate {
-        let reason = match self.look().owner {
-            Standing::Draining => Reason::OwnerDraining,
-            _ => Reason::OwnerReady,
-        };
-        Fate::Stays(Action::KeepLink, reason)
+    fn certificate(&self) -> Certificate {
+        let foretold = self.facts.certificate;
+        foretold.map_or(Certificate::Unknown, |foretold| foretold.certificate)
+    }
+
+    fn is_certified(&self) -> bool {
+        self.facts
+            .certificate
+            .is_some_and(|foretold| foretold.written)
     }
 
     fn end(&self, action: Action, reason: Reason) -> Forecast {
-        let uncertain_for = self
-            .uncertain_for
-            .filter(|_| action == Action::KeepUntilCertain);
+        let uncertain_for = match self.certificate() {
+            Certificate::Alive { left, .. } if action == Action::KeepUntilCertain => Some(left),
+            _ => None,
+        };
         Forecast {
             action,
             reason,
@@ -362,6 +236,7 @@ fn better_of_two(count: usize, better: impl FnOnce() -> usize) -> f64 {
 mod tests {
     use super::*;
     use crate::route::pick::{Chance, pick};
+    use crate::route::state::Standing;
     use rand::rngs::StdRng;
     use rand::{RngCore, SeedableRng};
 
@@ -463,32 +338,6 @@ mod tests {
         facts.just_read = true;
         facts.certificate = Some(alive(2));
         assert_eq!(told(&facts), (Action::KeepLink, Reason::OwnerReady));
-    }
-
-    #[test]
-    fn what_the_cache_holds_is_judged_as_compute_judges_it() {
-        let one = Incarnation::new(1);
-        let ready = look(Standing::Ready, true);
-        let gone = look(Standing::Lapsed, true);
-        let stale = Cached::Stale;
-        assert_eq!(cached(true, one, Some(ready), ready), Cached::Valid);
-        assert_eq!(
-            cached(false, one, Some(ready), ready),
-            stale(Stale::Expired)
-        );
-        assert_eq!(cached(true, one, None, ready), stale(Stale::PodsNotRead));
-        assert_eq!(
-            cached(true, one, Some(gone), ready),
-            stale(Stale::PodNotAvailable)
-        );
-        let two = Incarnation::new(2);
-        assert_eq!(
-            cached(true, two, Some(ready), ready),
-            stale(Stale::PodRestarted)
-        );
-        assert_eq!(cached(true, Incarnation::NONE, None, ready), Cached::Told);
-        let unknown = cached(true, Incarnation::NONE, Some(gone), gone);
-        assert_eq!(unknown, stale(Stale::PodNotAvailable));
     }
 
     #[test]

@@ -4,5 +4,6 @@ pub mod explain;
 pub mod link;
 pub mod load;
 pub mod pick;
+pub mod plan;
 pub mod snapshot;
 pub mod state;

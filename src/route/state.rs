@@ -145,6 +145,29 @@ pub struct WorkloadState {
     pub update_time: u64,
 }
 
+impl WorkloadState {
+    /// What these pods make of their service, read at this time of the store's clock.
+    #[must_use]
+    pub fn of(pods: &[PodRecord], now_ms: u64) -> Self {
+        let alive = || pods.iter().filter(|pod| !pod.lease_left.is_zero());
+        let ready = alive().filter(|pod| {
+            pod.state.state == Readiness::Ready && pod.state.routing_state == RoutingState::Ready
+        });
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let ready_replicas = number(ready.count());
+        Self {
+            state: if ready_replicas > 0 {
+                Readiness::Ready
+            } else {
+                Readiness::NotReady
+            },
+            replicas: number(alive().count()),
+            ready_replicas,
+            update_time: now_ms,
+        }
+    }
+}
+
 /// One pod as read from the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodRecord {

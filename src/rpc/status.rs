@@ -86,7 +86,8 @@ pub(super) fn to_error(status: &Status) -> Error {
 
 /// The text without what `Error` adds when it is shown, so that it is not added twice.
 fn message_of(text: &str, metadata: &HashMap<String, String>) -> String {
-    let operation = metadata.get("operation").map(|name| format!("{name}: "));
+    let operation = metadata.get("operation").or(metadata.get("store_call"));
+    let operation = operation.map(|name| format!("{name}: "));
     let text = operation
         .as_deref()
         .and_then(|prefix| text.strip_prefix(prefix))
@@ -185,6 +186,7 @@ impl std::error::Error for DialError {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::op::OperationName;
 
     #[test]
     fn every_kind_crosses_the_wire_with_all_it_says() {
@@ -195,12 +197,12 @@ mod tests {
                 Some(WriteOutcome::Unknown),
             ] {
                 let mut error = Error::new(kind, "what happened")
-                    .during("set")
+                    .during(OperationName::SetLinkedPod)
                     .with("pods_known", 3);
                 if let Some(outcome) = outcome {
                     error = error.with_outcome(outcome);
                 }
-                let back = to_error(&from_error(&error)).during("set");
+                let back = to_error(&from_error(&error)).during(OperationName::SetLinkedPod);
                 assert_eq!(back.kind(), kind);
                 assert_eq!(back.outcome(), outcome);
                 assert_eq!(back.is_retryable(), error.is_retryable());

@@ -39,13 +39,6 @@ fn read(metadata: &MetadataMap) -> Option<TraceContext> {
     TraceContext::parse(text(TRACEPARENT)?, text(TRACESTATE).unwrap_or_default())
 }
 
-/// The method that a request is for: its type is `METHODRequest`.
-pub(super) fn method_of<Q>() -> &'static str {
-    let name = std::any::type_name::<Q>();
-    let name = name.rsplit("::").next().unwrap_or(name);
-    name.strip_suffix("Request").unwrap_or(name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,18 +66,5 @@ mod tests {
             None
         );
         assert_eq!(read(&headers(&[(TRACESTATE, "a=1")])), None);
-    }
-
-    #[test]
-    fn a_method_is_named_by_its_request() {
-        use crate::proto::v1;
-        assert_eq!(
-            method_of::<v1::ComputeLinkedPodRequest>(),
-            "ComputeLinkedPod"
-        );
-        assert_eq!(
-            method_of::<tonic_health::pb::HealthCheckRequest>(),
-            "HealthCheck"
-        );
     }
 }

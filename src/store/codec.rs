@@ -7,10 +7,11 @@ use std::time::Duration;
 use redis::Value;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Incarnation, PodIndex, ServiceName, shown};
+use crate::id::{Incarnation, LinkId, PodIndex, ServiceName, shown};
+use crate::op::{Begun, Renewed};
 use crate::route::link::{Certificate, Foretold, Life, Placed, StoredLink};
 use crate::route::state::WorkloadState;
-use crate::store::{Begun, Renewed};
+use crate::store::key;
 
 /// A duration as the store takes it: whole milliseconds, at least one, at most a hundred years.
 pub(super) fn millis(duration: Duration) -> i64 {
@@ -31,7 +32,7 @@ pub(super) fn micros(duration: Duration) -> u64 {
 /// The reply of every link script: `{verdict, owner, pttl, previous}`.
 #[derive(Debug)]
 pub(super) struct LinkReply<'a> {
-    key: &'a str,
+    link: &'a LinkId,
     verdict: String,
     owner: String,
     left: i64,
@@ -39,11 +40,11 @@ pub(super) struct LinkReply<'a> {
 }
 
 impl<'a> LinkReply<'a> {
-    /// Takes the reply of the script that worked on `key`.
-    pub(super) fn decode(reply: Value, key: &'a str) -> Result<Self> {
+    /// Takes the reply of the script that worked on this link.
+    pub(super) fn decode(reply: Value, link: &'a LinkId) -> Result<Self> {
         let [verdict, owner, left, previous] = parts(reply)?;
         Ok(Self {
-            key,
+            link,
             verdict: text(verdict)?,
             owner: text(owner)?,
             left: number(&left)?,
@@ -63,10 +64,11 @@ impl<'a> LinkReply<'a> {
             Err(_) if self.left == -1 => Life::Persistent,
             Err(_) => Life::Temporary(Duration::ZERO),
         };
-        Ok(StoredLink {
-            pod: pod_at(self.key, &self.owner)?,
-            life,
-        })
+        let pod = PodIndex::parse(&self.owner).ok_or_else(|| {
+            let key = key::link(&self.link.service, &self.link.uid);
+            unreadable(&key, &self.owner)
+        })?;
+        Ok(StoredLink { pod, life })
     }
 
     /// The link after the call, and whether the call wrote it.
@@ -92,10 +94,14 @@ pub(super) fn unknown_verdict(verdict: &str) -> Error {
 }
 
 /// The reply of a plain `GET` of a link.
-pub(super) fn pod(reply: &Value, key: &str) -> Result<Option<PodIndex>> {
+pub(super) fn pod(reply: &Value, key: impl Fn() -> String) -> Result<Option<PodIndex>> {
     match reply {
         Value::Nil => Ok(None),
-        Value::BulkString(bytes) => pod_at(key, &String::from_utf8_lossy(bytes)).map(Some),
+        Value::BulkString(bytes) => {
+            let stored = String::from_utf8_lossy(bytes);
+            let pod = PodIndex::parse(&stored);
+            pod.map(Some).ok_or_else(|| unreadable(&key(), &stored))
+        }
         other => Err(misshapen(other)),
     }
 }
@@ -341,6 +347,18 @@ pub(super) fn misshapen(value: &Value) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::{Namespace, ServiceId, Uid};
+
+    fn user() -> LinkId {
+        let service = ServiceId {
+            namespace: Namespace::new("ns").unwrap(),
+            service: ServiceName::new("svc").unwrap(),
+        };
+        LinkId {
+            service,
+            uid: Uid::new("u1").unwrap(),
+        }
+    }
 
     fn bulk(text: &str) -> Value {
         Value::BulkString(text.into())
@@ -359,7 +377,8 @@ mod tests {
         let reply = |owner: &str, left| {
             Value::Array(vec![bulk("made"), bulk(owner), Value::Int(left), bulk("")])
         };
-        let read = LinkReply::decode(reply("0", 1500), "k").unwrap();
+        let user = user();
+        let read = LinkReply::decode(reply("0", 1500), &user).unwrap();
         let life = Life::Temporary(Duration::from_millis(1500));
         assert_eq!(
             read.link().unwrap(),
@@ -370,7 +389,7 @@ mod tests {
         );
         assert!(read.placed().unwrap().made);
         assert_eq!(read.previous(), None);
-        let read = LinkReply::decode(reply("7", -1), "k").unwrap();
+        let read = LinkReply::decode(reply("7", -1), &user).unwrap();
         assert_eq!(read.link().unwrap().life, Life::Persistent);
     }
 
@@ -378,7 +397,7 @@ mod tests {
     fn a_link_that_is_no_pod_is_named_with_its_key_and_cut() {
         for foreign in ["-1", "", "pod-3", &"9".repeat(5000)] {
             let reply = Value::Array(vec![bulk("kept"), bulk(foreign), Value::Int(-1), bulk("")]);
-            let error = LinkReply::decode(reply, "sf:{ns:lk:u1}svc")
+            let error = LinkReply::decode(reply, &user())
                 .unwrap()
                 .link()
                 .unwrap_err();
@@ -391,7 +410,7 @@ mod tests {
     #[test]
     fn a_reply_of_another_shape_is_an_error_not_a_panic() {
         for reply in [Value::Nil, Value::Int(1), Value::Array(vec![]), bulk("x")] {
-            assert!(LinkReply::decode(reply.clone(), "k").is_err());
+            assert!(LinkReply::decode(reply.clone(), &user()).is_err());
             assert!(begun(reply).is_err());
         }
     }

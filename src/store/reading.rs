@@ -5,59 +5,27 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
 
 use redis::Value;
 
 use super::codec::{LeaseFields, StoreClock, bytes, parts, unsigned};
 use super::packed::{Field, Packed};
-use super::{Inspection, Pods};
 use crate::error::Result;
 use crate::id::PodIndex;
+use crate::op::{Inspection, Pods, PodsReading, ReadState, ReadStates};
 use crate::route::link::Foretold;
 use crate::route::state::{PodRecord, PodState};
 
-/// The states that a reading found, and the bytes that they were read from. The next reading
-/// takes over each state whose bytes are still the same.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Reading(Arc<Stored>);
-
-#[derive(Default, PartialEq, Eq)]
-struct Stored {
-    /// What the store sent.
-    packed: Vec<u8>,
-    /// In the order of the pods.
-    states: Vec<Known>,
-}
-
-/// One state that could be read.
-#[derive(PartialEq, Eq)]
-struct Known {
-    pod: PodIndex,
-    /// Where its field and value lie in what the store sent.
-    entry: Range<usize>,
-    state: Arc<PodState>,
-}
-
-impl Reading {
-    /// The state of a pod, if exactly this was read for it.
-    fn same(&self, pod: PodIndex, entry: &[u8]) -> Option<&Arc<PodState>> {
-        let Stored { packed, states } = &*self.0;
-        let known = states.get(at(states, pod, |known| known.pod)?)?;
-        (packed.get(known.entry.clone()) == Some(entry)).then_some(&known.state)
-    }
-}
-
-impl fmt::Debug for Reading {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Reading of {} states", self.0.states.len())
-    }
+/// The state of a pod, if exactly this was read for it.
+fn same<'a>(last: &'a PodsReading, pod: PodIndex, entry: &[u8]) -> Option<&'a Arc<PodState>> {
+    let ReadStates { packed, states } = &*last.0;
+    let known = states.get(at(states, pod, |known| known.pod)?)?;
+    (packed.get(known.entry.clone()) == Some(entry)).then_some(&known.state)
 }
 
 /// The reply of `pods`; `last` is what was read the last time.
-pub(super) fn pods(reply: Value, last: &Reading) -> Result<Pods> {
+pub(super) fn pods(reply: Value, last: &PodsReading) -> Result<Pods> {
     Shown::decode(reply)?.pods(last)
 }
 
@@ -66,7 +34,7 @@ pub(super) fn inspection(reply: Value) -> Result<Inspection> {
     let shown = Shown::decode(reply)?;
     Ok(Inspection {
         certificates: shown.certificates()?,
-        pods: shown.pods(&Reading::default())?,
+        pods: shown.pods(&PodsReading::default())?,
     })
 }
 
@@ -96,7 +64,7 @@ impl Shown {
         })
     }
 
-    fn pods(self, last: &Reading) -> Result<Pods> {
+    fn pods(self, last: &PodsReading) -> Result<Pods> {
         let mut pods = Pods {
             watchers: self.watchers,
             now_ms: self.clock.now / 1000,
@@ -114,7 +82,7 @@ impl Shown {
                 lease.set(figure, value);
             }
         })?;
-        let shown = states.iter().filter_map(|Known { pod, state, .. }| {
+        let shown = states.iter().filter_map(|ReadState { pod, state, .. }| {
             let (_, lease) = *leases.get(at(&leases, *pod, |(pod, _)| *pod)?)?;
             (lease.incarnation == state.incarnation.get()).then(|| PodRecord {
                 lease_left: self.clock.lease_left(lease),
@@ -123,7 +91,7 @@ impl Shown {
         });
         pods.records = shown.collect();
         pods.corrupt = corrupt;
-        pods.reading = Reading(Arc::new(Stored {
+        pods.reading = PodsReading(Arc::new(ReadStates {
             packed: self.states,
             states,
         }));
@@ -157,19 +125,19 @@ fn at<T>(sorted: &[T], pod: PodIndex, index: impl Fn(&T) -> PodIndex) -> Option<
 type Corrupt = Vec<(String, String)>;
 
 /// The states that can be read, in the order of the pods, and the others.
-fn read_states(packed: &[u8], last: &Reading) -> Result<(Vec<Known>, Corrupt)> {
+fn read_states(packed: &[u8], last: &PodsReading) -> Result<(Vec<ReadState>, Corrupt)> {
     let fields = Packed::open(packed)?;
     let (mut states, mut corrupt) = (Vec::with_capacity(fields.len()), Vec::new());
     for field in fields {
         let Field { entry, name, value } = field?;
         let pod = str::from_utf8(name).ok().and_then(PodIndex::parse);
-        let same = pod.and_then(|pod| last.same(pod, packed.get(entry.clone())?));
+        let same = pod.and_then(|pod| same(last, pod, packed.get(entry.clone())?));
         let state = match same {
             Some(state) => Ok(Arc::clone(state)),
             None => read_state(pod, value).map(Arc::new),
         };
         match state {
-            Ok(state) => states.push(Known {
+            Ok(state) => states.push(ReadState {
                 pod: state.pod_id,
                 entry,
                 state,
@@ -289,7 +257,7 @@ mod tests {
             ("3", "{"),
             ("4", &zero),
         ];
-        let mut last = Reading::default();
+        let mut last = PodsReading::default();
         // The second time from what the first has left.
         for _ in 0..2 {
             let pods = pods(reply(&LEASES, &states), &last).unwrap();
@@ -307,9 +275,10 @@ mod tests {
     fn only_a_state_whose_bytes_are_the_same_is_taken_over() {
         let (zero, five) = (state(0, 7, 1), state(5, 7, 1));
         let leases = [("i:0", "7"), ("d:0", "150"), ("i:5", "7"), ("d:5", "150")];
-        let read =
-            |states: &[(&str, &str)], last: &Reading| pods(reply(&leases, states), last).unwrap();
-        let first = read(&[("5", &five), ("0", &zero)], &Reading::default());
+        let read = |states: &[(&str, &str)], last: &PodsReading| {
+            pods(reply(&leases, states), last).unwrap()
+        };
+        let first = read(&[("5", &five), ("0", &zero)], &PodsReading::default());
         let moved = state(5, 7, 2);
         let second = read(&[("0", &zero), ("5", &moved)], &first.reading);
         let states = |pods: &Pods| -> Vec<Arc<PodState>> {
@@ -332,7 +301,7 @@ mod tests {
     fn the_same_bytes_under_another_lease_are_judged_by_that() {
         let zero = state(0, 7, 1);
         let states = [("0", zero.as_str())];
-        let first = pods(reply(&LEASES, &states), &Reading::default()).unwrap();
+        let first = pods(reply(&LEASES, &states), &PodsReading::default()).unwrap();
         assert_eq!(first.records.len(), 1);
         let later = [("i:0", "9"), ("d:0", "900"), ("x:0", "7")];
         let second = pods(reply(&later, &states), &first.reading).unwrap();
@@ -362,8 +331,8 @@ mod tests {
                 unreachable!("it is a list")
             };
             parts[6] = states.clone();
-            assert!(pods(Value::Array(parts), &Reading::default()).is_err());
-            assert!(pods(states.clone(), &Reading::default()).is_err());
+            assert!(pods(Value::Array(parts), &PodsReading::default()).is_err());
+            assert!(pods(states.clone(), &PodsReading::default()).is_err());
             assert!(inspection(states).is_err());
         }
     }

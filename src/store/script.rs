@@ -62,44 +62,38 @@ impl ToRedisArgs for Arg<'_> {
     }
 }
 
-/// One call of a script.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Invocation<'a> {
-    pub(super) script: &'a Script,
-    pub(super) keys: &'a [&'a str],
-    pub(super) args: &'a [Arg<'a>],
+/// How a call names its script.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// By its hash.
+    Hash,
+    /// By its source, which the server then remembers.
+    Source,
 }
 
-impl Invocation<'_> {
-    /// The call by hash.
-    pub(super) fn by_hash(&self) -> Cmd {
-        self.command("EVALSHA", &self.script.hash)
+/// One call of a script.
+pub(super) fn call(script: &Script, form: Form, keys: &[&str], args: &[Arg<'_>]) -> Cmd {
+    const NUMBER_BYTES: usize = 16;
+    let (name, text) = match form {
+        Form::Hash => ("EVALSHA", script.hash.as_str()),
+        Form::Source => ("EVAL", script.source),
+    };
+    let key_bytes: usize = keys.iter().map(|key| key.len()).sum();
+    let arg_bytes = args.iter().map(|arg| match arg {
+        Arg::Text(text) => text.len(),
+        Arg::Number(_) => NUMBER_BYTES,
+    });
+    let count = 3 + keys.len() + args.len();
+    let bytes = name.len() + text.len() + NUMBER_BYTES + key_bytes + arg_bytes.sum::<usize>();
+    let mut command = Cmd::with_capacity(count, bytes);
+    command.arg(name).arg(text).arg(keys.len());
+    for key in keys {
+        command.arg(*key);
     }
-
-    /// The call with the source, which the server then remembers.
-    pub(super) fn by_source(&self) -> Cmd {
-        self.command("EVAL", self.script.source)
+    for arg in args {
+        command.arg(*arg);
     }
-
-    fn command(&self, name: &str, script: &str) -> Cmd {
-        const NUMBER_BYTES: usize = 16;
-        let keys: usize = self.keys.iter().map(|key| key.len()).sum();
-        let args = self.args.iter().map(|arg| match arg {
-            Arg::Text(text) => text.len(),
-            Arg::Number(_) => NUMBER_BYTES,
-        });
-        let count = 3 + self.keys.len() + self.args.len();
-        let bytes = name.len() + script.len() + NUMBER_BYTES + keys + args.sum::<usize>();
-        let mut command = Cmd::with_capacity(count, bytes);
-        command.arg(name).arg(script).arg(self.keys.len());
-        for key in self.keys {
-            command.arg(*key);
-        }
-        for arg in self.args {
-            command.arg(*arg);
-        }
-        command
-    }
+    command
 }
 
 #[cfg(test)]
@@ -115,18 +109,17 @@ mod tests {
 
     #[test]
     fn both_calls_carry_the_same_keys_and_arguments() {
-        let call = Invocation {
-            script: &SET_IF_ABSENT,
-            keys: &["sf:{ns:lk:u}svc"],
-            args: &[Arg::Number(0), Arg::Text("300000")],
+        let (keys, args) = (["sf:{ns:lk:u}svc"], [Arg::Number(0), Arg::Text("300000")]);
+        let packed = |form| {
+            let command = call(&SET_IF_ABSENT, form, &keys, &args);
+            String::from_utf8(command.get_packed_command()).unwrap()
         };
-        let packed = String::from_utf8(call.by_hash().get_packed_command()).unwrap();
+        let (packed, sourced) = (packed(Form::Hash), packed(Form::Source));
         assert!(
             packed.starts_with("*6\r\n$7\r\nEVALSHA\r\n$40\r\n"),
             "{packed}"
         );
         assert!(packed.ends_with("$15\r\nsf:{ns:lk:u}svc\r\n$1\r\n0\r\n$6\r\n300000\r\n"));
-        let sourced = String::from_utf8(call.by_source().get_packed_command()).unwrap();
         assert!(sourced.starts_with("*6\r\n$4\r\nEVAL\r\n"));
     }
 }

@@ -13,6 +13,7 @@ use super::snapshot::MetricsSnapshot;
 use super::windows::WindowReading;
 use crate::error::{Result, WriteOutcome};
 use crate::id::{PodIndex, ServiceId};
+use crate::op::CallName;
 
 macro_rules! counters {
     ($(#[$doc:meta])* $type:ident {
@@ -335,29 +336,21 @@ impl MetricSource for ServerStats {
 
 impl StoreStats {
     /// Counts a call that has ended.
-    pub fn ended<T>(&self, call: &'static str, took: Duration, outcome: &Result<T>) {
-        self.calls.ended(call, took, outcome);
+    pub fn ended<T>(&self, call: CallName, took: Duration, outcome: &Result<T>) {
+        self.calls.ended(call.as_str(), took, outcome);
         let unknown = outcome
             .as_ref()
             .err()
             .and_then(crate::error::Error::outcome);
-        if unknown == Some(WriteOutcome::Unknown)
-            && let Some(at) = place(call)
-        {
-            count(&self.unknown[at]);
+        if unknown == Some(WriteOutcome::Unknown) {
+            count(&self.unknown[call as usize]);
         }
     }
 
     /// Counts the items of a batch call.
-    pub fn batch(&self, call: &'static str, items: usize) {
-        if let Some(at) = place(call) {
-            self.batches[at].size(items);
-        }
+    pub fn batch(&self, call: CallName, items: usize) {
+        self.batches[call as usize].size(items);
     }
-}
-
-fn place(call: &'static str) -> Option<usize> {
-    names::STORE_CALLS.iter().position(|known| *known == call)
 }
 
 impl MetricSource for StoreStats {

@@ -6,6 +6,7 @@
 //! pods).
 
 use crate::error::ErrorKind;
+use crate::op::{CallName, OperationName};
 
 /// The kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -84,60 +85,14 @@ pub const SERVICES_MAX: usize = 64;
 pub const PODS_MAX: usize = 128;
 
 /// The link operations. All lookups that the cache answers are counted as `get_linked_in_cache`.
-pub const OPERATIONS: [&str; 12] = [
-    "compute_linked_pod",
-    "get_linked_in_cache",
-    "get_linked_pod",
-    "get_linked_pod_in_cache_or_if_persist",
-    "get_linked_pod_not_cache",
-    "get_link_service",
-    "batch_get_linked_pod",
-    "set_linked_pod_if_absent",
-    "set_linked_pod",
-    "try_set_linked_pod",
-    "remove_linked_pod",
-    "remove_linked_pod_with_id",
-];
+pub const OPERATIONS: [&str; OperationName::LINKS.len()] =
+    OperationName::texts(OperationName::LINKS);
 
-/// The calls to the store, by the name of the script or the read.
-pub const STORE_CALLS: [&str; 20] = [
-    "get",
-    "batch_get",
-    "services",
-    "set_if_absent",
-    "set",
-    "try_set",
-    "relink",
-    "remove",
-    "pod_begin",
-    "pod_renew",
-    "pod_end",
-    "pod_certify",
-    "pods",
-    "inspect",
-    "listen",
-    "set_workload",
-    "workload",
-    "set_tag",
-    "tag",
-    "ping",
-];
+/// The calls of the store.
+pub const STORE_CALLS: [&str; CallName::ALL.len()] = CallName::texts(CallName::ALL);
 
-/// The operations of a peer.
-pub const PEER_METHODS: [&str; 12] = [
-    "compute",
-    "get",
-    "batch_get",
-    "services",
-    "set_if_absent",
-    "set",
-    "try_set",
-    "remove",
-    "pods",
-    "service_by_tag",
-    "watch",
-    "ready",
-];
+/// The calls that a peer is asked for.
+pub const PEER_METHODS: [&str; CallName::ALL.len()] = CallName::texts(CallName::ALL);
 
 /// The application's hooks.
 pub const HOOKS: [&str; 8] = [

@@ -10,9 +10,11 @@ use podlink::clock::Clock;
 use podlink::config::ServerAddress;
 use podlink::error::{Error, ErrorKind, Result};
 use podlink::id::ServiceId;
-use podlink::store::{Changes, Reading, RedisStore, Store};
+use podlink::op::PodsReading;
+use podlink::store::{Changes, RedisStore, Store};
 use tokio::runtime::Runtime;
 
+use crate::ask::Ask;
 use crate::contract::events::{ended, told};
 use crate::line::{SHORT, get, is, set, store, within};
 use crate::server::{Kind, PATIENCE, Raw, Server, address, eventually, free_port};
@@ -58,7 +60,7 @@ fn channel(name: &str) -> String {
 }
 
 async fn listen_within(store: &RedisStore, name: &str, time: Duration) -> Result<Changes> {
-    store.listen(&service(name), within(time)).await
+    store.subscribe(&service(name), within(time)).await
 }
 
 async fn listen(store: &RedisStore, name: &str) -> Changes {
@@ -289,7 +291,7 @@ async fn a_user_may_be_kept_from_listening(kind: Kind) {
     raw.run(&["ACL", "SETUSER", "canary-user", "&sf:*"]);
     let mut changes = listen(&store, "svc").await;
     let pods = store
-        .pods(&service("svc"), &Reading::default(), within(PATIENCE))
+        .pods(&service("svc"), &PodsReading::default(), within(PATIENCE))
         .await
         .unwrap();
     assert_eq!(pods.watchers, 0);
@@ -297,7 +299,7 @@ async fn a_user_may_be_kept_from_listening(kind: Kind) {
     told(&mut changes).await;
     raw.run(&["ACL", "SETUSER", "canary-user", "+pubsub|numsub"]);
     let pods = store
-        .pods(&service("svc"), &Reading::default(), within(PATIENCE))
+        .pods(&service("svc"), &PodsReading::default(), within(PATIENCE))
         .await
         .unwrap();
     assert_eq!(pods.watchers, 1);

@@ -9,8 +9,9 @@ use podlink::config::ServerAddress;
 use podlink::error::{Error, ErrorKind, Result, WriteOutcome};
 use podlink::id::PodIndex;
 use podlink::route::link::Placed;
-use podlink::store::{RedisStore, Store};
+use podlink::store::RedisStore;
 
+use crate::ask::Ask;
 use crate::line_end::connections;
 use crate::server::{Kind, PATIENCE, Server, eventually};
 use crate::stage::{pod, user};

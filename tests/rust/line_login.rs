@@ -6,9 +6,11 @@ use podlink::clock::Clock;
 use podlink::config::ServerAddress;
 use podlink::error::{Error, ErrorKind, WriteOutcome};
 use podlink::id::Incarnation;
+use podlink::op::{PodsReading, Renewed};
 use podlink::route::link::{Persist, Removal};
-use podlink::store::{Reading, RedisStore, Renewed, Store};
+use podlink::store::RedisStore;
 
+use crate::ask::Ask;
 use crate::contract::leases::{TIMES, service, state};
 use crate::contract::on_every_server;
 use crate::line::{get, is, set, store, within};
@@ -249,7 +251,7 @@ async fn these_permissions_are_enough(stage: Stage) {
         assert!(matches!(renewed, Renewed::Done { .. }));
         assert_eq!(
             store
-                .pods(&service(), &Reading::default(), time)
+                .pods(&service(), &PodsReading::default(), time)
                 .await
                 .unwrap()
                 .records

@@ -1,9 +1,10 @@
 //! A server that answers, but refuses: out of memory, a replica, loading, without scripts.
 
 use podlink::error::{Error, ErrorKind, WriteOutcome};
+use podlink::op::PodsReading;
 use podlink::route::link::Persist;
-use podlink::store::{Reading, Store};
 
+use crate::ask::Ask;
 use crate::contract::on_every_server;
 use crate::line::{SHORT, TTL, get, is, recovers, set, store, within};
 use crate::server::{Kind, PATIENCE, Raw, Server, eventually};
@@ -199,7 +200,7 @@ async fn refuses_writes(
     assert_eq!(get(&store, PATIENCE).await.unwrap(), Some(pod(1)));
     let looked = async || {
         let pods = store
-            .pods(&service, &Reading::default(), time)
+            .pods(&service, &PodsReading::default(), time)
             .await
             .unwrap();
         assert_eq!(pods.records.len(), 1);

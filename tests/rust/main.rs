@@ -7,6 +7,7 @@
     reason = "a panic is how a test fails"
 )]
 
+mod ask;
 mod channel;
 mod contract;
 mod driver;

@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use podlink::id::{Incarnation, LinkId};
+use podlink::op::Removed;
 use podlink::route::link::{Life, Persist, Placed, Removal, StoredLink};
-use podlink::store::Removed;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use tokio::runtime::Runtime;
 
+use crate::ask::Ask;
 use crate::server::Kind;
 use crate::stage::{Stage, key_of, link, pod};
 

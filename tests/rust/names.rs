@@ -12,12 +12,13 @@ use podlink::config::{
     RouteInfoConfig, TlsFiles,
 };
 use podlink::driver::info::InfoDriver;
-use podlink::driver::peer::LocalOperations;
+use podlink::driver::peer::LocalPeer;
 use podlink::id::Namespace;
+use podlink::op::{Get, LinkSource, SetIfAbsent, expected};
 use podlink::route::pick::Strategy;
+use podlink::rpc::Peer;
 use podlink::rpc::client::{Names, PeerClient};
 use podlink::rpc::server::Server;
-use podlink::rpc::{LinkOperations, Source};
 use podlink::store::MemoryStore;
 
 use crate::server::{PATIENCE, eventually};
@@ -68,12 +69,14 @@ async fn serving(index: i64, connection_age: Duration) -> (Server, SocketAddr) {
     let store = MemoryStore::open(None, Clock::System).unwrap();
     let prod = Namespace::new("prod").unwrap();
     let info = InfoDriver::new(store.clone(), Clock::System, prod.clone(), info);
-    let local = LocalOperations::on(store, Clock::System, prod.clone(), client, info);
+    let local = LocalPeer::on(store, Clock::System, prod.clone(), client, info);
     let user = link("prod", "u1", "svc");
-    local
-        .set_if_absent(&user, pod(index), deadline())
-        .await
-        .unwrap();
+    let set = SetIfAbsent {
+        link: user,
+        pod: pod(index),
+        ttl: Duration::ZERO,
+    };
+    local.call(&set.into(), deadline()).await.unwrap();
     let config = PeerServerConfig {
         listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
         tls: None,
@@ -130,8 +133,12 @@ fn deadline() -> Tick {
 /// The pod of the user, from the server that the client reaches.
 async fn found(client: &PeerClient) -> i64 {
     let user = link("prod", "u1", "svc");
-    let found = client.get(&user, Source::Store, deadline()).await;
-    i64::from(found.unwrap().unwrap().pod.get())
+    let get = Get {
+        link: user,
+        from: LinkSource::Store,
+    };
+    let found = client.call(&get.into(), deadline()).await.unwrap();
+    i64::from(expected::<Get>(found).unwrap().unwrap().pod.get())
 }
 
 #[tokio::test]

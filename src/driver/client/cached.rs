@@ -113,10 +113,7 @@ impl ServiceLinks {
 impl Shared {
     /// The services of this namespace, if it is one that can be reached.
     pub(super) fn table(&self, namespace: &str) -> Option<&Table> {
-        if namespace.is_empty() || namespace == self.namespace.as_str() {
-            return Some(&self.known);
-        }
-        Some(&self.peers.get(namespace)?.known)
+        Some(&self.places.find(namespace)?.known)
     }
 
     fn answer(&self, known: &Known, uid: &str) -> Option<PodIndex> {

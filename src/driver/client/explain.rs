@@ -8,22 +8,21 @@ use serde::Serialize;
 
 use super::cached::Known;
 use super::place::FRESH;
-use super::{ClientDriver, Shared};
+use super::{ClientDriver, ClientPlace, Shared};
 use crate::cache::Entry;
 use crate::clock::Tick;
 use crate::config::OnRestart;
 use crate::driver::view::View;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, LinkId, PodIndex};
-use crate::route::explain::{
-    Action, Cached, CandidateReport, Facts, Forecast, Look, Reason, Stale, cached, foresee, weigh,
-};
+use crate::namespace::Home;
+use crate::op::{Get, Inspect, Inspection, LinkSource};
+use crate::route::explain::{Action, CandidateReport, Facts, Forecast, foresee, weigh};
 use crate::route::link::{Certificate, Foretold, Life, StoredLink};
 use crate::route::pick::{Chance, Strategy};
+use crate::route::plan::{Cached, Look, Opening, Reason, Stale, cached, opening};
 use crate::route::snapshot::Pod;
-use crate::route::state::{PodState, Standing};
-use crate::rpc::{Believed, LinkOperations, Source};
-use crate::store::{Inspection, Pods};
+use crate::route::state::PodState;
 
 /// What is known of a user, and what compute would do. Times are seconds.
 #[derive(Debug, Clone, Serialize)]
@@ -153,14 +152,10 @@ impl ClientDriver {
     pub async fn explain(&self, link: LinkId, deadline: Tick) -> Result<Explanation> {
         let shared = &*self.shared;
         shared.open()?;
-        let peer = shared.peer(&link.service.namespace)?.map(Arc::clone);
-        let read = match &peer {
-            None => shared.read_store(&link, deadline).await,
-            Some(peer) => shared.read_peer(peer, &link, deadline).await,
-        };
-        match read {
+        let place = shared.places.get(&link.service.namespace)?;
+        match read(shared, &place.home, &link, deadline).await {
             Err(error) if error.kind() == ErrorKind::Closed => Err(error),
-            read => Ok(Case::new(shared, &link, peer.is_some(), read).explain()),
+            read => Ok(Case::new(shared, place, &link, read).explain()),
         }
     }
 }
@@ -173,54 +168,29 @@ struct Read {
     asked: Tick,
 }
 
-impl Shared {
-    async fn read_store(&self, link: &LinkId, deadline: Tick) -> Result<Read> {
-        let stored = self.executor.get(link, deadline).await?;
-        let asked = self.clock.now();
-        let found = self.executor.inspect(&link.service, deadline).await?;
-        Ok(Read {
-            link: stored.map(Link::from),
-            found,
-            asked,
-        })
-    }
-
-    async fn read_peer(
-        &self,
-        peer: &Arc<dyn LinkOperations>,
-        link: &LinkId,
-        deadline: Tick,
-    ) -> Result<Read> {
-        let stored = peer.get(link, Source::Store, deadline).await?;
-        let asked = self.clock.now();
-        let records = peer.pods(&link.service, deadline).await?;
-        let pods = Pods {
-            records,
-            ..Pods::default()
-        };
-        let found = Inspection {
-            pods,
-            ..Inspection::default()
-        };
-        Ok(Read {
-            link: stored.map(Link::from),
-            found,
-            asked,
-        })
-    }
-
-    /// What is known of a service if it was ever asked for; it is not asked for now.
-    fn known_already(&self, link: &LinkId) -> Option<Arc<Known>> {
-        let id = &link.service;
-        self.table(id.namespace.as_str())?.get(id.service.as_str())
-    }
+async fn read(shared: &Shared, home: &Home, link: &LinkId, deadline: Tick) -> Result<Read> {
+    let get = Get {
+        link: link.clone(),
+        from: LinkSource::Store,
+    };
+    let stored = home.ask(get, deadline).await?;
+    let asked = shared.clock.now();
+    let inspect = Inspect {
+        service: link.service.clone(),
+    };
+    let found = home.ask(inspect, deadline).await?;
+    Ok(Read {
+        link: stored.map(|stored| Link::of(stored, home.is_foreign())),
+        found,
+        asked,
+    })
 }
 
 /// One user's case.
 struct Case<'a> {
     shared: &'a Shared,
     id: &'a LinkId,
-    foreign: bool,
+    place: &'a ClientPlace,
     now: Tick,
     known: Option<Arc<Known>>,
     /// The pods as compute would see them at first.
@@ -234,19 +204,16 @@ struct Case<'a> {
 }
 
 impl<'a> Case<'a> {
-    fn new(shared: &'a Shared, id: &'a LinkId, foreign: bool, read: Result<Read>) -> Self {
-        let known = shared.known_already(id);
+    fn new(shared: &'a Shared, place: &'a ClientPlace, id: &'a LinkId, read: Result<Read>) -> Self {
+        // What is known of the service if it was ever asked for; it is not asked for now.
+        let known = place.known.get(id.service.service.as_str());
         let seen = known.as_ref().and_then(|known| known.watched.unused());
         let scope = shared.cache.scope(&id.service);
         let (read, trouble) = match read {
             Ok(read) => (read, None),
             Err(error) => (Read::default(), Some(Trouble::from(error))),
         };
-        let states = if foreign {
-            &shared.foreign
-        } else {
-            &shared.states
-        };
+        let states = place.pods.states();
         let fresh = states.view(read.found.pods.clone(), read.asked, seen.as_deref());
         Self {
             entry: shared.cache.peek(scope.key(id.uid.as_str())),
@@ -255,7 +222,7 @@ impl<'a> Case<'a> {
             found: read.found,
             shared,
             id,
-            foreign,
+            place,
             known,
             seen,
             fresh,
@@ -278,12 +245,12 @@ impl<'a> Case<'a> {
             namespace: namespace.as_str().to_owned(),
             uid: self.id.uid.as_str().to_owned(),
             service_name: service.as_str().to_owned(),
-            foreign: self.foreign,
+            foreign: self.place.home.is_foreign(),
             link: self.link,
             cache: self.remembered(cached),
             pods: self.pods(),
             strategy: self.strategy().as_str(),
-            overload_limit: self.shared.states.config().overload_limit,
+            overload_limit: self.place.pods.states().config().overload_limit,
             degraded: view.degraded,
             answers: self.answers(&forecast, &candidates),
             candidates,
@@ -296,14 +263,7 @@ impl<'a> Case<'a> {
     }
 
     fn look(&self, view: &View, pod: Option<PodIndex>) -> Look {
-        let nobody = (Standing::Unknown, Incarnation::NONE);
-        let of_pod = |pod| (view.standing(pod, self.now), view.incarnation(pod));
-        let (owner, incarnation) = pod.map_or(nobody, of_pod);
-        Look {
-            owner,
-            incarnation,
-            takers: !view.candidates_with_sent(self.now).is_empty(),
-        }
+        view.look(pod, self.now)
     }
 
     fn cached(&self) -> Cached {
@@ -329,13 +289,14 @@ impl<'a> Case<'a> {
             fresh: false,
             choices_before: 0,
         };
-        match (cached, self.foreign, self.trouble.is_some()) {
-            (Cached::Valid, _, _) => certainly(Action::AnswerFromCache, Reason::Cached),
-            (_, true, false) => certainly(Action::AskPeer, Reason::ForeignNamespace),
-            (_, true, true) => certainly(Action::Fail, Reason::PeerTrouble),
-            (Cached::Told, false, _) => certainly(Action::AnswerFromCache, Reason::ToldByProgram),
-            (_, false, true) => certainly(Action::Fail, Reason::StoreTrouble),
-            (_, false, false) => foresee(&self.facts()),
+        let failed = self.trouble.is_some();
+        match opening(cached, self.place.home.is_foreign()) {
+            Opening::Cached => certainly(Action::AnswerFromCache, Reason::Cached),
+            Opening::AskPeer if failed => certainly(Action::Fail, Reason::PeerTrouble),
+            Opening::AskPeer => certainly(Action::AskPeer, Reason::ForeignNamespace),
+            Opening::Adopt => certainly(Action::AnswerFromCache, Reason::ToldByProgram),
+            Opening::Plan if failed => certainly(Action::Fail, Reason::StoreTrouble),
+            Opening::Plan => foresee(&self.facts()),
         }
     }
 
@@ -468,26 +429,19 @@ impl<'a> Case<'a> {
     }
 }
 
-impl From<StoredLink> for Link {
-    fn from(link: StoredLink) -> Self {
+impl Link {
+    /// A peer does not say whether a link is persistent, nor how long it lasts: only how long it may
+    /// be remembered, if at all.
+    fn of(link: StoredLink, foreign: bool) -> Self {
         let left = match link.life {
             Life::Persistent => None,
+            Life::Temporary(left) if foreign && left.is_zero() => None,
             Life::Temporary(left) => Some(left.as_secs_f64()),
         };
         Self {
             pod: link.pod,
-            persistent: Some(left.is_none()),
+            persistent: (!foreign).then_some(link.life == Life::Persistent),
             left,
-        }
-    }
-}
-
-impl From<Believed> for Link {
-    fn from(believed: Believed) -> Self {
-        Self {
-            pod: believed.pod,
-            persistent: None,
-            left: believed.valid_for.map(|left| left.as_secs_f64()),
         }
     }
 }

@@ -10,7 +10,7 @@ mod report;
 mod shared;
 mod sweep;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -18,17 +18,18 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rand::Rng;
 
-use super::info::InfoDriver;
-use super::peer::PeerPods;
-use super::states::{ChangeListener, StateCache};
+use super::foreign::{ForeignNamespaces, HeldStates};
+use super::info::{InfoDriver, Subscription};
+use super::states::ChangeListener;
 use crate::cache::{Key, LinkCache};
 use crate::clock::{Clock, Tick};
 use crate::config::ClientConfig;
 use crate::error::Result;
 use crate::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid};
-use crate::route::link::{Life, valid_until};
+use crate::namespace::{Home, Namespaces};
+use crate::op::{BatchGet, Get, LinkSource, OperationName, Services};
+use crate::route::link::{Life, StoredLink, valid_until};
 use crate::route::snapshot::{Change, Pod};
-use crate::rpc::{LinkOperations, Source};
 use crate::store::Store;
 use crate::telemetry::{ClientStats, count};
 
@@ -73,11 +74,13 @@ impl ChangeListener for LostPods {
         let lost = changes.iter().filter(|change| change.now.is_none());
         let lost: Vec<PodIndex> = lost.map(|change| change.pod).collect();
         let number = client
+            .places
+            .here()
             .known
             .get(service.service.as_str())
             .map(|known| known.number);
         let (hook, service) = (Arc::clone(&self.hook), service.clone());
-        if lost.is_empty() || client.namespace != service.namespace {
+        if lost.is_empty() || client.places.own() != &service.namespace {
             return;
         }
         // Counting looks at the whole cache: not on a thread that moves bytes. It ends by itself.
@@ -99,34 +102,39 @@ pub struct ClientDriver {
 
 #[derive(Debug)]
 struct Shared {
-    executor: Arc<dyn Store>,
     clock: Clock,
-    namespace: Namespace,
     config: ClientConfig,
     chooser: Option<Arc<dyn PodChooser>>,
     cache: LinkCache,
     /// The task that drops what has ended there: it ends with the driver.
     sweeper: Sweeper,
-    states: Arc<StateCache>,
     /// Computes that the cache could not answer, on their way to the placer.
     requests: Requests,
-    /// The services of this driver's namespace that were asked for, ready for the hot path.
-    known: Table,
+    /// The namespaces that the driver reaches.
+    places: Namespaces<ClientPlace>,
     /// The services that have a number; the next one gets the next.
     numbers: AtomicU32,
-    /// The ways to other namespaces.
-    peers: HashMap<Namespace, Peer>,
-    /// The pods of those, as their peers tell.
-    foreign: Arc<StateCache>,
     stats: Arc<ClientStats>,
     closed: AtomicBool,
 }
 
-/// The way to another namespace.
+/// What the driver knows of one namespace.
 #[derive(Debug)]
-struct Peer {
-    operations: Arc<dyn LinkOperations>,
+struct ClientPlace {
+    home: Home,
+    pods: HeldStates,
+    /// The services that were asked for, ready for the hot path.
     known: Table,
+}
+
+impl ClientPlace {
+    fn new(home: Home, pods: HeldStates) -> Self {
+        Self {
+            home,
+            pods,
+            known: Table::default(),
+        }
+    }
 }
 
 /// A call's user, checked, with its place in the cache.
@@ -135,8 +143,8 @@ struct Target {
     link: LinkId,
     key: Key,
     known: Arc<Known>,
-    /// Whom to ask, if the namespace is not the driver's own.
-    peer: Option<Arc<dyn LinkOperations>>,
+    /// Where to ask.
+    home: Home,
 }
 
 impl ClientDriver {
@@ -144,36 +152,32 @@ impl ClientDriver {
     /// those of other namespaces. No I/O, no task: the first call starts what it needs.
     #[must_use]
     pub fn new(
-        executor: Arc<dyn Store>,
+        store: Arc<dyn Store>,
         clock: Clock,
         namespace: Namespace,
         config: ClientConfig,
         info: &InfoDriver,
         chooser: Option<Arc<dyn PodChooser>>,
-        peers: HashMap<Namespace, Arc<dyn LinkOperations>>,
+        peers: &ForeignNamespaces,
     ) -> Self {
         let seed = rand::rng().random();
-        let pods = Arc::new(PeerPods(peers.clone()));
-        let figures = info.states().config().clone();
-        let foreign = StateCache::reading(pods, clock.clone(), figures);
-        let peers = peers.into_iter().map(|(namespace, operations)| {
-            let known = Table::default();
-            (namespace, Peer { operations, known })
+        let states = info.states();
+        let foreign = peers.iter().map(|(namespace, foreign)| {
+            let pods = foreign.hold(states.config());
+            let place = ClientPlace::new(foreign.home().clone(), pods);
+            (namespace.clone(), place)
         });
+        let foreign = foreign.collect();
+        let here = ClientPlace::new(Home::Own(store), HeldStates::own(states));
         let shared = Shared {
             cache: LinkCache::new(config.cache_capacity, config.cache_ttl, seed),
             sweeper: Sweeper::default(),
-            executor,
             clock,
-            namespace,
             config,
             chooser,
-            states: info.states(),
             requests: Requests::default(),
-            known: Table::default(),
+            places: Namespaces::new(namespace, here, foreign),
             numbers: AtomicU32::new(0),
-            peers: peers.collect(),
-            foreign,
             stats: Arc::default(),
             closed: AtomicBool::new(false),
         };
@@ -185,14 +189,15 @@ impl ClientDriver {
     /// The driver's namespace.
     #[must_use]
     pub fn namespace(&self) -> &Namespace {
-        &self.shared.namespace
+        self.shared.places.own()
     }
 
     /// What was counted so far, by name.
     #[must_use]
     pub fn stats(&self) -> BTreeMap<&'static str, u64> {
         let counted = self.shared.stats.read().into_iter();
-        let mut all: BTreeMap<_, _> = counted.chain(self.shared.states.stats().read()).collect();
+        let states = self.shared.places.here().pods.states();
+        let mut all: BTreeMap<_, _> = counted.chain(states.stats().read()).collect();
         // A hit is counted once on the hot path, not twice: every compute is a hit or a miss.
         let counted = |name| all.get(name).copied().unwrap_or_default();
         all.insert("computes", counted("cache_hits") + counted("cache_misses"));
@@ -240,7 +245,7 @@ impl ClientDriver {
         match target {
             Ok(target) => placer::ask(&self.shared, Request::new(target, deadline, caller)),
             Err(error) => {
-                let answer = Err(error.during("compute_linked_pod"));
+                let answer = Err(error.during(OperationName::ComputeLinkedPod));
                 self.shared.note_answer(&caller, &answer);
                 caller.settle(answer);
             }
@@ -248,45 +253,26 @@ impl ClientDriver {
         Ok(())
     }
 
-    /// The link from the store; the cache keeps it.
-    async fn look_up(&self, link: LinkId, deadline: Tick) -> Result<Option<PodIndex>> {
+    /// The link from the store, or from the cache of a peer; the cache keeps it.
+    async fn look_up(
+        &self,
+        link: LinkId,
+        from: LinkSource,
+        deadline: Tick,
+    ) -> Result<Option<PodIndex>> {
         let target = self.shared.target(link)?;
         self.shared.note_stale(&target);
-        if let Some(peer) = &target.peer {
-            let from = Source::CacheOrStore;
-            return self.shared.fetch_at(peer, &target, from, deadline).await;
-        }
-        Ok(self
-            .shared
-            .fetch(&target, deadline, |_| true)
-            .await?
-            .map(|link| link.pod))
+        self.shared.fetch(&target, from, deadline).await
     }
 
-    /// The link from the store if it is persistent; the cache keeps it.
-    async fn look_up_persistent(&self, link: LinkId, deadline: Tick) -> Result<Option<PodIndex>> {
-        let target = self.shared.target(link)?;
-        self.shared.note_stale(&target);
-        if let Some(peer) = &target.peer {
-            let from = Source::CacheOrPersistent;
-            return self.shared.fetch_at(peer, &target, from, deadline).await;
-        }
-        let persistent = |life| life == Life::Persistent;
-        let stored = self.shared.fetch(&target, deadline, persistent).await?;
-        Ok(stored
-            .filter(|link| persistent(link.life))
-            .map(|link| link.pod))
-    }
-
-    /// The link from the store; the cache is not told.
-    async fn look_up_stored(&self, link: LinkId, deadline: Tick) -> Result<Option<PodIndex>> {
-        self.shared.open()?;
-        if let Some(peer) = self.shared.peer(&link.service.namespace)? {
-            let found = peer.get(&link, Source::Store, deadline).await?;
-            return Ok(found.map(|found| found.pod));
-        }
-        let stored = self.shared.executor.get(&link, deadline).await?;
-        Ok(stored.map(|link| link.pod))
+    /// The link from the store; the cache is neither asked nor changed.
+    async fn look_up_stored(&self, link: LinkId, deadline: Tick) -> Result<Option<StoredLink>> {
+        let home = self.shared.home(&link.service.namespace)?;
+        let get = Get {
+            link,
+            from: LinkSource::Store,
+        };
+        home.ask(get, deadline).await
     }
 
     /// The link that the cache believes in. Never waits. Must be called on the runtime.
@@ -341,14 +327,11 @@ impl ClientDriver {
         uid: &Uid,
         deadline: Tick,
     ) -> Result<BTreeMap<ServiceName, PodIndex>> {
-        self.shared.open()?;
-        if let Some(peer) = self.shared.peer(namespace)? {
-            return peer.services(namespace, uid, deadline).await;
-        }
-        self.shared
-            .executor
-            .services(namespace, uid, deadline)
-            .await
+        let services = Services {
+            namespace: namespace.clone(),
+            uid: uid.clone(),
+        };
+        self.shared.home(namespace)?.ask(services, deadline).await
     }
 
     async fn look_up_many(
@@ -356,29 +339,13 @@ impl ClientDriver {
         service: &ServiceId,
         uids: Vec<Uid>,
         deadline: Tick,
-    ) -> Result<BTreeMap<PodIndex, Vec<Uid>>> {
-        self.shared.open()?;
-        let peer = self.shared.peer(&service.namespace)?;
-        let mut seen = std::collections::HashSet::with_capacity(uids.len());
-        let uids: Vec<Uid> = uids
-            .into_iter()
-            .filter(|uid| seen.insert(uid.clone()))
-            .collect();
-        if let Some(peer) = peer {
-            return peer.batch_get(service, uids, deadline).await;
-        }
-        let pods = self
-            .shared
-            .executor
-            .batch_get(service, &uids, deadline)
-            .await?;
-        let mut users: BTreeMap<PodIndex, Vec<Uid>> = BTreeMap::new();
-        for (uid, pod) in uids.into_iter().zip(pods) {
-            if let Some(pod) = pod {
-                users.entry(pod).or_default().push(uid);
-            }
-        }
-        Ok(users)
+    ) -> Result<Vec<Option<PodIndex>>> {
+        let batch = BatchGet {
+            service: service.clone(),
+            uids,
+        };
+        let home = self.shared.home(&service.namespace)?;
+        home.ask(batch, deadline).await
     }
 
     async fn link_if_absent(
@@ -390,40 +357,38 @@ impl ClientDriver {
         let shared = &self.shared;
         let target = shared.target(link)?;
         let (ticket, asked) = (shared.cache.ticket(target.key), shared.clock.now());
-        if let Some(peer) = &target.peer {
-            let found = peer.set_if_absent(&target.link, pod, deadline).await?;
+        let offer = shared.offer(&target, pod);
+        let placed = target.home.ask(offer, deadline).await?;
+        if target.home.is_foreign() {
             shared
-                .remember_at(&target, found, asked, ticket, deadline)
+                .remember_watched(&target, placed.link, asked, ticket, deadline)
                 .await;
-            return Ok(found.pod);
+        } else {
+            shared.remember(&target, placed.link, asked, ticket);
         }
-        let ttl = shared.config.link_ttl;
-        let placed = shared
-            .executor
-            .set_if_absent(&target.link, pod, ttl, deadline)
-            .await?;
-        shared.remember(&target, placed.link, asked, ticket);
         Ok(placed.link.pod)
     }
 
-    /// Tells `hook` of every pod that is lost from now on: dead or withdrawn. The state cache's
-    /// `unsubscribe` takes it back.
+    /// Calls `hook` for every pod that is lost from now on, dead or withdrawn, until the
+    /// subscription ends.
     #[must_use]
-    pub fn on_pod_lost(&self, hook: Arc<dyn LostPodHook>) -> Arc<dyn ChangeListener> {
+    pub fn on_pod_lost(&self, hook: Arc<dyn LostPodHook>) -> Arc<Subscription> {
         let client = Arc::downgrade(&self.shared);
-        let audience: Arc<dyn ChangeListener> = Arc::new(LostPods { client, hook });
-        self.shared.states.subscribe(Arc::clone(&audience));
-        audience
+        let listener: Arc<dyn ChangeListener> = Arc::new(LostPods { client, hook });
+        let states = Arc::clone(self.shared.places.here().pods.states());
+        states.subscribe(Arc::clone(&listener));
+        Arc::new(Subscription::new(states, listener, None))
     }
 
     /// Ends the driver: later calls fail with `Closed`. A second close does nothing. What it
     /// knew of the pods belongs to the route info driver.
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::SeqCst);
-        self.shared.known.clear();
-        let peers = self.shared.peers.values();
-        peers.for_each(|peer| peer.known.clear());
-        self.shared.foreign.close();
+        self.shared.places.here().known.clear();
+        for place in self.shared.places.foreign() {
+            place.known.clear();
+            place.pods.release();
+        }
         self.shared.sweeper.end();
     }
 
@@ -448,6 +413,6 @@ impl ClientDriver {
     /// # Errors
     /// `InvalidParameter`, or `NamespaceUnreachable` for a namespace without a peer.
     pub fn resolve(&self, given: Option<&str>) -> Result<Namespace> {
-        super::resolve(&self.shared.namespace, given, &self.shared.peers)
+        self.shared.places.resolve(given)
     }
 }

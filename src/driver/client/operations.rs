@@ -1,11 +1,14 @@
 //! The link operations as programs ask for them: each is counted and timed.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::ClientDriver;
 use crate::clock::Tick;
 use crate::error::Result;
 use crate::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid};
+use crate::op::{LinkSource, OperationName};
+use crate::route::link::StoredLink;
 use crate::telemetry::count;
 
 impl ClientDriver {
@@ -19,7 +22,7 @@ impl ClientDriver {
             return Ok(pod);
         }
         let work = self.compute(link, deadline);
-        self.observe("compute_linked_pod", work).await
+        self.observe(OperationName::ComputeLinkedPod, work).await
     }
 
     /// The link, from the cache if it is there, else from the store; the cache keeps it.
@@ -27,12 +30,12 @@ impl ClientDriver {
     /// # Errors
     /// What the store failed with; `Timeout`.
     pub async fn get_linked_pod(&self, link: LinkId, deadline: Tick) -> Result<Option<PodIndex>> {
-        if let Some(pod) = self.get_linked_in_cache(link.clone())? {
+        if let Some(pod) = self.cached(&link, OperationName::GetLinkedPod)? {
             return Ok(Some(pod));
         }
         count(&self.shared.stats.lookup_misses);
-        let work = self.look_up(link, deadline);
-        self.observe("get_linked_pod", work).await
+        let work = self.look_up(link, LinkSource::CacheOrStore, deadline);
+        self.observe(OperationName::GetLinkedPod, work).await
     }
 
     /// The link from the cache, else from the store if it is persistent; the cache keeps it.
@@ -44,16 +47,16 @@ impl ClientDriver {
         link: LinkId,
         deadline: Tick,
     ) -> Result<Option<PodIndex>> {
-        if let Some(pod) = self.get_linked_in_cache(link.clone())? {
+        if let Some(pod) = self.cached(&link, OperationName::GetLinkedPodInCacheOrIfPersist)? {
             return Ok(Some(pod));
         }
         count(&self.shared.stats.lookup_misses);
-        let work = self.look_up_persistent(link, deadline);
-        self.observe("get_linked_pod_in_cache_or_if_persist", work)
+        let work = self.look_up(link, LinkSource::CacheOrPersistent, deadline);
+        self.observe(OperationName::GetLinkedPodInCacheOrIfPersist, work)
             .await
     }
 
-    /// The link from the store; the cache is neither asked nor told.
+    /// The link from the store; the cache is neither asked nor changed.
     ///
     /// # Errors
     /// What the store failed with; `Timeout`.
@@ -61,9 +64,10 @@ impl ClientDriver {
         &self,
         link: LinkId,
         deadline: Tick,
-    ) -> Result<Option<PodIndex>> {
+    ) -> Result<Option<StoredLink>> {
         let work = self.look_up_stored(link, deadline);
-        self.observe("get_linked_pod_not_cache", work).await
+        self.observe(OperationName::GetLinkedPodNotCache, work)
+            .await
     }
 
     /// The services to which the user has persistent links, with the pods.
@@ -77,11 +81,10 @@ impl ClientDriver {
         deadline: Tick,
     ) -> Result<BTreeMap<ServiceName, PodIndex>> {
         let work = self.look_up_services(namespace, uid, deadline);
-        self.observe("get_link_service", work).await
+        self.observe(OperationName::GetLinkService, work).await
     }
 
-    /// The pods of many users: pod → users in the order given, each once. Users without a link
-    /// are left out. The cache is neither asked nor told.
+    /// The pods of many users, in their order. The cache is neither asked nor changed.
     ///
     /// # Errors
     /// What the store failed with; `Timeout`.
@@ -90,9 +93,9 @@ impl ClientDriver {
         service: &ServiceId,
         uids: Vec<Uid>,
         deadline: Tick,
-    ) -> Result<BTreeMap<PodIndex, Vec<Uid>>> {
+    ) -> Result<Vec<Option<PodIndex>>> {
         let work = self.look_up_many(service, uids, deadline);
-        self.observe("batch_get_linked_pod", work).await
+        self.observe(OperationName::BatchGetLinkedPod, work).await
     }
 
     /// Links the user to `pod` unless there is a link; returns the owner, whoever that is.
@@ -106,19 +109,30 @@ impl ClientDriver {
         deadline: Tick,
     ) -> Result<PodIndex> {
         let work = self.link_if_absent(link, pod, deadline);
-        self.observe("set_linked_pod_if_absent", work).await
+        self.observe(OperationName::SetLinkedPodIfAbsent, work)
+            .await
+    }
+
+    /// What the cache believes. A lookup that a closed driver refuses is counted like every other.
+    fn cached(&self, link: &LinkId, name: OperationName) -> Result<Option<PodIndex>> {
+        let cached = self.get_linked_in_cache(link.clone());
+        cached.map_err(|error| {
+            let error = error.during(name);
+            let refused: Result<()> = Err(error.clone());
+            let operations = &self.shared.stats.operations;
+            operations.ended(name.as_str(), Duration::ZERO, &refused);
+            error
+        })
     }
 
     async fn observe<T>(
         &self,
-        name: &'static str,
+        name: OperationName,
         work: impl Future<Output = Result<T>>,
     ) -> Result<T> {
         let shared = &self.shared;
-        shared
-            .stats
-            .operations
-            .observe(name, &shared.clock, work)
-            .await
+        let operations = &shared.stats.operations;
+        let done = operations.observe(name.as_str(), &shared.clock, work).await;
+        done.map_err(|error| error.during(name))
     }
 }

@@ -1,4 +1,5 @@
-//! compute, the long way: whatever it takes to find a user's pod, or to make or heal the link.
+//! compute, the slow path: whatever it takes to find a user's pod, or to make or heal the link. What
+//! comes next is decided in `route/plan.rs`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,18 +12,18 @@ use crate::driver::view::View;
 use crate::driver::with_deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, PodIndex, ServiceId};
-use crate::route::link::{Certificate, Placed, StoredLink, Verdict, judge};
+use crate::op::{Compute, Get, LinkSource, OperationName, PodCertify, Relink};
+use crate::route::link::{Certificate, Placed, StoredLink};
 use crate::route::pick::Strategy;
-use crate::route::state::Standing;
-use crate::rpc::LinkOperations;
+use crate::route::plan::{Cached, Look, Opening, Plan, Sight, Step, cached, opening};
 use crate::telemetry::count;
 use crate::trace;
 
-/// How often a user may be found with a new owner before the answer is taken as it is. Every
-/// round means that somebody else moved the user meanwhile.
+/// How often one compute moves its user at most. Every move beyond the first means that another
+/// client moved the user meanwhile.
 const ROUNDS: usize = 8;
 
-/// Pods that were read this recently are not read anew because of a user's owner: a dead pod's
+/// Pods that were read this recently are not read again because of a user's owner: a dead pod's
 /// thousand users should not cause a thousand readings.
 pub(super) const FRESH: Duration = Duration::from_millis(50);
 
@@ -45,12 +46,14 @@ pub(super) async fn place(
     if let Ok(pod) = placed {
         span.record("podlink.pod", pod.get());
     }
-    placed.map_err(|error| told(error, &target.link.service))
+    placed.map_err(|error| with_context(error, &target.link.service))
 }
 
-/// An error of compute, as its callers are told.
-pub(super) fn told(error: Error, service: &ServiceId) -> Error {
-    error.during("compute_linked_pod").with("service", service)
+/// An error of compute, as its callers get it.
+pub(super) fn with_context(error: Error, service: &ServiceId) -> Error {
+    error
+        .during(OperationName::ComputeLinkedPod)
+        .with("service", service)
 }
 
 struct Placing<'a> {
@@ -71,60 +74,82 @@ impl Placing<'_> {
         span
     }
 
-    async fn run(&self, found: Option<Found>) -> Result<PodIndex> {
-        if let Some(peer) = &self.target.peer {
-            return self.ask(peer).await;
+    async fn run(&self, mut owner: Option<Found>) -> Result<PodIndex> {
+        if opening(Cached::Absent, self.target.home.is_foreign()) == Opening::AskPeer {
+            return self.ask_peer().await;
         }
         let watched = &self.target.known.watched;
         let mut view = watched.view(&self.shared.clock, self.deadline).await?;
-        if found.is_none()
+        if owner.is_none()
             && let Some(pod) = self.adopt(&view)
         {
             return Ok(pod);
         }
-        let mut afresh = self.shared.config.on_restart == OnRestart::BestPod;
-        let mut owner = found;
-        for _ in 0..ROUNDS {
-            let Found {
-                link,
-                asked,
-                placed,
-            } = match owner.take() {
-                Some(found) => found,
-                None => self.find_or_make(&mut view).await?,
-            };
-            let mut decision = self.judge(link, &mut view).await?;
-            // Judged in the same view, and once: the best pod may be the one that came back. Whoever
-            // was placed a moment ago, for whatever reason, was placed afresh.
-            if afresh
-                && !placed
-                && let Some(earlier) = self.restarted(link.pod, &view)
-            {
-                afresh = false;
-                decision = Decision::Move(earlier);
-            }
-            match decision {
-                Decision::Answer { remember } => {
-                    if remember {
-                        self.shared.remember(self.target, link, asked, self.ticket);
-                    }
-                    return Ok(link.pod);
+        let mut plan = Plan::default();
+        if let Some(found) = &owner {
+            plan.linked(Some(found.placed));
+        }
+        let mut moves = 0;
+        loop {
+            match plan.next(self.sight(owner.as_ref(), &view)) {
+                Step::ReadPods => view = self.fresh().await?,
+                Step::Offer => {
+                    // The pods of this reading may have lapsed meanwhile.
+                    let Some(pod) = self.choose(&view).await else {
+                        view = self.fresh().await?;
+                        continue;
+                    };
+                    owner = Some(self.offer(pod, &view).await?);
+                    plan.linked(owner.as_ref().map(|found| found.placed));
                 }
-                Decision::Move(dead) => owner = self.relink(link, dead, &mut view).await?,
+                Step::Find => {
+                    owner = self.find().await?;
+                    plan.linked(owner.as_ref().map(|found| found.placed));
+                }
+                Step::Certify => plan.certified(self.certify(owner.as_ref()).await?),
+                Step::Move { dead, .. } => {
+                    moves += 1;
+                    let from = owner.as_ref().map(|found| found.link);
+                    let Some(from) = from.filter(|_| moves <= ROUNDS) else {
+                        return Err(unsteady());
+                    };
+                    let Some(to) = self.choose(&view).await else {
+                        view = self.fresh().await?;
+                        continue;
+                    };
+                    owner = self.relink(from, dead, to, &view).await?;
+                    match &owner {
+                        Some(found) => plan.linked(Some(found.placed)),
+                        None => plan.vanished(),
+                    }
+                }
+                Step::Answer { remember, .. } => return self.answer(owner, remember),
+                Step::Refuse => return Err(self.no_routable_pod(&view)),
             }
         }
-        Err(Error::new(
-            ErrorKind::PodNotAvailable,
-            format!("the user's owner changed {ROUNDS} times while it was being looked up"),
-        ))
+    }
+
+    fn answer(&self, owner: Option<Found>, remember: bool) -> Result<PodIndex> {
+        let Found { link, asked, .. } = owner.ok_or_else(unsteady)?;
+        if remember {
+            self.shared.remember(self.target, link, asked, self.ticket);
+        } else {
+            count(&self.shared.stats.owners_unsure);
+        }
+        Ok(link.pod)
     }
 
     /// Another namespace's link: its own server finds, makes and heals it.
-    async fn ask(&self, peer: &Arc<dyn LinkOperations>) -> Result<PodIndex> {
-        let asked = self.shared.clock.now();
-        let found = peer.compute(&self.target.link, self.deadline).await?;
-        self.shared
-            .remember_at(self.target, found, asked, self.ticket, self.deadline)
+    async fn ask_peer(&self) -> Result<PodIndex> {
+        let (asked, link) = (self.shared.clock.now(), self.target.link.clone());
+        let found = self
+            .target
+            .home
+            .ask(Compute { link }, self.deadline)
+            .await?;
+        let shared = self.shared;
+        shared
+            .remember_watched(self.target, found, asked, self.ticket, self.deadline)
             .await;
         Ok(found.pod)
     }
@@ -134,8 +159,9 @@ impl Placing<'_> {
     fn adopt(&self, view: &View) -> Option<PodIndex> {
         let now = self.shared.clock.now();
         let entry = self.shared.cache.get(self.target.key, now)?;
-        let serves = view.standing(entry.pod, now).is_available();
-        if entry.incarnation != Incarnation::NONE || !serves {
+        let look = self.look(Some(entry.pod), view);
+        let held = cached(true, entry.incarnation, Some(look), look);
+        if opening(held, false) != Opening::Adopt {
             return None;
         }
         let entry = self.target.entry(entry.pod, entry.valid_until, now);
@@ -146,34 +172,36 @@ impl Placing<'_> {
         adopted.then_some(entry.pod)
     }
 
-    /// The process that the cache remembers the user with, if `pod` is held by another one now.
-    fn restarted(&self, pod: PodIndex, view: &View) -> Option<Incarnation> {
-        let entry = self
-            .shared
-            .cache
-            .get(self.target.key, self.shared.clock.now())?;
-        let changed = entry.pod == pod
-            && entry.incarnation != Incarnation::NONE
-            && entry.incarnation < view.incarnation(pod);
-        changed.then_some(entry.incarnation)
+    fn sight(&self, owner: Option<&Found>, view: &View) -> Sight {
+        let pod = owner.map(|found| found.link.pod);
+        let age = self.shared.clock.now().since(view.snapshot.asked());
+        Sight {
+            look: self.look(pod, view),
+            young: age <= FRESH,
+            remembered: pod.and_then(|pod| self.remembered(pod)),
+        }
     }
 
-    /// Set-if-absent with the best pod. Where no pod takes new users an old link may still stand.
-    async fn find_or_make(&self, view: &mut Arc<View>) -> Result<Found> {
-        let (link, executor) = (&self.target.link, &self.shared.executor);
-        let chosen = self.choose(view).await?;
+    fn look(&self, pod: Option<PodIndex>, view: &View) -> Look {
+        view.look(pod, self.shared.clock.now())
+    }
+
+    /// The process that the cache remembers the user with on this pod, if users of restarted pods
+    /// are placed from scratch.
+    fn remembered(&self, pod: PodIndex) -> Option<Incarnation> {
+        if self.shared.config.on_restart != OnRestart::BestPod {
+            return None;
+        }
+        let now = self.shared.clock.now();
+        let entry = self.shared.cache.get(self.target.key, now)?;
+        (entry.pod == pod).then_some(entry.incarnation)
+    }
+
+    /// Set-if-absent with this pod.
+    async fn offer(&self, pod: PodIndex, view: &View) -> Result<Found> {
         let asked = self.shared.clock.now();
-        let Some(pod) = chosen else {
-            let stored = executor.get(link, self.deadline).await?;
-            let found = stored.map(|link| Found {
-                link,
-                asked,
-                placed: false,
-            });
-            return found.ok_or_else(|| self.nobody(view));
-        };
-        let ttl = self.shared.config.link_ttl;
-        let placed = executor.set_if_absent(link, pod, ttl, self.deadline).await;
+        let offer = self.shared.offer(self.target, pod);
+        let placed = self.target.home.ask(offer, self.deadline).await;
         if !placed.as_ref().is_ok_and(|placed| placed.made) {
             view.count_sent(pod, -1);
         }
@@ -188,57 +216,49 @@ impl Placing<'_> {
         })
     }
 
-    async fn judge(&self, link: StoredLink, view: &mut Arc<View>) -> Result<Decision> {
-        if judge(self.standing(view, link.pod)) != Verdict::Keep {
-            // The pod may have come, or renewed, since the pods were last read.
-            self.renew(view).await?;
-        }
-        match judge(self.standing(view, link.pod)) {
-            Verdict::Keep => Ok(Decision::Answer { remember: true }),
-            Verdict::Relink | Verdict::Certify => self.certify(link.pod, view).await,
-        }
-    }
-
-    /// Nobody moves a user on the strength of his own clock: the store declares the pod dead, for
-    /// good, or says that it may still be alive. Then the user stays, and nobody remembers it.
-    async fn certify(&self, pod: PodIndex, view: &mut Arc<View>) -> Result<Decision> {
-        let (service, executor) = (&self.target.link.service, &self.shared.executor);
-        let certificate = executor.pod_certify(service, pod, self.deadline).await?;
-        let incarnation = match certificate {
-            Certificate::Unknown => return Ok(Decision::Move(Incarnation::NONE)),
-            Certificate::Dead(incarnation) => return Ok(Decision::Move(incarnation)),
-            Certificate::Alive { incarnation, .. } => incarnation,
+    async fn find(&self) -> Result<Option<Found>> {
+        let asked = self.shared.clock.now();
+        let get = Get {
+            link: self.target.link.clone(),
+            from: LinkSource::Store,
         };
-        if view.incarnation(pod) < incarnation {
-            // A process that this view does not show yet has come back under the index.
-            *view = self.fresh().await?;
-        }
-        match judge(self.standing(view, pod)) {
-            Verdict::Keep => return Ok(Decision::Answer { remember: true }),
-            // It says itself that it takes nothing any more.
-            Verdict::Relink => return Ok(Decision::Move(view.incarnation(pod))),
-            Verdict::Certify => {}
-        }
-        count(&self.shared.stats.owners_unsure);
-        Ok(Decision::Answer { remember: false })
+        let stored = self.target.home.ask(get, self.deadline).await?;
+        Ok(stored.map(|link| Found {
+            link,
+            asked,
+            placed: false,
+        }))
     }
 
-    /// Compare-and-set to the best pod; the loser of a race gets the winner's link to judge.
-    /// `None`: the link has vanished, start over.
+    async fn certify(&self, owner: Option<&Found>) -> Result<Certificate> {
+        let Some(found) = owner else {
+            return Ok(Certificate::Unknown);
+        };
+        let certify = PodCertify {
+            service: self.target.link.service.clone(),
+            pod: found.link.pod,
+        };
+        self.target.home.ask(certify, self.deadline).await
+    }
+
+    /// Compare-and-set to this pod; the loser of a race gets the winner's link. `None`: the link
+    /// has vanished.
     async fn relink(
         &self,
         from: StoredLink,
         dead: Incarnation,
-        view: &mut Arc<View>,
+        to: PodIndex,
+        view: &View,
     ) -> Result<Option<Found>> {
-        let Some(to) = self.choose(view).await? else {
-            return Err(self.nobody(view));
+        let asked = self.shared.clock.now();
+        let relink = Relink {
+            link: self.target.link.clone(),
+            from,
+            dead,
+            to,
+            ttl: self.shared.config.link_ttl,
         };
-        let (link, ttl) = (&self.target.link, self.shared.config.link_ttl);
-        let (executor, asked) = (&self.shared.executor, self.shared.clock.now());
-        let placed = executor
-            .relink(link, from, dead, to, ttl, self.deadline)
-            .await;
+        let placed = self.target.home.ask(relink, self.deadline).await;
         if !matches!(&placed, Ok(Some(Placed { made: true, .. }))) {
             view.count_sent(to, -1);
         }
@@ -255,18 +275,9 @@ impl Placing<'_> {
         }))
     }
 
-    /// The best pod for this user. Reads the pods anew before it says that there is none. A pod
-    /// from which users are moved is none of the candidates: it takes no new ones.
-    async fn choose(&self, view: &mut Arc<View>) -> Result<Option<PodIndex>> {
-        let chosen = self.choose_in(view).await;
-        if chosen.is_some() {
-            return Ok(chosen);
-        }
-        *view = self.fresh().await?;
-        Ok(self.choose_in(view).await)
-    }
-
-    async fn choose_in(&self, view: &Arc<View>) -> Option<PodIndex> {
+    /// The best pod for this user. A pod from which users are moved is none of the candidates: it
+    /// takes no new ones.
+    async fn choose(&self, view: &Arc<View>) -> Option<PodIndex> {
         if view.degraded {
             count(&self.shared.stats.degraded_choices);
         }
@@ -307,24 +318,12 @@ impl Placing<'_> {
         None
     }
 
-    /// Reads the pods anew, unless that was only just done.
-    async fn renew(&self, view: &mut Arc<View>) -> Result<()> {
-        if self.shared.clock.now().since(view.snapshot.asked()) > FRESH {
-            *view = self.fresh().await?;
-        }
-        Ok(())
-    }
-
     async fn fresh(&self) -> Result<Arc<View>> {
         let (clock, watched) = (&self.shared.clock, &self.target.known.watched);
         watched.fresh(clock, self.deadline).await
     }
 
-    fn standing(&self, view: &View, pod: PodIndex) -> Standing {
-        view.standing(pod, self.shared.clock.now())
-    }
-
-    fn nobody(&self, view: &View) -> Error {
+    fn no_routable_pod(&self, view: &View) -> Error {
         self.shared.stats.link_refused(&self.target.link.service);
         let now = self.shared.clock.now();
         let pods = view.snapshot.pods();
@@ -346,20 +345,18 @@ impl Placing<'_> {
 }
 
 /// A link and when it was asked for: its life counts from then.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Found {
     pub(super) link: StoredLink,
     pub(super) asked: Tick,
-    /// It was not found but made, just now.
+    /// This compute created or moved the link, so `on_restart` does not apply.
     pub(super) placed: bool,
 }
 
-/// What is to be done with a user whose owner was judged.
-enum Decision {
-    /// Answer the owner.
-    Answer {
-        /// Whether the cache may keep the answer.
-        remember: bool,
-    },
-    /// Move the user: every incarnation of its pod up to this one is dead or shut down.
-    Move(Incarnation),
+/// The error of a compute whose user's owner does not settle.
+fn unsteady() -> Error {
+    Error::new(
+        ErrorKind::PodNotAvailable,
+        format!("the user's owner changed {ROUNDS} times while it was being looked up"),
+    )
 }

@@ -23,8 +23,8 @@ use crate::clock::Tick;
 use crate::driver::view::View;
 use crate::error::{Error, ErrorKind, Result, WriteOutcome};
 use crate::id::PodIndex;
+use crate::op::OperationName;
 use crate::route::link::{Placed, Verdict, judge};
-use crate::store::Offer;
 use crate::telemetry::count;
 use crate::trace;
 
@@ -428,7 +428,7 @@ impl Placer {
                     self.go_the_long_way(course, work);
                 }
                 Err(error) => {
-                    let error = place::told(error, &target.link.service);
+                    let error = place::with_context(error, &target.link.service);
                     self.land(course, Err(error));
                 }
             }
@@ -500,20 +500,14 @@ impl Placer {
     }
 }
 
-/// One exchange with the store for all questions.
+/// One batch to the store for all questions.
 async fn exchange(shared: Arc<Shared>, questions: Vec<Question>) -> Exchanged {
     let deadlines = questions.iter().map(|question| question.deadline);
     let deadline = deadlines.max().unwrap_or(Tick::ZERO);
-    let offers = questions.iter().map(|question| Offer {
-        link: &question.target.link,
-        pod: question.pod,
-    });
-    let offers: Vec<Offer<'_>> = offers.collect();
-    let (ttl, asked) = (shared.config.link_ttl, shared.clock.now());
-    let answers = shared
-        .executor
-        .set_if_absent_many(&offers, ttl, deadline)
-        .await;
+    let offers = questions.iter();
+    let offers = offers.map(|question| shared.offer(&question.target, question.pod));
+    let asked = shared.clock.now();
+    let answers = shared.places.here().home.ask_many(offers, deadline).await;
     Exchanged {
         questions,
         asked,
@@ -535,7 +529,7 @@ fn flight_is_late(known: &Known, waits: bool) -> Error {
     } else {
         WriteOutcome::Unknown
     };
-    place::told(error.with_outcome(outcome), &known.id)
+    place::with_context(error.with_outcome(outcome), &known.id)
 }
 
 /// How a request can be answered.
@@ -556,7 +550,8 @@ impl Shared {
         {
             let took = self.clock.now().since(asked);
             let operations = &self.stats.operations;
-            operations.ended("compute_linked_pod", took, answer);
+            let name = OperationName::ComputeLinkedPod;
+            operations.ended(name.as_str(), took, answer);
         }
     }
 
@@ -573,7 +568,7 @@ impl Shared {
         // What the cache holds and does not believe is to be looked at; and a call of many has no
         // span of its own for each.
         let looks = entry.is_some() || request.traced;
-        let asks = target.peer.is_some() || self.chooser.is_some();
+        let asks = target.home.is_foreign() || self.chooser.is_some();
         match view {
             Some(view) if !looks && !asks => Way::Short(Arc::clone(view)),
             _ => Way::Long,

@@ -13,7 +13,8 @@ impl ClientDriver {
         metrics.join(self.shared.cache.stats() as Arc<dyn MetricSource>);
         let shared: Weak<Shared> = Arc::downgrade(&self.shared);
         metrics.watch(shared);
-        self.shared.foreign.report_to(metrics);
+        let foreign = self.shared.places.foreign();
+        foreign.for_each(|place| place.pods.states().report_to(metrics));
     }
 }
 

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Known, Shared, Target};
+use super::{ClientPlace, Known, Shared, Target};
 use crate::cache::{Entry, Ticket};
 use crate::clock::Tick;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, Uid};
-use crate::route::link::{Life, StoredLink, valid_until};
+use crate::namespace::Home;
+use crate::op::{Get, LinkSource, SetIfAbsent};
+use crate::route::link::{StoredLink, valid_until};
 use crate::route::state::Standing;
-use crate::rpc::{Believed, LinkOperations, Source};
 
 impl Target {
     /// What the cache is to hold: the pod as the process that it is now.
@@ -45,11 +46,11 @@ impl Shared {
     pub(super) fn target(self: &Arc<Self>, link: LinkId) -> Result<Target> {
         self.open()?;
         self.sweeper.start(self);
-        let peer = self.peer(&link.service.namespace)?;
-        let known = self.known(&link.service);
+        let place = self.places.get(&link.service.namespace)?;
+        let known = self.known(place, &link.service);
         Ok(Target {
             key: known.scope.key(link.uid.as_str()),
-            peer: peer.map(Arc::clone),
+            home: place.home.clone(),
             link,
             known,
         })
@@ -63,11 +64,12 @@ impl Shared {
         uid: &str,
         service: &str,
     ) -> Result<Option<Target>> {
-        let own = |name: &str| name.is_empty() || name == self.namespace.as_str();
+        let own = |name: &str| name.is_empty() || name == self.places.own().as_str();
         if self.closed.load(Ordering::SeqCst) || !namespace.is_none_or(own) {
             return Ok(None);
         }
-        let known = self.known.get(service);
+        let place = self.places.here();
+        let known = place.known.get(service);
         let Some(known) = known.filter(|known| !known.watched.is_retired()) else {
             return Ok(None);
         };
@@ -77,23 +79,29 @@ impl Shared {
         };
         Ok(Some(Target {
             key: known.scope.key(uid),
-            peer: None,
+            home: place.home.clone(),
             link,
             known,
         }))
     }
 
-    /// Whom to ask about this namespace; `None`: the driver's own store.
-    pub(super) fn peer(&self, namespace: &Namespace) -> Result<Option<&Arc<dyn LinkOperations>>> {
-        let peer = crate::driver::peer_of(&self.namespace, namespace, &self.peers)?;
-        Ok(peer.map(|peer| &peer.operations))
+    /// Where the operations of an open driver on this namespace are sent.
+    pub(super) fn home(&self, namespace: &Namespace) -> Result<&Home> {
+        self.open()?;
+        Ok(&self.places.get(namespace)?.home)
     }
 
-    pub(super) fn known(&self, id: &ServiceId) -> Arc<Known> {
-        let (table, states) = match self.peers.get(&id.namespace) {
-            Some(peer) => (&peer.known, &self.foreign),
-            None => (&self.known, &self.states),
-        };
+    /// What is offered to a user who has no link.
+    pub(super) fn offer(&self, target: &Target, pod: PodIndex) -> SetIfAbsent {
+        SetIfAbsent {
+            link: target.link.clone(),
+            pod,
+            ttl: self.config.link_ttl,
+        }
+    }
+
+    fn known(&self, place: &ClientPlace, id: &ServiceId) -> Arc<Known> {
+        let (table, states) = (&place.known, place.pods.states());
         let name = id.service.as_str();
         if let Some(known) = table.get(name)
             && !known.watched.is_retired()
@@ -135,65 +143,45 @@ impl Shared {
         believed.then_some(entry.pod)
     }
 
+    /// The link from where it is kept; the cache keeps it, too.
     pub(super) async fn fetch(
         &self,
         target: &Target,
-        deadline: Tick,
-        keep: impl Fn(Life) -> bool,
-    ) -> Result<Option<StoredLink>> {
-        let (ticket, asked) = (self.cache.ticket(target.key), self.clock.now());
-        let stored = self.executor.get(&target.link, deadline).await?;
-        if stored.is_some() {
-            // So that the cache knows which process of the pod it means. If the pods cannot be
-            // read, the answer is good all the same.
-            let _unknown = target.known.watched.view(&self.clock, deadline).await;
-        }
-        if let Some(link) = stored.filter(|link| keep(link.life)) {
-            self.remember(target, link, asked, ticket);
-        }
-        Ok(stored)
-    }
-
-    /// The same, at a peer.
-    pub(super) async fn fetch_at(
-        &self,
-        peer: &Arc<dyn LinkOperations>,
-        target: &Target,
-        from: Source,
+        from: LinkSource,
         deadline: Tick,
     ) -> Result<Option<PodIndex>> {
         let (ticket, asked) = (self.cache.ticket(target.key), self.clock.now());
-        let found = peer.get(&target.link, from, deadline).await?;
-        if let Some(found) = found {
-            self.remember_at(target, found, asked, ticket, deadline)
+        let get = Get {
+            link: target.link.clone(),
+            from,
+        };
+        let found = target.home.ask(get, deadline).await?;
+        let Some(link) = found else { return Ok(None) };
+        if target.home.is_foreign() {
+            self.remember_watched(target, link, asked, ticket, deadline)
                 .await;
+        } else {
+            // So that the cache knows which process of the pod it means. If the pods cannot be
+            // read, the answer is good all the same.
+            let _unknown = target.known.watched.view(&self.clock, deadline).await;
+            self.remember(target, link, asked, ticket);
         }
-        Ok(found.map(|found| found.pod))
+        Ok(Some(link.pod))
     }
 
-    /// Keeps a peer's answer for as long as the peer says, if the peer tells of its pods, too: an
-    /// answer whose pod nobody watches is not kept.
-    pub(super) async fn remember_at(
+    /// Keeps a peer's answer for as long as the peer says, if the peer's pods are read, too: an
+    /// answer whose pod is not watched is not kept.
+    pub(super) async fn remember_watched(
         &self,
         target: &Target,
-        found: Believed,
+        link: StoredLink,
         asked: Tick,
         ticket: Ticket,
         deadline: Tick,
     ) {
-        let Some(left) = found.valid_for else { return };
-        if target
-            .known
-            .watched
-            .view(&self.clock, deadline)
-            .await
-            .is_ok()
-        {
-            let life = Life::Temporary(left);
-            let link = StoredLink {
-                pod: found.pod,
-                life,
-            };
+        let kept = valid_until(asked, link.life, self.config.cache_ttl).is_some();
+        let watched = &target.known.watched;
+        if kept && watched.view(&self.clock, deadline).await.is_ok() {
             self.remember(target, link, asked, ticket);
         }
     }

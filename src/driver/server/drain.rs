@@ -15,11 +15,11 @@ use crate::driver::view::View;
 use crate::driver::with_deadline;
 use crate::error::{Error, Result};
 use crate::id::{LinkId, ServiceId};
+use crate::op::{Relink, Remove};
 use crate::route::link::{Life, StoredLink};
 use crate::route::pick::{Chance, Strategy};
 use crate::route::snapshot::{Policy, Snapshot};
 use crate::route::state::RoutingState;
-use crate::store::Reading;
 use crate::telemetry::count;
 
 /// How many drain hooks run at a time: a game that saves to a database wants some, not all.
@@ -274,7 +274,12 @@ impl Shared {
             // Nobody takes new users: then at least nobody waits for this pod.
             let owner = Some(self.info.pod);
             let removal = self.grace();
-            let removed = self.executor.remove(link, owner, removal, deadline).await?;
+            let remove = Remove {
+                link: link.clone(),
+                owner,
+                removal,
+            };
+            let removed = self.store.ask(remove, deadline).await?;
             let released = u64::from(removed.done);
             given.released.fetch_add(released, Ordering::Relaxed);
             self.count_released(released);
@@ -286,11 +291,7 @@ impl Shared {
     /// The pods that may take this one's users; `previous` knows who was sent where already.
     async fn others(&self, previous: Option<&View>, deadline: Tick) -> Option<View> {
         let asked = self.clock.now();
-        let pods = self
-            .executor
-            .pods(&self.info.service, &Reading::default(), deadline)
-            .await;
-        let mut records = pods.ok()?.records;
+        let mut records = self.read_pods(deadline).await.ok()?.records;
         records.retain(|record| record.state.pod_id != self.info.pod);
         let snapshot = Snapshot::new(records, asked, Policy::default());
         Some(View::new(snapshot, previous, 1, asked))
@@ -314,10 +315,14 @@ impl Shared {
         const LEAST: Duration = Duration::from_secs(10);
         let ttl = self.config.link_grace.max(LEAST);
         let incarnation = self.lock().incarnation;
-        let executor = &self.executor;
-        let moved = executor
-            .relink(link, from, incarnation, to, ttl, deadline)
-            .await?;
+        let relink = Relink {
+            link: link.clone(),
+            from,
+            dead: incarnation,
+            to,
+            ttl,
+        };
+        let moved = self.store.ask(relink, deadline).await?;
         Ok(moved.is_some_and(|placed| placed.made))
     }
 

@@ -1,7 +1,7 @@
 //! The lease: renewed, lost, taken again.
 
-use std::sync::Weak;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rand::Rng;
@@ -11,8 +11,8 @@ use crate::clock::Tick;
 use crate::driver::cpu::CpuMeter;
 use crate::driver::with_deadline;
 use crate::error::{Error, ErrorKind, Result};
+use crate::op::{PodRenew, Renewed};
 use crate::route::state::{PodState, Readiness, RoutingState};
-use crate::store::Renewed;
 use crate::telemetry::count;
 
 impl Shared {
@@ -28,11 +28,13 @@ impl Shared {
         self.may_publish()?;
         self.notice_lapse();
         let (state, times) = (self.published(), self.config.times);
-        let (service, sent) = (&self.info.service, self.clock.now());
-        let renewed = self
-            .executor
-            .pod_renew(service, &state, times, deadline)
-            .await;
+        let sent = self.clock.now();
+        let renew = PodRenew {
+            service: self.info.service.clone(),
+            state: Arc::new(state),
+            times,
+        };
+        let renewed = self.store.ask(renew, deadline).await;
         self.count_publication(&renewed, sent);
         match renewed? {
             Renewed::Done { leads } => {
@@ -58,7 +60,7 @@ impl Shared {
     fn may_publish(&self) -> Result<()> {
         let state = self.lock();
         if !state.phase.publishes() {
-            return Err(state.phase.refuses("publish"));
+            return Err(state.phase.refuses());
         }
         if state.dead {
             return Err(self.no_lease(DEAD));

@@ -1,14 +1,14 @@
 //! The links of a pod: made its own, and released.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Phase, ServerDriver, Shared};
 use crate::clock::Tick;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{LinkId, Namespace, PodIndex, invalid, shown};
+use crate::id::{LinkId, PodIndex, invalid, shown};
+use crate::namespace::Home;
+use crate::op::{OperationName, Remove, Set, TrySet};
 use crate::route::link::{Persist, Removal};
-use crate::rpc::LinkOperations;
 
 impl ServerDriver {
     /// Links the user to `pod`, whatever was there. Returns the previous owner.
@@ -22,20 +22,12 @@ impl ServerDriver {
         persist: Persist,
         deadline: Tick,
     ) -> Result<Option<PodIndex>> {
-        if let Some(peer) = self.shared.peer(&link.service.namespace)? {
-            self.shared.is_open("set_linked_pod")?;
-            return peer.set(link, pod, persist, deadline).await;
-        }
-        let lease = self.shared.may_act(pod, "set_linked_pod")?;
-        let executor = &self.shared.executor;
-        let work = executor.set(link, pod, persist, deadline);
-        let previous = self.shared.observe("set_linked_pod", work).await?;
-        self.shared.note(link, pod, persist, lease);
-        Ok(previous)
+        let work = self.set(link, pod, persist, deadline);
+        self.shared.observe(OperationName::SetLinkedPod, work).await
     }
 
-    /// Links the user to `pod` unless somebody else has a right to the user. `made` says whether
-    /// `pod` has the link now, and who has it.
+    /// Links the user to `pod` unless another pod has a right to the user. Says whether `pod` has
+    /// the link now, and which pod has it.
     ///
     /// # Errors
     /// `LeaseLost` if `pod` is this one and its lease is over; what the store failed with.
@@ -46,40 +38,20 @@ impl ServerDriver {
         persist: Persist,
         deadline: Tick,
     ) -> Result<(bool, PodIndex)> {
-        if let Some(peer) = self.shared.peer(&link.service.namespace)? {
-            self.shared.is_open("try_set_linked_pod")?;
-            return peer.try_set(link, pod, persist, deadline).await;
-        }
-        let lease = self.shared.may_act(pod, "try_set_linked_pod")?;
-        let executor = &self.shared.executor;
-        let work = executor.try_set(link, pod, persist, deadline);
-        let placed = self.shared.observe("try_set_linked_pod", work).await?;
-        if placed.made {
-            self.shared.note(link, pod, persist, lease);
-        } else {
-            self.shared.owned().remove(link);
-        }
-        Ok((placed.made, placed.link.pod))
+        let work = self.try_set(link, pod, persist, deadline);
+        let name = OperationName::TrySetLinkedPod;
+        self.shared.observe(name, work).await
     }
 
     /// Removes the link if this pod owns it; it stays as a hint for `link_grace`.
     ///
     /// # Errors
-    /// `InvalidParameter` for a link of another namespace, where this pod owns nobody; what the
+    /// `InvalidParameter` for a link of another namespace, where this pod owns no user; what the
     /// store failed with.
     pub async fn remove_linked_pod(&self, link: &LinkId, deadline: Tick) -> Result<bool> {
-        let (own, given) = (&self.shared.info.service.namespace, &link.service.namespace);
-        if own != given {
-            let allowed = format!(
-                "this pod's own, {own}: it owns nobody elsewhere; name the owner with \
-                 remove_linked_pod_with_id"
-            );
-            return Err(invalid("namespace", &shown(given.as_str()), &allowed));
-        }
-        let removal = self.shared.grace();
-        let pod = self.shared.info.pod;
-        self.remove("remove_linked_pod", link, pod, removal, deadline)
-            .await
+        let work = self.remove_own(link, deadline);
+        let name = OperationName::RemoveLinkedPod;
+        self.shared.observe(name, work).await
     }
 
     /// Removes the link if `owner` owns it.
@@ -93,28 +65,82 @@ impl ServerDriver {
         removal: Removal,
         deadline: Tick,
     ) -> Result<bool> {
-        self.remove("remove_linked_pod_with_id", link, owner, removal, deadline)
-            .await
+        let work = self.remove(link, owner, removal, deadline);
+        let name = OperationName::RemoveLinkedPodWithId;
+        self.shared.observe(name, work).await
+    }
+
+    async fn set(
+        &self,
+        link: &LinkId,
+        pod: PodIndex,
+        persist: Persist,
+        deadline: Tick,
+    ) -> Result<Option<PodIndex>> {
+        let (home, lease) = (self.shared.home(link)?, self.shared.may_act(link, pod)?);
+        let set = Set {
+            link: link.clone(),
+            pod,
+            persist,
+        };
+        let previous = home.ask(set, deadline).await?;
+        self.shared.note(link, pod, persist, lease);
+        Ok(previous)
+    }
+
+    async fn try_set(
+        &self,
+        link: &LinkId,
+        pod: PodIndex,
+        persist: Persist,
+        deadline: Tick,
+    ) -> Result<(bool, PodIndex)> {
+        let (home, lease) = (self.shared.home(link)?, self.shared.may_act(link, pod)?);
+        let set = TrySet {
+            link: link.clone(),
+            pod,
+            persist,
+        };
+        let placed = home.ask(set, deadline).await?;
+        if placed.made {
+            self.shared.note(link, pod, persist, lease);
+        } else {
+            self.shared.owned().remove(link);
+        }
+        Ok((placed.made, placed.link.pod))
+    }
+
+    async fn remove_own(&self, link: &LinkId, deadline: Tick) -> Result<bool> {
+        let (own, given) = (self.shared.homes.own(), &link.service.namespace);
+        if own != given {
+            let allowed = format!(
+                "this pod's own, {own}: it owns no user elsewhere; name the owner with \
+                 remove_linked_pod_with_id"
+            );
+            return Err(invalid("namespace", &shown(given.as_str()), &allowed));
+        }
+        let (pod, removal) = (self.shared.info.pod, self.shared.grace());
+        self.remove(link, pod, removal, deadline).await
     }
 
     async fn remove(
         &self,
-        name: &'static str,
         link: &LinkId,
         owner: PodIndex,
         removal: Removal,
         deadline: Tick,
     ) -> Result<bool> {
         // Releasing needs no lease: it only gives away.
-        self.shared.is_open("remove_linked_pod")?;
-        if let Some(peer) = self.shared.peer(&link.service.namespace)? {
-            return peer.remove(link, Some(owner), removal, deadline).await;
-        }
-        let executor = &self.shared.executor;
-        let work = executor.remove(link, Some(owner), removal, deadline);
-        let removed = self.shared.observe(name, work).await?;
+        self.shared.is_open()?;
+        let remove = Remove {
+            link: link.clone(),
+            owner: Some(owner),
+            removal,
+        };
+        let removed = self.shared.home(link)?.ask(remove, deadline).await?;
         if owner == self.shared.info.pod {
-            // Removed, or somebody else's: not this pod's in either case.
+            // Removed, or another pod's: not this pod's in either case. What it owns is of its own
+            // service, so a link elsewhere is not there.
             self.shared.owned().remove(link);
         }
         Ok(removed.done)
@@ -122,9 +148,9 @@ impl ServerDriver {
 }
 
 impl Shared {
-    /// Whom to ask about a namespace; `None`: the pod's own store.
-    pub(super) fn peer(&self, namespace: &Namespace) -> Result<Option<&Arc<dyn LinkOperations>>> {
-        crate::driver::peer_of(&self.info.service.namespace, namespace, &self.peers)
+    /// Where the operations on this link are sent.
+    fn home(&self, link: &LinkId) -> Result<&Home> {
+        self.homes.get(&link.service.namespace)
     }
 
     /// How a link of this pod is released.
@@ -135,22 +161,21 @@ impl Shared {
         }
     }
 
-    fn is_open(&self, operation: &'static str) -> Result<()> {
+    fn is_open(&self) -> Result<()> {
         match self.lock().phase {
-            phase @ (Phase::Stopped | Phase::Superseded) => Err(phase.refuses(operation)),
+            phase @ (Phase::Stopped | Phase::Superseded) => Err(phase.refuses()),
             _ => Ok(()),
         }
     }
 
-    /// A pod whose lease is over may have been replaced: it must not take users. Returns the
-    /// number of the lease under which the pod acts.
-    fn may_act(&self, pod: PodIndex, operation: &'static str) -> Result<u64> {
-        self.is_open(operation)?;
-        let lapsed = self.lock().phase.renews() && !self.holds_lease();
-        if lapsed && pod == self.info.pod {
+    /// A pod whose lease is over may have been replaced: it must not take users of its own
+    /// namespace. Returns the number of the lease under which the pod acts.
+    fn may_act(&self, link: &LinkId, pod: PodIndex) -> Result<u64> {
+        self.is_open()?;
+        let ours = pod == self.info.pod && link.service.namespace == self.info.service.namespace;
+        if ours && self.lock().phase.renews() && !self.holds_lease() {
             let text = "this pod's lease is over; it must be renewed before it may take users";
             return Err(Error::new(ErrorKind::LeaseLost, text)
-                .during(operation)
                 .with("pod", pod)
                 .retryable());
         }

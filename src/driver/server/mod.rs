@@ -18,12 +18,13 @@ use rand::Rng;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use super::foreign::ForeignNamespaces;
 use crate::clock::{Clock, Tick};
 use crate::config::{Drain, ServerConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId};
+use crate::namespace::{Home, Namespaces};
 use crate::route::state::RoutingState;
-use crate::rpc::LinkOperations;
 use crate::store::Store;
 use crate::telemetry::ServerStats;
 
@@ -88,13 +89,13 @@ pub struct ServerDriver {
 
 #[derive(Debug)]
 struct Shared {
-    executor: Arc<dyn Store>,
+    store: Arc<dyn Store>,
     clock: Clock,
     info: ServerInfo,
     config: ServerConfig,
     hooks: Arc<dyn PodHooks>,
-    /// The ways to other namespaces.
-    peers: HashMap<Namespace, Arc<dyn LinkOperations>>,
+    /// Where the operations on links are sent, by namespace.
+    homes: Namespaces<Home>,
     /// What the pod is and says. Never held across an await.
     state: Mutex<State>,
     /// The users that this pod has made its own under its present lease. Never held across an
@@ -170,7 +171,7 @@ impl Phase {
         matches!(self, Self::Starting) || self.renews()
     }
 
-    fn refuses(self, operation: &'static str) -> Error {
+    fn refuses(self) -> Error {
         let (kind, why) = match self {
             Self::New => (ErrorKind::IllegalState, "it was not started"),
             Self::Starting => (ErrorKind::IllegalState, "its start is under way"),
@@ -185,7 +186,7 @@ impl Phase {
                 "it was stopped; a pod that comes back is a new driver",
             ),
         };
-        Error::new(kind, format!("the server driver refuses: {why}")).during(operation)
+        Error::new(kind, format!("the server driver refuses: {why}"))
     }
 }
 
@@ -193,25 +194,30 @@ impl ServerDriver {
     /// A driver for this pod. No I/O, no task: `start` does both.
     #[must_use]
     pub fn new(
-        executor: Arc<dyn Store>,
+        store: Arc<dyn Store>,
         clock: Clock,
         info: ServerInfo,
         config: ServerConfig,
         hooks: Arc<dyn PodHooks>,
     ) -> Self {
-        Self::with_peers(executor, clock, info, config, hooks, HashMap::new())
+        Self::with_peers(store, clock, info, config, hooks, &HashMap::new())
     }
 
     /// The same, whose operations on links of other namespaces go to `peers`.
     #[must_use]
     pub fn with_peers(
-        executor: Arc<dyn Store>,
+        store: Arc<dyn Store>,
         clock: Clock,
         info: ServerInfo,
         config: ServerConfig,
         hooks: Arc<dyn PodHooks>,
-        peers: HashMap<Namespace, Arc<dyn LinkOperations>>,
+        peers: &ForeignNamespaces,
     ) -> Self {
+        let foreign = peers.iter();
+        let foreign = foreign.map(|(name, foreign)| (name.clone(), foreign.home().clone()));
+        let own = info.service.namespace.clone();
+        let home = Home::Own(Arc::clone(&store));
+        let homes = Namespaces::new(own, home, foreign.collect());
         let state = State {
             phase: Phase::New,
             incarnation: Incarnation::NONE,
@@ -225,12 +231,12 @@ impl ServerDriver {
         rand::rng().fill(&mut random);
         let shared = Shared {
             nonce: format!("{:016x}{:016x}", random[0], random[1]),
-            executor,
+            store,
             clock,
             info,
             config,
             hooks,
-            peers,
+            homes,
             state: Mutex::new(state),
             owned: Mutex::default(),
             publishing: tokio::sync::Mutex::new(()),
@@ -308,7 +314,7 @@ impl ServerDriver {
             let mut state = self.shared.lock();
             let phase = state.phase;
             if !matches!(phase, Phase::New | Phase::Starting | Phase::Running) {
-                return Err(phase.refuses("set_routing_state"));
+                return Err(phase.refuses());
             }
             state.routing.check_move(routing)?;
             state.routing = routing;
@@ -344,8 +350,7 @@ impl ServerDriver {
     /// # Errors
     /// `InvalidParameter`, or `NamespaceUnreachable` for a namespace without a peer.
     pub fn resolve(&self, given: Option<&str>) -> Result<Namespace> {
-        let own = &self.shared.info.service.namespace;
-        super::resolve(own, given, &self.shared.peers)
+        self.shared.homes.resolve(given)
     }
 }
 

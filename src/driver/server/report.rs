@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use super::{Phase, ServerDriver, Shared};
 use crate::clock::Tick;
 use crate::error::{Error, Result};
-use crate::store::Renewed;
+use crate::op::{OperationName, Renewed};
 use crate::telemetry::{Gauges, MetricSource, Metrics, MetricsSnapshot, count, names};
 
 impl ServerDriver {
@@ -42,10 +42,12 @@ impl Shared {
     /// Does the work of a link operation, which is counted and timed.
     pub(super) async fn observe<T>(
         &self,
-        name: &'static str,
+        name: OperationName,
         work: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        self.stats.operations.observe(name, &self.clock, work).await
+        let operations = &self.stats.operations;
+        let done = operations.observe(name.as_str(), &self.clock, work).await;
+        done.map_err(|error| error.during(name))
     }
 
     /// So many users were given up because the pod stops.
@@ -115,7 +117,7 @@ impl Gauges for Shared {
     fn trouble(&self) -> Option<Error> {
         let phase = self.lock().phase;
         if phase == Phase::Draining {
-            return Some(phase.refuses("ready"));
+            return Some(phase.refuses());
         }
         let lost = phase == Phase::Superseded || phase == Phase::Running && !self.holds_lease();
         lost.then(|| self.no_lease("it is not valid at this moment"))

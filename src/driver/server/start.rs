@@ -11,8 +11,8 @@ use crate::clock::Tick;
 use crate::driver::with_deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Incarnation;
+use crate::op::{Begun, PodBegin, PodEnd, PodIdentity};
 use crate::route::state::RoutingState;
-use crate::store::{Begun, PodIdentity};
 use crate::telemetry::count;
 
 /// The start keeps its own deadline; whoever made it waits this much longer for its outcome.
@@ -42,14 +42,14 @@ impl ServerDriver {
                 }
                 Phase::Starting => {}
                 Phase::Running => return Ok(()),
-                phase => return Err(phase.refuses("start")),
+                phase => return Err(phase.refuses()),
             }
             shared.started.subscribe()
         };
         let done = started.wait_for(Option::is_some);
         let done = with_deadline(&shared.clock, patience, "the start under way", done).await?;
         let outcome = done.ok().and_then(|outcome| outcome.clone());
-        outcome.unwrap_or_else(|| Err(Phase::Stopped.refuses("start")))
+        outcome.unwrap_or_else(|| Err(Phase::Stopped.refuses()))
     }
 }
 
@@ -91,7 +91,7 @@ impl Starting {
         let shared = &self.0;
         let mut state = shared.lock();
         if state.phase != Phase::Starting {
-            return Err(state.phase.refuses("start"));
+            return Err(state.phase.refuses());
         }
         if state.routing != said {
             return Ok(false);
@@ -111,7 +111,7 @@ impl Drop for Starting {
         // Ended from outside, or by a panic: then nobody else tells those who wait.
         self.0.started.send_if_modified(|outcome| {
             let missing = outcome.is_none();
-            outcome.get_or_insert_with(|| Err(Phase::Stopped.refuses("start")));
+            outcome.get_or_insert_with(|| Err(Phase::Stopped.refuses()));
             missing
         });
         let mut state = self.0.lock();
@@ -124,16 +124,18 @@ impl Drop for Starting {
 impl Shared {
     /// Takes an incarnation; waits while an earlier process may be alive. With the turn held.
     pub(super) async fn begin(&self, deadline: Tick) -> Result<()> {
-        let identity = PodIdentity {
-            service: self.info.service.clone(),
-            pod: self.info.pod,
-            nonce: self.nonce.clone(),
-            pod_uid: self.info.pod_uid.clone(),
+        let begin = PodBegin {
+            pod: PodIdentity {
+                service: self.info.service.clone(),
+                pod: self.info.pod,
+                nonce: self.nonce.clone(),
+                pod_uid: self.info.pod_uid.clone(),
+            },
+            times: self.config.times,
         };
-        let times = self.config.times;
         let mut earlier = None;
         loop {
-            let begun = self.executor.pod_begin(&identity, times, deadline).await;
+            let begun = self.store.ask(begin.clone(), deadline).await;
             match (begun, earlier) {
                 (Ok(Begun::Started(incarnation)), _) => {
                     let mut state = self.lock();
@@ -162,7 +164,7 @@ impl Shared {
         let pause = async {
             tokio::select! {
                 () = tokio::time::sleep(pause) => Ok(()),
-                _ = stopping.wait_for(|stopping| *stopping) => Err(Phase::Stopped.refuses("start")),
+                _ = stopping.wait_for(|stopping| *stopping) => Err(Phase::Stopped.refuses()),
             }
         };
         let paused = with_deadline(&self.clock, deadline, "the earlier process", pause).await;
@@ -189,8 +191,12 @@ impl Shared {
     /// cannot be told, the lease ends by itself.
     pub(super) async fn give_back(&self, incarnation: Incarnation, deadline: Tick) -> bool {
         let (service, pod) = (&self.info.service, self.info.pod);
-        let ended = self.executor.pod_end(service, pod, incarnation, deadline);
-        let ended = ended.await;
+        let end = PodEnd {
+            service: service.clone(),
+            pod,
+            incarnation,
+        };
+        let ended = self.store.ask(end, deadline).await;
         if let Err(error) = &ended {
             tracing::error!(%service, pod = pod.get(), %error, "the pod was not withdrawn; its lease ends by itself");
         }

@@ -2,8 +2,9 @@
 
 use super::Shared;
 use crate::clock::Tick;
-use crate::route::state::{Readiness, RoutingState, WorkloadState};
-use crate::store::{Pods, Reading};
+use crate::error::Result;
+use crate::op::{Pods, PodsReading, ReadPods, SetWorkload};
+use crate::route::state::WorkloadState;
 use crate::telemetry::count;
 
 impl Shared {
@@ -12,17 +13,14 @@ impl Shared {
     pub(super) async fn write_workload(&self, deadline: Tick) {
         let service = &self.info.service;
         let times = self.config.times;
-        let written = match self
-            .executor
-            .pods(service, &Reading::default(), deadline)
-            .await
-        {
+        let written = match self.read_pods(deadline).await {
             Ok(pods) => {
-                let workload = aggregate(&pods);
-                let ttl = times.lease + times.grace;
-                self.executor
-                    .set_workload(service, &workload, ttl, deadline)
-                    .await
+                let set = SetWorkload {
+                    service: service.clone(),
+                    workload: WorkloadState::of(&pods.records, pods.now_ms),
+                    ttl: times.lease + times.grace,
+                };
+                self.store.ask(set, deadline).await
             }
             Err(error) => Err(error),
         };
@@ -37,31 +35,18 @@ impl Shared {
 
     /// What the service looks like without this pod, if nobody else is there to say so.
     pub(super) async fn write_last_workload(&self, deadline: Tick) {
-        let pods = self
-            .executor
-            .pods(&self.info.service, &Reading::default(), deadline)
-            .await;
+        let pods = self.read_pods(deadline).await;
         if pods.is_ok_and(|pods| pods.records.iter().all(|pod| pod.lease_left.is_zero())) {
             self.write_workload(deadline).await;
         }
     }
-}
 
-fn aggregate(pods: &Pods) -> WorkloadState {
-    let alive = || pods.records.iter().filter(|pod| !pod.lease_left.is_zero());
-    let ready = alive().filter(|pod| {
-        pod.state.state == Readiness::Ready && pod.state.routing_state == RoutingState::Ready
-    });
-    let (replicas, ready) = (alive().count(), ready.count());
-    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-    WorkloadState {
-        state: if ready > 0 {
-            Readiness::Ready
-        } else {
-            Readiness::NotReady
-        },
-        replicas: number(replicas),
-        ready_replicas: number(ready),
-        update_time: pods.now_ms,
+    /// Every pod of the service, read from scratch.
+    pub(super) async fn read_pods(&self, deadline: Tick) -> Result<Pods> {
+        let read = ReadPods {
+            service: self.info.service.clone(),
+            last: PodsReading::default(),
+        };
+        self.store.ask(read, deadline).await
     }
 }

@@ -6,12 +6,11 @@
 mod report;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use async_trait::async_trait;
 use rand::Rng;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
@@ -22,9 +21,11 @@ use crate::clock::{Clock, Tick};
 use crate::config::RouteInfoConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{PodIndex, ServiceId};
+use crate::namespace::Home;
+use crate::op::{Pods, PodsReading, ReadPods};
 use crate::route::pick::{Chance, Strategy};
 use crate::route::snapshot::{AlivePods, Change, Policy, Snapshot};
-use crate::store::{Changes, Pods, Reading, Store};
+use crate::store::Changes;
 use crate::telemetry::{StateStats, count};
 
 /// The timeout of one reading of all pods: shorter than the usual deadline of a call, so that a
@@ -37,45 +38,10 @@ pub trait ChangeListener: Send + Sync + std::fmt::Debug + 'static {
     fn on_change(&self, service: &ServiceId, changes: &[Change]);
 }
 
-/// A source of the pods of a service.
-#[async_trait]
-pub(super) trait PodSource: Send + Sync + std::fmt::Debug + 'static {
-    /// Every pod of a service with the remaining time of its lease; `last` as for [`Store::pods`].
-    async fn pods(&self, service: &ServiceId, last: &Reading, deadline: Tick) -> Result<Pods>;
-
-    /// Subscribes to the events of a service's pods.
-    async fn listen(&self, service: &ServiceId, deadline: Tick) -> Result<Changes>;
-
-    /// The error of the source, if it is known at once.
-    async fn trouble(&self, deadline: Tick) -> Option<Error>;
-}
-
-/// The store of the driver's own namespace.
-#[derive(Debug)]
-struct OwnStore(Arc<dyn Store>);
-
-#[async_trait]
-impl PodSource for OwnStore {
-    async fn pods(&self, service: &ServiceId, last: &Reading, deadline: Tick) -> Result<Pods> {
-        self.0.pods(service, last, deadline).await
-    }
-
-    async fn listen(&self, service: &ServiceId, deadline: Tick) -> Result<Changes> {
-        self.0.listen(service, deadline).await
-    }
-
-    async fn trouble(&self, deadline: Tick) -> Option<Error> {
-        let answered = self.0.ping(deadline).await;
-        answered
-            .err()
-            .filter(|error| error.kind() != ErrorKind::Timeout)
-    }
-}
-
 /// The state caches of all services in use. Dropping it ends their tasks.
 #[derive(Debug)]
 pub struct StateCache {
-    source: Arc<dyn PodSource>,
+    home: Home,
     clock: Clock,
     config: RouteInfoConfig,
     stats: Arc<StateStats>,
@@ -85,29 +51,23 @@ pub struct StateCache {
     /// Serialises changes of the table; readers do not take it. True once the cache was closed.
     /// Never held across an await.
     changing: Mutex<bool>,
+    /// Whether metrics report it: drivers that share it report it once.
+    reported: AtomicBool,
 }
 
 impl StateCache {
-    /// A cache without services. No I/O.
+    /// A cache without services, whose pods are read at `home`. No I/O.
     #[must_use]
-    pub fn new(executor: Arc<dyn Store>, clock: Clock, config: RouteInfoConfig) -> Arc<Self> {
-        Self::reading(Arc::new(OwnStore(executor)), clock, config)
-    }
-
-    /// A cache of pods from another source, such as a peer.
-    pub(super) fn reading(
-        source: Arc<dyn PodSource>,
-        clock: Clock,
-        config: RouteInfoConfig,
-    ) -> Arc<Self> {
+    pub fn new(home: Home, clock: Clock, config: RouteInfoConfig) -> Arc<Self> {
         Arc::new(Self {
-            source,
+            home,
             clock,
             config,
             stats: Arc::default(),
             services: ArcSwap::default(),
             listeners: Mutex::default(),
             changing: Mutex::default(),
+            reported: AtomicBool::new(false),
         })
     }
 
@@ -135,7 +95,7 @@ impl StateCache {
         }
         let watched = Arc::new(Watched::new(
             id.clone(),
-            Arc::clone(&self.source),
+            self.home.clone(),
             self.clock.now(),
         ));
         if *closed {
@@ -195,7 +155,11 @@ impl StateCache {
         let asked = self.clock.now();
         let last = watched.reading().clone();
         let deadline = asked.after(LOAD_TIMEOUT);
-        let pods = self.source.pods(&watched.id, &last, deadline).await?;
+        let read = ReadPods {
+            service: watched.id.clone(),
+            last,
+        };
+        let pods = self.home.ask(read, deadline).await?;
         *watched.reading() = pods.reading.clone();
         watched.report(&pods, &self.stats);
         let previous = watched.view.load_full();
@@ -223,7 +187,7 @@ impl StateCache {
     /// Subscribes to the events of the service; without them polling finds every change.
     async fn listen(&self, watched: &Watched) -> Option<Changes> {
         let deadline = self.clock.deadline(LOAD_TIMEOUT);
-        let channel = self.source.listen(&watched.id, deadline).await;
+        let channel = self.home.subscribe(&watched.id, deadline).await;
         if let Err(error) = &channel {
             count(&self.stats.listen_failures);
             tracing::debug!(service = %watched.id, %error, "cannot listen for changes of pods");
@@ -334,7 +298,7 @@ struct Landed {
 pub struct Watched {
     id: ServiceId,
     /// Also queried for the cause of a slow reading.
-    source: Arc<dyn PodSource>,
+    home: Home,
     view: ArcSwapOption<View>,
     landed: watch::Sender<Landed>,
     poke: Notify,
@@ -349,16 +313,16 @@ pub struct Watched {
     seen: Mutex<AlivePods>,
     corrupt: Mutex<HashSet<String>>,
     /// The state of the last reading, for the next one. Never held across an await.
-    reading: Mutex<Reading>,
+    reading: Mutex<PodsReading>,
     /// The refresh task; ended by `end`, and when this is dropped.
     task: Mutex<Option<AbortHandle>>,
 }
 
 impl Watched {
-    fn new(id: ServiceId, source: Arc<dyn PodSource>, now: Tick) -> Self {
+    fn new(id: ServiceId, home: Home, now: Tick) -> Self {
         Self {
             id,
-            source,
+            home,
             view: ArcSwapOption::empty(),
             landed: watch::Sender::new(Landed::default()),
             poke: Notify::new(),
@@ -394,7 +358,7 @@ impl Watched {
         }
     }
 
-    fn reading(&self) -> MutexGuard<'_, Reading> {
+    fn reading(&self) -> MutexGuard<'_, PodsReading> {
         self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -504,7 +468,7 @@ impl Watched {
 
     /// The cause of a slow reading: the error of the store, or else the timeout.
     async fn cause(&self, timeout: Error, deadline: Tick) -> Error {
-        self.source.trouble(deadline).await.unwrap_or(timeout)
+        self.home.trouble(deadline).await.unwrap_or(timeout)
     }
 
     /// Chooses a pod that may take a new user now, and counts the user as sent there.

@@ -1,5 +1,6 @@
 //! The metrics of the pods that are being read.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use serde_json::{Value, json};
@@ -12,8 +13,12 @@ use crate::route::state::Standing;
 use crate::telemetry::{Gauges, MetricSource, Metrics, MetricsSnapshot, names};
 
 impl StateCache {
-    /// Registers the cache with these metrics until it is dropped. Its counts are kept.
+    /// Reports to these metrics from now on, until the cache is dropped. What it has counted
+    /// stays. A second report would count twice: it does nothing.
     pub(in crate::driver) fn report_to(self: &Arc<Self>, metrics: &Metrics) {
+        if self.reported.swap(true, Ordering::SeqCst) {
+            return;
+        }
         metrics.join(Arc::clone(&self.stats) as Arc<dyn MetricSource>);
         let cache: Weak<Self> = Arc::downgrade(self);
         metrics.watch(cache);

@@ -1,11 +1,11 @@
 //! The gRPC client: link operations on a namespace whose store is out of reach.
 
 mod budget;
+mod calls;
 mod credentials;
 mod dial;
 mod endpoint;
 mod line;
-mod operations;
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -29,11 +29,11 @@ use self::endpoint::Endpoint;
 use self::line::Line;
 use super::server::READINESS;
 use super::status;
-use super::traced::{self, method_of};
+use super::traced;
 use crate::clock::{Clock, Tick};
 use crate::config::{Balance, PeerClientConfig};
 use crate::error::{Error, ErrorKind, Result, WriteOutcome};
-use crate::proto::v1::route_service_client::RouteServiceClient;
+use crate::op::Effect;
 use crate::trace;
 
 pub use dial::Names;
@@ -68,17 +68,6 @@ struct Shared {
     /// dropped.
     tasks: Mutex<Vec<AbortHandle>>,
     closed: AtomicBool,
-}
-
-/// What may be done with a call that failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Manner {
-    /// It changes nothing.
-    Read,
-    /// It changes something, and a second time nothing more.
-    Repeatable,
-    /// Only what was surely not sent is sent again.
-    Once,
 }
 
 /// What came of one attempt.
@@ -164,7 +153,7 @@ impl PeerClient {
         };
         let said = self
             .shared
-            .call(Manner::Read, deadline, message, ask)
+            .call("Check", Effect::Read, deadline, message, ask)
             .await?;
         Ok(said.status() == ServingStatus::Serving)
     }
@@ -175,29 +164,6 @@ impl PeerClient {
         self.shared.end();
         // Whoever waits for an endpoint waits no longer.
         self.shared.changes.send_modify(|count| *count += 1);
-    }
-
-    /// Calls a method of the route service.
-    async fn route<Q, A, W>(
-        &self,
-        manner: Manner,
-        deadline: Tick,
-        message: Q,
-        send: impl Fn(RouteServiceClient<Line>, Request<Q>) -> W,
-    ) -> Result<A>
-    where
-        Q: Clone,
-        W: Future<Output = std::result::Result<Response<A>, Status>>,
-    {
-        // What a server with the largest batch and long names may answer.
-        const ANSWER_MAX: usize = 64 << 20;
-        let shared = &self.shared;
-        shared.start().await?;
-        let send = |line, request| {
-            let stub = RouteServiceClient::new(line);
-            send(stub.max_decoding_message_size(ANSWER_MAX), request)
-        };
-        shared.call(manner, deadline, message, send).await
     }
 }
 
@@ -266,7 +232,8 @@ impl Shared {
     /// Sends until it is answered, refused, or `deadline`.
     async fn call<Q, A, W>(
         &self,
-        manner: Manner,
+        method: &'static str,
+        effect: Effect,
         deadline: Tick,
         message: Q,
         send: impl Fn(Line, Request<Q>) -> W,
@@ -282,12 +249,12 @@ impl Shared {
         loop {
             let at = match self.usable(tried, deadline).await {
                 Ok(at) => at,
-                Err(error) => return Err(self.nobody(error, last, manner)),
+                Err(error) => return Err(self.nobody(error, last, effect)),
             };
             attempts += 1;
-            let span = trace::attempt(method_of::<Q>(), &self.endpoints[at].url, attempts);
+            let span = trace::attempt(method, &self.endpoints[at].url, attempts);
             // Pinned, here and below, because it is large: a pointer is moved instead.
-            let attempt = pin!(self.attempt(at, manner, deadline, &message, &send));
+            let attempt = pin!(self.attempt(at, effect, deadline, &message, &send));
             let attempt = attempt.instrument(span.clone()).await;
             trace::ended(&span, attempt.as_ref().map_err(|failure| &failure.error));
             let failure = match attempt {
@@ -318,7 +285,7 @@ impl Shared {
     async fn attempt<Q, A, W>(
         &self,
         at: usize,
-        manner: Manner,
+        effect: Effect,
         deadline: Tick,
         message: &Q,
         send: &impl Fn(Line, Request<Q>) -> W,
@@ -330,7 +297,7 @@ impl Shared {
         let endpoint = &self.endpoints[at];
         let left = deadline.since(self.clock.now());
         // Where somebody else could answer, half of the time is kept for that.
-        let spare = manner != Manner::Once && self.endpoints.len() > 1;
+        let spare = effect != Effect::Once && self.endpoints.len() > 1;
         let limit = if spare { left / 2 } else { left };
         let mut request = self.credentials.on(message.clone());
         request.metadata_mut().insert("grpc-timeout", told(left));
@@ -342,8 +309,8 @@ impl Shared {
                 self.answered(at);
                 return Ok(answer.into_inner());
             }
-            Ok(Err(status)) => judge(&status, manner),
-            Err(_) => late(manner, spare && limit < left),
+            Ok(Err(status)) => judge(&status, effect),
+            Err(_) => late(effect, spare && limit < left),
         };
         let silent = matches!(
             failure.error.kind(),
@@ -414,7 +381,7 @@ impl Shared {
         }
     }
 
-    fn nobody(&self, error: Error, last: Option<Error>, manner: Manner) -> Error {
+    fn nobody(&self, error: Error, last: Option<Error>, effect: Effect) -> Error {
         if error.kind() != ErrorKind::PeerUnavailable {
             return error;
         }
@@ -430,7 +397,7 @@ impl Shared {
             why.unwrap_or_default()
         );
         let mut error = Error::new(ErrorKind::PeerUnavailable, text);
-        if manner != Manner::Read {
+        if effect != Effect::Read {
             // An attempt before may have arrived.
             let outcome = last.and_then(|last| last.outcome());
             error = error.with_outcome(outcome.unwrap_or(WriteOutcome::NotSent));
@@ -445,10 +412,10 @@ impl Drop for Shared {
     }
 }
 
-fn judge(status: &Status, manner: Manner) -> Failure {
+fn judge(status: &Status, effect: Effect) -> Failure {
     let mut error = status::to_error(status);
     let unsent = status::never_sent(status);
-    if manner != Manner::Read && error.outcome().is_none() {
+    if effect != Effect::Read && error.outcome().is_none() {
         let broke = matches!(
             error.kind(),
             ErrorKind::PeerUnavailable | ErrorKind::Timeout
@@ -459,7 +426,7 @@ fn judge(status: &Status, manner: Manner) -> Failure {
             error = error.with_outcome(WriteOutcome::Unknown);
         }
     }
-    let harmless = manner != Manner::Once || error.outcome() == Some(WriteOutcome::NotSent);
+    let harmless = effect != Effect::Once || error.outcome() == Some(WriteOutcome::NotSent);
     let passing = matches!(
         error.kind(),
         ErrorKind::PeerUnavailable | ErrorKind::Overloaded
@@ -471,10 +438,10 @@ fn judge(status: &Status, manner: Manner) -> Failure {
     }
 }
 
-fn late(manner: Manner, again: bool) -> Failure {
+fn late(effect: Effect, again: bool) -> Failure {
     let text = "the deadline passed while waiting for the peer";
     let mut error = Error::new(ErrorKind::Timeout, text).with("waited_for", "the peer");
-    if manner != Manner::Read {
+    if effect != Effect::Read {
         error = error.with_outcome(WriteOutcome::Unknown);
     }
     Failure {

@@ -3,13 +3,11 @@
 
 use prost::Message;
 
-use super::{
-    changes, given, link, pod, record, removal, required_pod, service, service_name, services,
-    tag_of, uids, user_of, users,
-};
-use crate::error::{ErrorKind, Result};
+use super::changes;
+use crate::error::ErrorKind;
+use crate::id::Uid;
 use crate::proto::v1;
-use crate::rpc::convert::{believed, persist};
+use crate::rpc::messages::{METHODS, Method, match_method};
 
 /// How many users a request may ask for, as a server is configured by default.
 const MAX_BATCH: usize = 512;
@@ -17,114 +15,32 @@ const MAX_BATCH: usize = 512;
 /// Reads the bytes as each kind of request, as the server does, and as each kind of answer, as the
 /// client does.
 pub(in crate::rpc) fn read_anything(bytes: &[u8]) {
-    read_links(bytes);
-    read_changes(bytes);
-    read_questions(bytes);
-    read_answers(bytes);
-}
-
-/// The message, if the bytes are one.
-fn read<M: Message + Default>(bytes: &[u8], judge: impl FnOnce(M)) {
-    if let Ok(message) = M::decode(bytes) {
-        judge(message);
+    for name in METHODS {
+        match_method!(name, M => read_as::<M>(bytes));
+    }
+    if let Ok(asked) = v1::WatchRoutingStateRequest::decode(bytes) {
+        taken_or_refused(super::service(&asked.namespace, &asked.service_name));
+    }
+    if let Ok(published) = v1::WatchRoutingStateResponse::decode(bytes) {
+        let _unreadable = changes(published);
     }
 }
 
-fn taken_or_refused<T>(result: Result<T>) {
+/// The bytes as a request and as an answer of one method.
+fn read_as<M: Method>(bytes: &[u8]) {
+    if let Ok(request) = M::Request::decode(bytes) {
+        taken_or_refused(M::read(request, MAX_BATCH));
+    }
+    // An answer that cannot be meant is an error of whatever kind.
+    if let (Ok(response), Ok(uid)) = (M::Response::decode(bytes), Uid::new("a")) {
+        let _unreadable = M::reply(response, &[uid]);
+    }
+}
+
+fn taken_or_refused<T>(result: crate::error::Result<T>) {
     if let Err(error) = result {
         assert_eq!(error.kind(), ErrorKind::InvalidParameter, "{error}");
     }
-}
-
-fn read_links(bytes: &[u8]) {
-    read(bytes, |asked: v1::ComputeLinkedPodRequest| {
-        taken_or_refused(link(asked.user));
-    });
-    read(bytes, |asked: v1::GetLinkedPodRequest| {
-        taken_or_refused(link(asked.user));
-    });
-    read(bytes, |asked: v1::GetLinkedPodNotCacheRequest| {
-        taken_or_refused(link(asked.user));
-    });
-    read(bytes, |asked: v1::GetLinkedPodInCacheOrIfPersistRequest| {
-        taken_or_refused(link(asked.user));
-    });
-}
-
-fn read_changes(bytes: &[u8]) {
-    read(bytes, |asked: v1::SetLinkedPodIfAbsentRequest| {
-        taken_or_refused(link(asked.user));
-        taken_or_refused(required_pod(asked.pod_index));
-    });
-    read(bytes, |asked: v1::SetLinkedPodRequest| {
-        taken_or_refused(link(asked.user));
-        taken_or_refused(required_pod(asked.pod_index));
-        taken_or_refused(persist(asked.ttl_seconds));
-    });
-    read(bytes, |asked: v1::TrySetLinkedPodRequest| {
-        taken_or_refused(link(asked.user));
-        taken_or_refused(required_pod(asked.pod_index));
-        taken_or_refused(persist(asked.ttl_seconds));
-    });
-    read(bytes, |asked: v1::RemoveLinkedPodRequest| {
-        taken_or_refused(link(asked.user));
-        taken_or_refused(removal(asked.grace_seconds));
-    });
-    read(bytes, |asked: v1::RemoveLinkedPodWithIdRequest| {
-        taken_or_refused(link(asked.user));
-        taken_or_refused(required_pod(asked.pod_index));
-        taken_or_refused(removal(asked.grace_seconds));
-    });
-}
-
-fn read_questions(bytes: &[u8]) {
-    read(bytes, |asked: v1::BatchGetLinkedPodRequest| {
-        taken_or_refused(service(&asked.namespace, &asked.service_name));
-        taken_or_refused(uids(&asked.uids, MAX_BATCH));
-    });
-    read(bytes, |asked: v1::GetLinkServiceRequest| {
-        taken_or_refused(user_of(&asked.namespace, &asked.uid));
-    });
-    read(bytes, |asked: v1::GetServiceStateRequest| {
-        taken_or_refused(service(&asked.namespace, &asked.service_name));
-    });
-    read(bytes, |asked: v1::GetServiceNameByTagRequest| {
-        taken_or_refused(tag_of(&asked.namespace, &asked.tag));
-    });
-    read(bytes, |asked: v1::WatchRoutingStateRequest| {
-        taken_or_refused(service(&asked.namespace, &asked.service_name));
-    });
-}
-
-/// An answer that cannot be meant is an error of whatever kind.
-fn read_answers(bytes: &[u8]) {
-    read(bytes, |told: v1::ComputeLinkedPodResponse| {
-        let _unreadable = given(told.link);
-    });
-    read(bytes, |told: v1::GetLinkedPodResponse| {
-        let _unreadable = told.link.map(believed);
-    });
-    read(bytes, |told: v1::BatchGetLinkedPodResponse| {
-        let _unreadable = users(told.pods);
-    });
-    read(bytes, |told: v1::GetLinkServiceResponse| {
-        let _unreadable = services(told.services);
-    });
-    read(bytes, |told: v1::SetLinkedPodResponse| {
-        let _unreadable = told.previous_pod_index.map(pod);
-    });
-    read(bytes, |told: v1::TrySetLinkedPodResponse| {
-        let _unreadable = pod(told.owner_pod_index);
-    });
-    read(bytes, |told: v1::GetServiceStateResponse| {
-        told.pods.into_iter().for_each(|each| drop(record(each)));
-    });
-    read(bytes, |told: v1::GetServiceNameByTagResponse| {
-        let _unreadable = service_name(told.service_name);
-    });
-    read(bytes, |told: v1::WatchRoutingStateResponse| {
-        let _unreadable = changes(told);
-    });
 }
 
 #[cfg(test)]

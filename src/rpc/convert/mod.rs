@@ -6,66 +6,17 @@ mod anything;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Believed, UsersByPod};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{
     Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid, invalid,
 };
 use crate::proto::v1;
-use crate::route::link::{Persist, Removal};
+use crate::route::link::{Life, Persist, Removal, StoredLink};
 use crate::route::snapshot::Change;
 use crate::route::state::{PodRecord, PodState, Readiness, RoutingState};
 
 #[cfg(fuzzing)]
 pub(super) use anything::read_anything;
-
-/// A request that names the namespace it is about.
-pub(super) trait Targets {
-    /// The namespace.
-    fn namespace(&self) -> &Namespace;
-}
-
-impl Targets for LinkId {
-    fn namespace(&self) -> &Namespace {
-        &self.service.namespace
-    }
-}
-
-impl Targets for ServiceId {
-    fn namespace(&self) -> &Namespace {
-        &self.namespace
-    }
-}
-
-impl<T> Targets for (LinkId, T) {
-    fn namespace(&self) -> &Namespace {
-        self.0.namespace()
-    }
-}
-
-impl<T, U> Targets for (LinkId, T, U) {
-    fn namespace(&self) -> &Namespace {
-        self.0.namespace()
-    }
-}
-
-impl Targets for (ServiceId, Vec<Uid>) {
-    fn namespace(&self) -> &Namespace {
-        &self.0.namespace
-    }
-}
-
-impl Targets for (Namespace, Uid) {
-    fn namespace(&self) -> &Namespace {
-        &self.0
-    }
-}
-
-impl Targets for (Namespace, Tag) {
-    fn namespace(&self) -> &Namespace {
-        &self.0
-    }
-}
 
 // --- What is asked -----------------------------------------------------------------------------
 
@@ -161,25 +112,34 @@ fn unreadable(error: Error) -> Error {
     Error::new(ErrorKind::Internal, text)
 }
 
-pub(super) fn from_believed(believed: Believed) -> v1::Link {
+/// A link that lasts no time at all is not to be remembered: it has no time on the wire.
+pub(super) fn from_link(link: StoredLink) -> v1::Link {
+    let valid_for = match link.life {
+        Life::Temporary(left) => (!left.is_zero()).then_some(left),
+        // For as long as the caller's cache keeps anything.
+        Life::Persistent => Some(Duration::MAX),
+    };
     v1::Link {
-        pod_index: believed.pod.get(),
-        valid_for_ms: believed.valid_for.map(milliseconds),
+        pod_index: link.pod.get(),
+        valid_for_ms: valid_for.map(milliseconds),
     }
 }
 
-pub(super) fn believed(link: v1::Link) -> Result<Believed> {
-    Ok(Believed {
+pub(super) fn stored_link(link: v1::Link) -> Result<StoredLink> {
+    let valid_for = link
+        .valid_for_ms
+        .map_or(Duration::ZERO, Duration::from_millis);
+    Ok(StoredLink {
         pod: pod(link.pod_index)?,
-        valid_for: link.valid_for_ms.map(Duration::from_millis),
+        life: Life::Temporary(valid_for),
     })
 }
 
 /// An answer that always has a link.
-pub(super) fn given(link: Option<v1::Link>) -> Result<Believed> {
+pub(super) fn given_link(link: Option<v1::Link>) -> Result<StoredLink> {
     link.map_or_else(
         || Err(unreadable(invalid("link", "nothing", "set"))),
-        believed,
+        stored_link,
     )
 }
 
@@ -187,25 +147,19 @@ pub(super) fn pod(index: u32) -> Result<PodIndex> {
     PodIndex::new(i64::from(index)).map_err(unreadable)
 }
 
-pub(super) fn from_users(users: UsersByPod) -> Vec<v1::PodUsers> {
+/// Users by pod; those without a link are left out.
+pub(super) fn from_pods_of(uids: &[Uid], pods: &[Option<PodIndex>]) -> Vec<v1::PodUsers> {
+    let mut users: BTreeMap<PodIndex, Vec<String>> = BTreeMap::new();
+    for (uid, pod) in uids.iter().zip(pods) {
+        if let Some(pod) = pod {
+            users.entry(*pod).or_default().push(uid.to_string());
+        }
+    }
     let pods = users.into_iter().map(|(pod, uids)| v1::PodUsers {
         pod_index: pod.get(),
-        uids: uids.iter().map(ToString::to_string).collect(),
+        uids,
     });
     pods.collect()
-}
-
-pub(super) fn users(pods: Vec<v1::PodUsers>) -> Result<UsersByPod> {
-    let mut users = UsersByPod::new();
-    for found in pods {
-        let uids = found.uids.iter().map(|uid| Uid::new(uid));
-        let uids: Result<Vec<Uid>> = uids.collect();
-        users
-            .entry(pod(found.pod_index)?)
-            .or_default()
-            .extend(uids.map_err(unreadable)?);
-    }
-    Ok(users)
 }
 
 pub(super) fn from_services(services: BTreeMap<ServiceName, PodIndex>) -> BTreeMap<String, u32> {

@@ -1,4 +1,4 @@
-//! The gRPC server: any [`LinkOperations`] for callers in other namespaces.
+//! The gRPC server: any [`Peer`] for callers in other namespaces.
 
 mod accept;
 mod access;
@@ -24,16 +24,15 @@ use self::accept::{Door, accept};
 use self::access::Gate;
 use self::connection::Manners;
 use self::files::Files;
-use self::service::Service;
+use self::service::RouteHandler;
 use self::services::Services;
-use super::{LinkOperations, tls};
+use super::messages::SERVICE_NAME;
+use super::{Peer, tls};
 use crate::clock::{Clock, Tick};
 use crate::config::PeerServerConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Namespace;
-use crate::proto::v1::route_service_server::{RouteServiceServer, SERVICE_NAME};
-
-pub use service::METHODS;
+use crate::op::{Call, Ping};
 
 /// The health of the process: serving from `start` to `stop`, whatever the store does.
 const LIVENESS: &str = "liveness";
@@ -48,7 +47,7 @@ pub struct Server {
 
 #[derive(Debug)]
 struct Shared {
-    operations: Arc<dyn LinkOperations>,
+    operations: Arc<dyn Peer>,
     namespace: Namespace,
     config: PeerServerConfig,
     clock: Clock,
@@ -75,7 +74,7 @@ impl Server {
     /// A server of `namespace` through `operations`. No I/O, no task: `start` does both.
     #[must_use]
     pub fn new(
-        operations: Arc<dyn LinkOperations>,
+        operations: Arc<dyn Peer>,
         namespace: Namespace,
         config: PeerServerConfig,
         clock: Clock,
@@ -219,7 +218,7 @@ impl Shared {
 
     fn services(&self, gate: Arc<Gate>, health: HealthServer<HealthService>) -> Services {
         let config = &self.config;
-        let service = Service {
+        let route = RouteHandler {
             operations: Arc::clone(&self.operations),
             namespace: self.namespace.clone(),
             gate: Arc::clone(&gate),
@@ -228,10 +227,9 @@ impl Shared {
             streams: Arc::clone(&self.streams),
             request_timeout: config.request_timeout,
             max_batch: config.max_batch,
+            max_message_bytes: config.max_message_bytes,
             stop: self.stop.clone(),
         };
-        let route =
-            RouteServiceServer::new(service).max_decoding_message_size(config.max_message_bytes);
         Services::new(route, health, config.reflection, gate)
     }
 
@@ -275,11 +273,11 @@ async fn health() -> (HealthReporter, HealthServer<HealthService>) {
 }
 
 /// Says whether requests can be answered, once a second.
-async fn report(health: HealthReporter, operations: Arc<dyn LinkOperations>, clock: Clock) {
+async fn report(health: HealthReporter, operations: Arc<dyn Peer>, clock: Clock) {
     const EVERY: Duration = Duration::from_secs(1);
-    let mut last = None;
+    let (ping, mut last) = (Call::from(Ping), None);
     loop {
-        let ready = operations.ready(clock.deadline(EVERY)).await.is_ok();
+        let ready = operations.call(&ping, clock.deadline(EVERY)).await.is_ok();
         if last.replace(ready) != Some(ready) {
             let status = if ready {
                 ServingStatus::Serving

@@ -1,52 +1,40 @@
 //! The methods: who calls is checked, the request read, and the operation run. Nobody ends it before
 //! its deadline but its work (connection.rs).
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tonic::body::Body;
+use tonic::metadata::MetadataMap;
+use tonic::server::{Grpc, ServerStreamingService, UnaryService};
+use tonic::{Request, Response, Status};
 
 use super::access::Gate;
 use crate::clock::{Clock, Tick};
 use crate::error::{Error, ErrorKind, Result, WriteOutcome};
 use crate::id::Namespace;
-use crate::proto::v1;
-use crate::proto::v1::route_service_server::RouteService;
-use crate::rpc::convert::{self, Targets};
-use crate::rpc::{LinkOperations, Source, status, traced};
+use crate::op::{Call, expected};
+use crate::proto::{Codec, v1};
+use crate::rpc::http2::Incoming;
+use crate::rpc::messages::{Method, WATCH, match_method};
+use crate::rpc::{Peer, convert, status, traced};
 use crate::trace;
 
-/// Every method, as the authorization table names it.
-pub const METHODS: [&str; 14] = [
-    "ComputeLinkedPod",
-    "GetLinkedPod",
-    "GetLinkedPodNotCache",
-    "GetLinkedPodInCacheOrIfPersist",
-    "BatchGetLinkedPod",
-    "GetLinkService",
-    "SetLinkedPodIfAbsent",
-    "SetLinkedPod",
-    "TrySetLinkedPod",
-    "RemoveLinkedPod",
-    "RemoveLinkedPodWithId",
-    "GetServiceState",
-    "GetServiceNameByTag",
-    "WatchRoutingState",
-];
-
-/// The method that nobody calls for its own sake.
-const POLLED: &str = "GetServiceState";
+type HttpRequest = http::Request<Incoming>;
+type HttpResponse = http::Response<Body>;
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
 
 /// The service on one namespace.
 #[derive(Debug, Clone)]
-pub(super) struct Service {
-    pub(super) operations: Arc<dyn LinkOperations>,
+pub(super) struct RouteHandler {
+    pub(super) operations: Arc<dyn Peer>,
     pub(super) namespace: Namespace,
     pub(super) gate: Arc<Gate>,
     pub(super) clock: Clock,
@@ -56,59 +44,110 @@ pub(super) struct Service {
     pub(super) streams: Arc<Semaphore>,
     pub(super) request_timeout: Duration,
     pub(super) max_batch: usize,
+    pub(super) max_message_bytes: usize,
     /// Ends the streams.
     pub(super) stop: CancellationToken,
 }
 
-impl Service {
-    /// Answers a request.
-    async fn answer<Q, K, W, T, A>(
-        &self,
-        method: &'static str,
-        request: Request<Q>,
-        read: impl FnOnce(Q) -> Result<K>,
-        work: impl FnOnce(Arc<dyn LinkOperations>, K, Tick) -> W,
-        write: impl FnOnce(T) -> A,
-    ) -> Answer<A>
+impl RouteHandler {
+    /// Answers a request, which an error is an answer to as well. `method` is the last part of its
+    /// path.
+    pub(super) async fn serve(&self, method: &str, request: HttpRequest) -> HttpResponse {
+        if method == WATCH {
+            let mut grpc = self.grpc();
+            return grpc.server_streaming(Watch(self.clone()), request).await;
+        }
+        let served = match_method!(method, M => self.unary::<M>(request).boxed());
+        match served {
+            Some(served) => served.await,
+            None => Status::unimplemented("").into_http(),
+        }
+    }
+
+    async fn unary<M: Method>(&self, request: HttpRequest) -> HttpResponse {
+        let mut grpc = self.grpc();
+        let unary = Unary::<M>(self.clone(), PhantomData);
+        grpc.unary(unary, request).await
+    }
+
+    fn grpc<T, U>(&self) -> Grpc<Codec<T, U>>
     where
-        K: Targets,
-        W: Future<Output = Result<T>> + Send,
+        T: prost::Message + Send + 'static,
+        U: prost::Message + Default + Send + 'static,
     {
+        let limit = Some(self.max_message_bytes);
+        Grpc::new(Codec::default()).apply_max_message_size_config(limit, None)
+    }
+
+    async fn answer<M: Method>(&self, request: Request<M::Request>) -> Answer<M::Response> {
         let deadline = self.deadline(request.metadata());
         let caller = traced::carried(request.metadata());
-        let (asked, place) = self.let_in(method, request, &self.places, read)?;
-        // Clients read the pods every second, and nobody's operation waits for it.
-        let span = match &caller {
-            None if method == POLLED => tracing::Span::none(),
-            caller => trace::request(method, asked.namespace(), caller.as_ref()),
+        let read = |request| {
+            let operation = M::read(request, self.max_batch)?;
+            let asked = M::asked(&operation);
+            let call: Call = operation.into();
+            let namespace = call.namespace().unwrap_or(&self.namespace).clone();
+            Ok(((call, asked), namespace))
         };
-        let work = work(Arc::clone(&self.operations), asked, deadline);
+        let ((call, asked), place) = self.let_in(M::NAME, request, &self.places, read)?;
+        // Clients read the pods every second, and no program's operation waits for it.
+        let span = match &caller {
+            None if matches!(call, Call::ReadPods(_)) => tracing::Span::none(),
+            caller => trace::request(M::NAME, &self.namespace, caller.as_ref()),
+        };
+        let work = async {
+            let reply = self.operations.call(&call, deadline).await?;
+            expected::<M::Operation>(reply)
+        };
         let done = trace::observed(span, work).await;
         drop(place);
         let done = done.map_err(|error| status::from_error(&error))?;
-        Ok(Response::new(write(done)))
+        Ok(Response::new(M::response(done, &asked)))
+    }
+
+    async fn watch(
+        &self,
+        request: Request<v1::WatchRoutingStateRequest>,
+    ) -> Answer<BoxStream<'static, std::result::Result<v1::WatchRoutingStateResponse, Status>>>
+    {
+        let deadline = self.clock.deadline(self.request_timeout);
+        let read = |asked: v1::WatchRoutingStateRequest| {
+            let service = convert::service(&asked.namespace, &asked.service_name)?;
+            let namespace = service.namespace.clone();
+            Ok((service, namespace))
+        };
+        let (service, place) = self.let_in(WATCH, request, &self.streams, read)?;
+        let changes = self.operations.watch(&service, deadline).await;
+        let changes = changes.map_err(|error| status::from_error(&error))?;
+        let stands = futures_util::stream::iter([Vec::new()]);
+        let stop = self.stop.clone().cancelled_owned();
+        let published = stands.chain(changes).map(move |changes| {
+            // A stream holds its place until it ends.
+            let _held = &place;
+            Ok(convert::from_changes(changes))
+        });
+        Ok(Response::new(published.take_until(stop).boxed()))
     }
 
     /// Checks everything that can be checked without the store.
-    fn let_in<Q, K: Targets>(
+    fn let_in<Q, K>(
         &self,
         method: &'static str,
         request: Request<Q>,
         places: &Arc<Semaphore>,
-        read: impl FnOnce(Q) -> Result<K>,
+        read: impl FnOnce(Q) -> Result<(K, Namespace)>,
     ) -> std::result::Result<(K, OwnedSemaphorePermit), Status> {
         let caller = self
             .gate
             .identify(request.metadata(), request.extensions())?;
         let checked = || {
             self.gate.within_rate(&caller)?;
-            let asked = read(request.into_inner())?;
-            let namespace = asked.namespace();
-            self.gate.authorize(&caller, method, namespace)?;
-            self.serves(namespace)?;
+            let (asked, namespace) = read(request.into_inner())?;
+            self.gate.authorize(&caller, method, &namespace)?;
+            self.serves(&namespace)?;
             Ok((asked, self.place(places)?))
         };
-        // Whatever is refused here has changed nothing.
+        // What is refused here has changed nothing.
         checked()
             .map_err(|error: Error| status::from_error(&error.with_outcome(WriteOutcome::NotSent)))
     }
@@ -162,277 +201,30 @@ fn timeout(text: &str) -> Option<Duration> {
     })
 }
 
-#[tonic::async_trait]
-impl RouteService for Service {
-    type WatchRoutingStateStream =
-        BoxStream<'static, std::result::Result<v1::WatchRoutingStateResponse, Status>>;
+/// One method, as tonic calls it.
+struct Unary<M>(RouteHandler, PhantomData<M>);
 
-    async fn compute_linked_pod(
-        &self,
-        request: Request<v1::ComputeLinkedPodRequest>,
-    ) -> Answer<v1::ComputeLinkedPodResponse> {
-        self.answer(
-            "ComputeLinkedPod",
-            request,
-            |asked| convert::link(asked.user),
-            |peer, link, deadline| async move { peer.compute(&link, deadline).await },
-            |found| v1::ComputeLinkedPodResponse {
-                link: Some(convert::from_believed(found)),
-            },
-        )
-        .await
+impl<M: Method> UnaryService<M::Request> for Unary<M> {
+    type Response = M::Response;
+    type Future = BoxFuture<'static, Answer<M::Response>>;
+
+    fn call(&mut self, request: Request<M::Request>) -> Self::Future {
+        let service = self.0.clone();
+        async move { service.answer::<M>(request).await }.boxed()
     }
+}
 
-    async fn get_linked_pod(
-        &self,
-        request: Request<v1::GetLinkedPodRequest>,
-    ) -> Answer<v1::GetLinkedPodResponse> {
-        self.answer(
-            "GetLinkedPod",
-            request,
-            |asked| convert::link(asked.user),
-            |peer, link, deadline| async move {
-                peer.get(&link, Source::CacheOrStore, deadline).await
-            },
-            |found| v1::GetLinkedPodResponse {
-                link: found.map(convert::from_believed),
-            },
-        )
-        .await
-    }
+/// The stream of events, as tonic calls it.
+struct Watch(RouteHandler);
 
-    async fn get_linked_pod_not_cache(
-        &self,
-        request: Request<v1::GetLinkedPodNotCacheRequest>,
-    ) -> Answer<v1::GetLinkedPodNotCacheResponse> {
-        self.answer(
-            "GetLinkedPodNotCache",
-            request,
-            |asked| convert::link(asked.user),
-            |peer, link, deadline| async move { peer.get(&link, Source::Store, deadline).await },
-            |found| v1::GetLinkedPodNotCacheResponse {
-                link: found.map(convert::from_believed),
-            },
-        )
-        .await
-    }
+impl ServerStreamingService<v1::WatchRoutingStateRequest> for Watch {
+    type Response = v1::WatchRoutingStateResponse;
+    type ResponseStream = BoxStream<'static, std::result::Result<Self::Response, Status>>;
+    type Future = BoxFuture<'static, Answer<Self::ResponseStream>>;
 
-    async fn get_linked_pod_in_cache_or_if_persist(
-        &self,
-        request: Request<v1::GetLinkedPodInCacheOrIfPersistRequest>,
-    ) -> Answer<v1::GetLinkedPodInCacheOrIfPersistResponse> {
-        self.answer(
-            "GetLinkedPodInCacheOrIfPersist",
-            request,
-            |asked| convert::link(asked.user),
-            |peer, link, deadline| async move {
-                peer.get(&link, Source::CacheOrPersistent, deadline).await
-            },
-            |found| v1::GetLinkedPodInCacheOrIfPersistResponse {
-                link: found.map(convert::from_believed),
-            },
-        )
-        .await
-    }
-
-    async fn batch_get_linked_pod(
-        &self,
-        request: Request<v1::BatchGetLinkedPodRequest>,
-    ) -> Answer<v1::BatchGetLinkedPodResponse> {
-        let most = self.max_batch;
-        self.answer(
-            "BatchGetLinkedPod",
-            request,
-            |asked| {
-                let service = convert::service(&asked.namespace, &asked.service_name)?;
-                Ok((service, convert::uids(&asked.uids, most)?))
-            },
-            |peer, (service, uids), deadline| async move {
-                peer.batch_get(&service, uids, deadline).await
-            },
-            |found| v1::BatchGetLinkedPodResponse {
-                pods: convert::from_users(found),
-            },
-        )
-        .await
-    }
-
-    async fn get_link_service(
-        &self,
-        request: Request<v1::GetLinkServiceRequest>,
-    ) -> Answer<v1::GetLinkServiceResponse> {
-        self.answer(
-            "GetLinkService",
-            request,
-            |asked| convert::user_of(&asked.namespace, &asked.uid),
-            |peer, (namespace, uid), deadline| async move {
-                peer.services(&namespace, &uid, deadline).await
-            },
-            |found| v1::GetLinkServiceResponse {
-                services: convert::from_services(found),
-            },
-        )
-        .await
-    }
-
-    async fn set_linked_pod_if_absent(
-        &self,
-        request: Request<v1::SetLinkedPodIfAbsentRequest>,
-    ) -> Answer<v1::SetLinkedPodIfAbsentResponse> {
-        self.answer(
-            "SetLinkedPodIfAbsent",
-            request,
-            |asked| {
-                let link = convert::link(asked.user)?;
-                Ok((link, convert::required_pod(asked.pod_index)?))
-            },
-            |peer, (link, pod), deadline| async move {
-                peer.set_if_absent(&link, pod, deadline).await
-            },
-            |found| v1::SetLinkedPodIfAbsentResponse {
-                link: Some(convert::from_believed(found)),
-            },
-        )
-        .await
-    }
-
-    async fn set_linked_pod(
-        &self,
-        request: Request<v1::SetLinkedPodRequest>,
-    ) -> Answer<v1::SetLinkedPodResponse> {
-        self.answer(
-            "SetLinkedPod",
-            request,
-            |asked| {
-                let (link, pod) = (convert::link(asked.user)?, asked.pod_index);
-                let persist = convert::persist(asked.ttl_seconds)?;
-                Ok((link, convert::required_pod(pod)?, persist))
-            },
-            |peer, (link, pod, persist), deadline| async move {
-                peer.set(&link, pod, persist, deadline).await
-            },
-            |previous| v1::SetLinkedPodResponse {
-                previous_pod_index: previous.map(crate::id::PodIndex::get),
-            },
-        )
-        .await
-    }
-
-    async fn try_set_linked_pod(
-        &self,
-        request: Request<v1::TrySetLinkedPodRequest>,
-    ) -> Answer<v1::TrySetLinkedPodResponse> {
-        self.answer(
-            "TrySetLinkedPod",
-            request,
-            |asked| {
-                let (link, pod) = (convert::link(asked.user)?, asked.pod_index);
-                let persist = convert::persist(asked.ttl_seconds)?;
-                Ok((link, convert::required_pod(pod)?, persist))
-            },
-            |peer, (link, pod, persist), deadline| async move {
-                peer.try_set(&link, pod, persist, deadline).await
-            },
-            |(won, owner)| v1::TrySetLinkedPodResponse {
-                won,
-                owner_pod_index: owner.get(),
-            },
-        )
-        .await
-    }
-
-    async fn remove_linked_pod(
-        &self,
-        request: Request<v1::RemoveLinkedPodRequest>,
-    ) -> Answer<v1::RemoveLinkedPodResponse> {
-        self.answer(
-            "RemoveLinkedPod",
-            request,
-            |asked| {
-                let link = convert::link(asked.user)?;
-                Ok((link, convert::removal(asked.grace_seconds)?))
-            },
-            |peer, (link, removal), deadline| async move {
-                peer.remove(&link, None, removal, deadline).await
-            },
-            |removed| v1::RemoveLinkedPodResponse { removed },
-        )
-        .await
-    }
-
-    async fn remove_linked_pod_with_id(
-        &self,
-        request: Request<v1::RemoveLinkedPodWithIdRequest>,
-    ) -> Answer<v1::RemoveLinkedPodWithIdResponse> {
-        self.answer(
-            "RemoveLinkedPodWithId",
-            request,
-            |asked| {
-                let (link, pod) = (convert::link(asked.user)?, asked.pod_index);
-                let removal = convert::removal(asked.grace_seconds)?;
-                Ok((link, convert::required_pod(pod)?, removal))
-            },
-            |peer, (link, pod, removal), deadline| async move {
-                peer.remove(&link, Some(pod), removal, deadline).await
-            },
-            |removed| v1::RemoveLinkedPodWithIdResponse { removed },
-        )
-        .await
-    }
-
-    async fn get_service_state(
-        &self,
-        request: Request<v1::GetServiceStateRequest>,
-    ) -> Answer<v1::GetServiceStateResponse> {
-        self.answer(
-            "GetServiceState",
-            request,
-            |asked| convert::service(&asked.namespace, &asked.service_name),
-            |peer, service, deadline| async move { peer.pods(&service, deadline).await },
-            |found| v1::GetServiceStateResponse {
-                pods: found.into_iter().map(convert::from_record).collect(),
-            },
-        )
-        .await
-    }
-
-    async fn get_service_name_by_tag(
-        &self,
-        request: Request<v1::GetServiceNameByTagRequest>,
-    ) -> Answer<v1::GetServiceNameByTagResponse> {
-        self.answer(
-            "GetServiceNameByTag",
-            request,
-            |asked| convert::tag_of(&asked.namespace, &asked.tag),
-            |peer, (namespace, tag), deadline| async move {
-                peer.service_by_tag(&namespace, &tag, deadline).await
-            },
-            |found| v1::GetServiceNameByTagResponse {
-                service_name: found.map(|name| name.to_string()),
-            },
-        )
-        .await
-    }
-
-    async fn watch_routing_state(
-        &self,
-        request: Request<v1::WatchRoutingStateRequest>,
-    ) -> Answer<Self::WatchRoutingStateStream> {
-        let deadline = self.clock.deadline(self.request_timeout);
-        let read = |asked: v1::WatchRoutingStateRequest| {
-            convert::service(&asked.namespace, &asked.service_name)
-        };
-        let (service, place) = self.let_in("WatchRoutingState", request, &self.streams, read)?;
-        let changes = self.operations.watch(&service, deadline).await;
-        let changes = changes.map_err(|error| status::from_error(&error))?;
-        let stands = futures_util::stream::iter([Vec::new()]);
-        let stop = self.stop.clone().cancelled_owned();
-        let told = stands.chain(changes).map(move |changes| {
-            // A stream holds its place until it ends.
-            let _held = &place;
-            Ok(convert::from_changes(changes))
-        });
-        Ok(Response::new(told.take_until(stop).boxed()))
+    fn call(&mut self, request: Request<v1::WatchRoutingStateRequest>) -> Self::Future {
+        let service = self.0.clone();
+        async move { service.watch(request).await }.boxed()
     }
 }
 

@@ -11,10 +11,10 @@ use tonic_health::server::HealthService;
 use tower_service::Service as _;
 
 use super::access::Gate;
-use super::service::Service;
+use super::service::RouteHandler;
 use crate::proto::DESCRIPTORS;
-use crate::proto::v1::route_service_server::{RouteServiceServer, SERVICE_NAME};
 use crate::rpc::http2::Incoming;
+use crate::rpc::messages::SERVICE_NAME;
 
 /// Every service. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -22,14 +22,14 @@ pub(super) struct Services(Arc<All>);
 
 #[derive(Debug)]
 struct All {
-    route: RouteServiceServer<Service>,
+    route: RouteHandler,
     /// Health and, if wanted, the schema.
     others: Routes,
 }
 
 impl Services {
     pub(super) fn new(
-        route: RouteServiceServer<Service>,
+        route: RouteHandler,
         health: HealthServer<HealthService>,
         reflection: bool,
         gate: Arc<Gate>,
@@ -54,15 +54,12 @@ impl Services {
 
     /// The answer to a request; an error is one, too.
     pub(super) async fn call(&self, request: Request<Incoming>) -> Response<Body> {
-        let path = request.uri().path().as_bytes();
-        let ours = path
-            .get(1..)
-            .and_then(|path| path.strip_prefix(SERVICE_NAME.as_bytes()));
-        let answer = if ours.is_some_and(|method| method.starts_with(b"/")) {
-            self.0.route.clone().call(request).await
-        } else {
-            self.0.others.clone().call(request.map(Body::new)).await
-        };
+        let path = request.uri().path().strip_prefix('/');
+        let method = path.and_then(|path| path.strip_prefix(SERVICE_NAME)?.strip_prefix('/'));
+        if let Some(method) = method.map(ToOwned::to_owned) {
+            return self.0.route.serve(&method, request).await;
+        }
+        let answer = self.0.others.clone().call(request.map(Body::new)).await;
         answer.unwrap_or_else(|never| match never {})
     }
 }

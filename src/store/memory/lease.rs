@@ -4,12 +4,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::LeaseTimes;
 use crate::id::{Incarnation, PodIndex};
+use crate::op::{Begun, Inspection, LeaseTimes, PodIdentity, Pods, Renewed};
 use crate::route::link::Certificate;
 use crate::route::state::{PodRecord, PodState};
 use crate::store::codec::{LeaseFields, StoreClock, micros};
-use crate::store::{Begun, Inspection, PodIdentity, Pods, Renewed};
 
 use std::sync::Arc;
 use std::time::Duration;

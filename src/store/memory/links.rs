@@ -3,9 +3,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
+use super::{Apply, Moment, Tables};
 use crate::clock::Tick;
+use crate::error::Result;
 use crate::id::{LinkId, Namespace, PodIndex, ServiceName, Uid};
-use crate::route::link::{Life, Persist, StoredLink};
+use crate::op::{
+    BatchGet, Compute, Get, Operation, Relink, Remove, Removed, Services, Set, SetIfAbsent, TrySet,
+};
+use crate::route::link::{Life, Persist, Placed, Removal, StoredLink};
+use crate::store::codec::millis;
+use crate::store::only_a_peer;
 
 /// Expired links are looked for again after at least this many writes.
 const SWEEP_LEAST: usize = 1024;
@@ -123,6 +130,7 @@ impl Links {
     }
 
     /// How many users have a link, expired ones that nobody has looked for included.
+
     #[cfg(test)]
     pub(super) fn users(&self) -> usize {
         self.users.len()
@@ -143,6 +151,137 @@ impl Links {
 
 fn user(link: &LinkId) -> (Namespace, Uid) {
     (link.service.namespace.clone(), link.uid.clone())
+}
+
+/// A server counts in whole milliseconds; so does memory, or the two would differ.
+pub(super) fn whole(ttl: Duration) -> Duration {
+    Duration::from_millis(millis(ttl).unsigned_abs())
+}
+
+fn whole_persist(persist: Persist) -> Persist {
+    match persist {
+        Persist::Forever => Persist::Forever,
+        Persist::For(ttl) => Persist::For(whole(ttl)),
+    }
+}
+
+impl Apply for Compute {
+    fn apply(&self, _tables: &mut Tables, _now: Moment) -> Result<StoredLink> {
+        Err(only_a_peer(Self::NAME))
+    }
+}
+
+impl Apply for Get {
+    fn apply(&self, tables: &mut Tables, now: Moment) -> Result<Option<StoredLink>> {
+        let found = tables.links.get(&self.link, now.tick);
+        Ok(found.filter(|found| self.from.accepts(found)))
+    }
+}
+
+impl Apply for BatchGet {
+    fn apply(&self, tables: &mut Tables, now: Moment) -> Result<Vec<Option<PodIndex>>> {
+        let pod = |uid: &Uid| {
+            let link = LinkId {
+                service: self.service.clone(),
+                uid: uid.clone(),
+            };
+            tables.links.get(&link, now.tick).map(|found| found.pod)
+        };
+        Ok(self.uids.iter().map(pod).collect())
+    }
+}
+
+impl Apply for Services {
+    fn apply(&self, tables: &mut Tables, _now: Moment) -> Result<BTreeMap<ServiceName, PodIndex>> {
+        Ok(tables.links.persistent(&self.namespace, &self.uid))
+    }
+}
+
+impl Apply for SetIfAbsent {
+    fn apply(&self, tables: &mut Tables, now: Moment) -> Result<Placed> {
+        let (links, ttl) = (&mut tables.links, whole(self.ttl));
+        Ok(match links.get(&self.link, now.tick) {
+            None => Placed {
+                link: links.put(&self.link, self.pod, Persist::For(ttl), now.tick),
+                made: true,
+            },
+            Some(found) => Placed {
+                link: links.raise(&self.link, found, ttl, now.tick),
+                made: false,
+            },
+        })
+    }
+}
+
+impl Apply for Set {
+    fn apply(&self, tables: &mut Tables, now: Moment) -> Result<Option<PodIndex>> {
+        let previous = tables.links.get(&self.link, now.tick);
+        let persist = whole_persist(self.persist);
+        tables.links.put(&self.link, self.pod, persist, now.tick);
+        Ok(previous.map(|found| found.pod))
+    }
+}
+
+impl Apply for TrySet {
+    fn apply(&self, tables: &mut Tables, now: Moment) -> Result<Placed> {
+        if let Some(found) = tables.links.get(&self.link, now.tick)
+            && found.pod != self.pod
+            && found.life == Life::Persistent
+        {
+            return Ok(Placed {
+                link: found,
+                made: false,
+            });
+        }
+        let persist = whole_persist(self.persist);
+        Ok(Placed {
+            link: tables.links.put(&self.link, self.pod, persist, now.tick),
+            made: true,
+        })
+    }
+}
+
+impl Apply for Relink {
+    fn apply(&self, tables: &mut Tables, now: Moment) -> Result<Option<Placed>> {
+        let Some(found) = tables.links.get(&self.link, now.tick) else {
+            return Ok(None);
+        };
+        let persistent = |link: StoredLink| link.life == Life::Persistent;
+        if found.pod != self.from.pod || persistent(found) != persistent(self.from) {
+            return Ok(Some(Placed {
+                link: found,
+                made: false,
+            }));
+        }
+        let persist = Persist::For(whole(self.ttl));
+        let link = tables.links.put(&self.link, self.to, persist, now.tick);
+        Ok(Some(Placed { link, made: true }))
+    }
+}
+
+impl Apply for Remove {
+    fn apply(&self, tables: &mut Tables, now: Moment) -> Result<Removed> {
+        let Some(found) = tables.links.get(&self.link, now.tick) else {
+            return Ok(Removed {
+                previous: None,
+                done: false,
+            });
+        };
+        let done = self.owner.is_none_or(|owner| owner == found.pod);
+        if done {
+            match self.removal {
+                Removal::Now => tables.links.delete(&self.link),
+                Removal::Grace(grace) => {
+                    let persist = Persist::For(whole(grace));
+                    tables.links.put(&self.link, found.pod, persist, now.tick);
+                }
+            }
+        }
+        Ok(Removed {
+            previous: Some(found.pod),
+            done,
+        })
+    }
 }
 
 #[cfg(test)]

@@ -5,23 +5,23 @@
 mod lease;
 mod links;
 mod listeners;
+mod pods;
+mod tags;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::codec::{micros, millis};
-use super::{Begun, Changes, Inspection, PodIdentity, Pods, Reading, Removed, Renewed, Store};
+use super::codec::micros;
+use super::{Changes, ConnectionReport, Store};
 use crate::clock::{Clock, Tick, calendar_micros};
-use crate::config::LeaseTimes;
 use crate::error::{Error, ErrorKind, Result, WriteOutcome};
-use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
-use crate::route::link::{Certificate, Life, Persist, Placed, Removal, StoredLink};
-use crate::route::state::{PodState, WorkloadState};
+use crate::id::{Namespace, ServiceId, ServiceName, Tag};
+use crate::op::{Call, CallName, Effect, Operation, Reply, reply_to_call};
+use crate::route::state::WorkloadState;
 
 use lease::Service;
 use links::Links;
@@ -35,7 +35,7 @@ static EXECUTORS: AtomicU64 = AtomicU64::new(0);
 
 /// A store in this process.
 pub struct MemoryStore {
-    store: Arc<Data>,
+    data: Arc<Data>,
     clock: Clock,
     closed: AtomicBool,
     /// Tells this executor's subscriptions from those of others with the same store.
@@ -49,6 +49,19 @@ struct Data {
     origin: Tick,
     /// Never held across an await: every operation is a few look-ups.
     tables: Mutex<Tables>,
+}
+
+/// The time of one call.
+#[derive(Debug, Clone, Copy)]
+struct Moment {
+    tick: Tick,
+    /// The store's calendar time.
+    micros: u64,
+}
+
+/// What an operation does to the tables, in one step.
+trait Apply: Operation {
+    fn apply(&self, tables: &mut Tables, now: Moment) -> Result<Self::Reply>;
 }
 
 #[derive(Default)]
@@ -72,8 +85,12 @@ impl Data {
         }
     }
 
-    fn micros_at(&self, now: Tick) -> u64 {
-        self.calendar_origin + micros(now.since(self.origin))
+    fn moment(&self) -> Moment {
+        let tick = self.clock.now();
+        Moment {
+            tick,
+            micros: self.calendar_origin + micros(tick.since(self.origin)),
+        }
     }
 }
 
@@ -84,12 +101,12 @@ impl MemoryStore {
     /// # Errors
     /// None so far; opening another kind of store can fail.
     pub fn open(name: Option<&str>, clock: Clock) -> Result<Arc<dyn Store>> {
-        let store = match name.filter(|name| !name.is_empty()) {
+        let data = match name.filter(|name| !name.is_empty()) {
             Some(name) => named(name, &clock),
             None => Arc::new(Data::new(clock.clone())),
         };
         Ok(Arc::new(Self {
-            store,
+            data,
             clock,
             closed: AtomicBool::new(false),
             number: EXECUTORS.fetch_add(1, Ordering::Relaxed),
@@ -97,12 +114,8 @@ impl MemoryStore {
     }
 
     /// Begins a call: refuses what comes too late, then takes the tables and the time.
-    fn begin(
-        &self,
-        operation: &'static str,
-        deadline: Tick,
-    ) -> Result<(MutexGuard<'_, Tables>, Tick)> {
-        let refused = |kind, why| Err(Error::new(kind, why).during(operation));
+    fn begin(&self, deadline: Tick) -> Result<(MutexGuard<'_, Tables>, Moment)> {
+        let refused = |kind, why| Err(Error::new(kind, why));
         if self.closed.load(Ordering::Acquire) {
             return refused(ErrorKind::Closed, "the store was closed");
         }
@@ -112,47 +125,25 @@ impl MemoryStore {
                 "the deadline had passed before the call",
             );
         }
-        let tables = self
-            .store
-            .tables
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let tables = self.data.tables.lock();
+        let tables = tables.unwrap_or_else(PoisonError::into_inner);
         // The time is read under the lock, so it rises from call to call.
-        let now = self.store.clock.now();
-        Ok((tables, now))
+        Ok((tables, self.data.moment()))
     }
 
-    fn begin_write(
-        &self,
-        operation: &'static str,
-        deadline: Tick,
-    ) -> Result<(MutexGuard<'_, Tables>, Tick)> {
-        self.begin(operation, deadline)
-            .map_err(|error| error.with_outcome(WriteOutcome::NotSent))
+    fn apply(&self, call: &Call, deadline: Tick) -> Result<Reply> {
+        let (mut tables, now) = self.begin(deadline).map_err(|error| match call.effect() {
+            Effect::Read => error,
+            Effect::Idempotent | Effect::Once => error.with_outcome(WriteOutcome::NotSent),
+        })?;
+        let tables = &mut *tables;
+        reply_to_call!(call, operation => operation.apply(tables, now))
     }
 
     fn end_subscriptions(&self) {
-        let tables = self.store.tables.lock();
+        let tables = self.data.tables.lock();
         let mut tables = tables.unwrap_or_else(PoisonError::into_inner);
         tables.listeners.end(self.number);
-    }
-
-    fn with_service<T>(
-        &self,
-        operation: &'static str,
-        service: &ServiceId,
-        deadline: Tick,
-        act: impl FnOnce(&mut Service, u64) -> T,
-    ) -> Result<T> {
-        let (mut tables, now) = self.begin_write(operation, deadline)?;
-        let micros = self.store.micros_at(now);
-        let tables = &mut *tables;
-        let pods = tables.services.entry(service.clone()).or_default();
-        let answer = act(pods, micros);
-        if pods.take_news() {
-            tables.listeners.tell(service);
-        }
-        Ok(answer)
     }
 }
 
@@ -165,18 +156,6 @@ fn named(name: &str, clock: &Clock) -> Arc<Data> {
     let store = Arc::new(Data::new(clock.clone()));
     stores.insert(name.to_owned(), Arc::downgrade(&store));
     store
-}
-
-/// A server counts in whole milliseconds; so does memory, or the two would differ.
-fn whole(ttl: Duration) -> Duration {
-    Duration::from_millis(millis(ttl).unsigned_abs())
-}
-
-fn whole_persist(persist: Persist) -> Persist {
-    match persist {
-        Persist::Forever => Persist::Forever,
-        Persist::For(ttl) => Persist::For(whole(ttl)),
-    }
 }
 
 impl Drop for MemoryStore {
@@ -193,284 +172,27 @@ impl fmt::Debug for MemoryStore {
 
 #[async_trait]
 impl Store for MemoryStore {
-    async fn get(&self, link: &LinkId, deadline: Tick) -> Result<Option<StoredLink>> {
-        let (tables, now) = self.begin("get", deadline)?;
-        Ok(tables.links.get(link, now))
+    async fn call(&self, call: &Call, deadline: Tick) -> Result<Reply> {
+        let reply = self.apply(call, deadline);
+        reply.map_err(|error| error.in_call(call.name()))
     }
 
-    async fn batch_get(
-        &self,
-        service: &ServiceId,
-        uids: &[Uid],
-        deadline: Tick,
-    ) -> Result<Vec<Option<PodIndex>>> {
-        let (tables, now) = self.begin("batch_get", deadline)?;
-        let pod = |uid: &Uid| {
-            let link = LinkId {
-                service: service.clone(),
-                uid: uid.clone(),
-            };
-            tables.links.get(&link, now).map(|found| found.pod)
-        };
-        Ok(uids.iter().map(pod).collect())
-    }
-
-    async fn services(
-        &self,
-        namespace: &Namespace,
-        uid: &Uid,
-        deadline: Tick,
-    ) -> Result<BTreeMap<ServiceName, PodIndex>> {
-        let (tables, _) = self.begin("services", deadline)?;
-        Ok(tables.links.persistent(namespace, uid))
-    }
-
-    async fn set_if_absent(
-        &self,
-        link: &LinkId,
-        pod: PodIndex,
-        ttl: Duration,
-        deadline: Tick,
-    ) -> Result<Placed> {
-        let (mut tables, now) = self.begin_write("set_if_absent", deadline)?;
-        let ttl = whole(ttl);
-        Ok(match tables.links.get(link, now) {
-            None => Placed {
-                link: tables.links.put(link, pod, Persist::For(ttl), now),
-                made: true,
-            },
-            Some(found) => Placed {
-                link: tables.links.raise(link, found, ttl, now),
-                made: false,
-            },
-        })
-    }
-
-    async fn set(
-        &self,
-        link: &LinkId,
-        pod: PodIndex,
-        persist: Persist,
-        deadline: Tick,
-    ) -> Result<Option<PodIndex>> {
-        let (mut tables, now) = self.begin_write("set", deadline)?;
-        let previous = tables.links.get(link, now).map(|found| found.pod);
-        tables.links.put(link, pod, whole_persist(persist), now);
-        Ok(previous)
-    }
-
-    async fn try_set(
-        &self,
-        link: &LinkId,
-        pod: PodIndex,
-        persist: Persist,
-        deadline: Tick,
-    ) -> Result<Placed> {
-        let (mut tables, now) = self.begin_write("try_set", deadline)?;
-        if let Some(found) = tables.links.get(link, now)
-            && found.pod != pod
-            && found.life == Life::Persistent
-        {
-            return Ok(Placed {
-                link: found,
-                made: false,
-            });
-        }
-        Ok(Placed {
-            link: tables.links.put(link, pod, whole_persist(persist), now),
-            made: true,
-        })
-    }
-
-    async fn relink(
-        &self,
-        link: &LinkId,
-        from: StoredLink,
-        _dead: Incarnation,
-        to: PodIndex,
-        ttl: Duration,
-        deadline: Tick,
-    ) -> Result<Option<Placed>> {
-        let (mut tables, now) = self.begin_write("relink", deadline)?;
-        let Some(found) = tables.links.get(link, now) else {
-            return Ok(None);
-        };
-        let persistent = |link: StoredLink| link.life == Life::Persistent;
-        if found.pod != from.pod || persistent(found) != persistent(from) {
-            return Ok(Some(Placed {
-                link: found,
-                made: false,
-            }));
-        }
-        let link = tables.links.put(link, to, Persist::For(whole(ttl)), now);
-        Ok(Some(Placed { link, made: true }))
-    }
-
-    async fn remove(
-        &self,
-        link: &LinkId,
-        owner: Option<PodIndex>,
-        removal: Removal,
-        deadline: Tick,
-    ) -> Result<Removed> {
-        let (mut tables, now) = self.begin_write("remove", deadline)?;
-        let Some(found) = tables.links.get(link, now) else {
-            return Ok(Removed {
-                previous: None,
-                done: false,
-            });
-        };
-        let done = owner.is_none_or(|owner| owner == found.pod);
-        if done {
-            match removal {
-                Removal::Now => tables.links.delete(link),
-                Removal::Grace(grace) => {
-                    tables
-                        .links
-                        .put(link, found.pod, Persist::For(whole(grace)), now);
-                }
-            }
-        }
-        Ok(Removed {
-            previous: Some(found.pod),
-            done,
-        })
-    }
-
-    async fn pod_begin(
-        &self,
-        pod: &PodIdentity,
-        times: LeaseTimes,
-        deadline: Tick,
-    ) -> Result<Begun> {
-        self.with_service("pod_begin", &pod.service, deadline, |service, now| {
-            service.begin(pod, times, now)
-        })
-    }
-
-    async fn pod_renew(
-        &self,
-        service: &ServiceId,
-        state: &PodState,
-        times: LeaseTimes,
-        deadline: Tick,
-    ) -> Result<Renewed> {
-        self.with_service("pod_renew", service, deadline, |service, now| {
-            service.renew(state, times, now)
-        })
-    }
-
-    async fn pod_end(
-        &self,
-        service: &ServiceId,
-        pod: PodIndex,
-        incarnation: Incarnation,
-        deadline: Tick,
-    ) -> Result<bool> {
-        self.with_service("pod_end", service, deadline, |service, now| {
-            service.end(pod, incarnation, now)
-        })
-    }
-
-    async fn pod_certify(
-        &self,
-        service: &ServiceId,
-        pod: PodIndex,
-        deadline: Tick,
-    ) -> Result<Certificate> {
-        let (mut tables, now) = self.begin_write("pod_certify", deadline)?;
-        let micros = self.store.micros_at(now);
-        let tables = &mut *tables;
-        // A service that nobody serves leaves no trace, however often it is asked for.
-        let Some(pods) = tables.services.get_mut(service) else {
-            return Ok(Certificate::Unknown);
-        };
-        let certificate = pods.certify(pod, micros);
-        if pods.take_news() {
-            tables.listeners.tell(service);
-        }
-        Ok(certificate)
-    }
-
-    async fn pods(&self, service: &ServiceId, _last: &Reading, deadline: Tick) -> Result<Pods> {
-        let (mut tables, now) = self.begin("pods", deadline)?;
-        let micros = self.store.micros_at(now);
-        let pods = tables.services.get_mut(service);
-        let mut pods = pods.map_or_else(
-            || Pods {
-                now_ms: micros / 1000,
-                ..Pods::default()
-            },
-            |service| service.pods(micros),
-        );
-        pods.watchers = tables.listeners.count(service);
-        Ok(pods)
-    }
-
-    async fn inspect(&self, service: &ServiceId, deadline: Tick) -> Result<Inspection> {
-        let (tables, now) = self.begin("inspect", deadline)?;
-        let micros = self.store.micros_at(now);
-        let nobody = Service::default();
-        let pods = tables.services.get(service).unwrap_or(&nobody);
-        let mut found = pods.inspect(micros);
-        found.pods.watchers = tables.listeners.count(service);
-        Ok(found)
-    }
-
-    async fn listen(&self, service: &ServiceId, deadline: Tick) -> Result<Changes> {
-        let (mut tables, _) = self.begin("listen", deadline)?;
+    async fn subscribe(&self, service: &ServiceId, deadline: Tick) -> Result<Changes> {
+        let begun = self.begin(deadline);
+        let (mut tables, _) = begun.map_err(|error| error.in_call(CallName::Subscribe))?;
         Ok(tables.listeners.add(self.number, service))
-    }
-
-    async fn set_workload(
-        &self,
-        service: &ServiceId,
-        workload: &WorkloadState,
-        ttl: Duration,
-        deadline: Tick,
-    ) -> Result<()> {
-        let (mut tables, now) = self.begin_write("set_workload", deadline)?;
-        let kept = (workload.clone(), now.after(whole(ttl)));
-        tables.workloads.insert(service.clone(), kept);
-        Ok(())
-    }
-
-    async fn workload(&self, service: &ServiceId, deadline: Tick) -> Result<Option<WorkloadState>> {
-        let (tables, now) = self.begin("workload", deadline)?;
-        let kept = tables.workloads.get(service);
-        let kept = kept.filter(|(_, until)| now < *until);
-        Ok(kept.map(|(workload, _)| workload.clone()))
-    }
-
-    async fn set_tag(
-        &self,
-        namespace: &Namespace,
-        tag: &Tag,
-        service: &ServiceName,
-        deadline: Tick,
-    ) -> Result<bool> {
-        let (mut tables, _) = self.begin_write("set_tag", deadline)?;
-        let key = (namespace.clone(), tag.clone());
-        tables.tags.insert(key, service.clone());
-        Ok(true)
-    }
-
-    async fn tag(
-        &self,
-        namespace: &Namespace,
-        tag: &Tag,
-        deadline: Tick,
-    ) -> Result<Option<ServiceName>> {
-        let (tables, _) = self.begin("tag", deadline)?;
-        Ok(tables.tags.get(&(namespace.clone(), tag.clone())).cloned())
-    }
-
-    async fn ping(&self, deadline: Tick) -> Result<()> {
-        self.begin("ping", deadline).map(|_| ())
     }
 
     async fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.end_subscriptions();
+    }
+
+    /// A store in this process has no connection that could break.
+    fn report(&self) -> ConnectionReport {
+        ConnectionReport {
+            up: true,
+            ..ConnectionReport::default()
+        }
     }
 }

@@ -16,10 +16,11 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
 use super::dial::Dialer;
-use super::failure::{Intent, refusal};
+use super::failure::refusal;
 use super::line::closed;
 use crate::clock::{Clock, Tick};
 use crate::error::{Error, ErrorKind, Result};
+use crate::op::Effect;
 use crate::store::Changes;
 
 /// The connection is asked for a sign of life this often: a half-open one brings no events, and
@@ -271,7 +272,7 @@ async fn admit(
     let (answer, broken) = match reply {
         Ok(Value::ServerError(error)) => {
             table.remove(&request.name);
-            (Err(refusal(&error, Intent::Read).0), Ok(()))
+            (Err(refusal(&error, Effect::Read).0), Ok(()))
         }
         Ok(_) => (Ok(Some(changes)), Ok(())),
         Err(error) => (Err(error.clone()), Err(error)),

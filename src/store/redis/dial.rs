@@ -18,12 +18,13 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::failure::{Intent, code, refusal};
+use super::failure::{code, refusal};
 use super::tls;
 use super::witness::{Witness, tls_error};
 use crate::config::{ServerAddress, StoreEndpoint, TlsFiles};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{invalid, shown};
+use crate::op::Effect;
 
 /// Moves bytes between the connection and the socket, as long as it is polled. It ends when the
 /// connection is lost, and dropping it closes the socket.
@@ -270,7 +271,7 @@ impl Dialer {
             }
             (Step::Database, Value::ServerError(error)) => Err(self.no_database(error)),
             (Step::SignOfLife, Value::ServerError(error)) => {
-                let (error, _) = refusal(error, Intent::Read);
+                let (error, _) = refusal(error, Effect::Read);
                 let hopeless = error.kind() == ErrorKind::StoreAuthentication;
                 Err(Failure {
                     error: self.at(error),
@@ -294,7 +295,7 @@ impl Dialer {
     }
 
     fn no_database(&self, error: &ServerError) -> Failure {
-        let (refused, _) = refusal(error, Intent::Read);
+        let (refused, _) = refusal(error, Effect::Read);
         if refused.kind() == ErrorKind::StoreAuthentication {
             return Failure::hopeless(self.at(refused));
         }

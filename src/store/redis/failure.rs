@@ -3,21 +3,13 @@
 use redis::ServerError;
 
 use crate::error::{Error, ErrorKind, WriteOutcome};
+use crate::op::Effect;
 
-/// Whether a call changes the store. A read has no outcome to tell, and may be sent again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Intent {
-    Read,
-    Write,
-}
-
-impl Intent {
-    /// Adds what is known about the write, if it is one.
-    pub(super) fn outcome(self, error: Error, outcome: WriteOutcome) -> Error {
-        match self {
-            Self::Read => error,
-            Self::Write => error.with_outcome(outcome),
-        }
+/// Adds what is known about a write to its error. A read has no outcome.
+pub(super) fn with_outcome(error: Error, effect: Effect, outcome: WriteOutcome) -> Error {
+    match effect {
+        Effect::Read => error,
+        Effect::Idempotent | Effect::Once => error.with_outcome(outcome),
     }
 }
 
@@ -58,7 +50,7 @@ fn meaning(code: &str) -> Meaning {
 }
 
 /// The error that the caller gets, and whether the connection should be made anew.
-pub(super) fn refusal(error: &ServerError, intent: Intent) -> (Error, bool) {
+pub(super) fn refusal(error: &ServerError, effect: Effect) -> (Error, bool) {
     let code = code(error);
     let meaning = meaning(code);
     let said = error.details().unwrap_or_default();
@@ -79,7 +71,7 @@ pub(super) fn refusal(error: &ServerError, intent: Intent) -> (Error, bool) {
     if meaning.retryable {
         told = told.retryable();
     }
-    (intent.outcome(told, outcome), meaning.redial)
+    (with_outcome(told, effect, outcome), meaning.redial)
 }
 
 /// The code of a server error. An error inside a script keeps its code since Redis 7; Redis 6.2
@@ -234,12 +226,12 @@ mod tests {
             ("WEIRD", Redis, false, WriteOutcome::Unknown, false),
         ];
         for (line, kind, retryable, outcome, redial) in rows {
-            let (error, again) = refusal(&server_error(line), Intent::Write);
+            let (error, again) = refusal(&server_error(line), Effect::Once);
             assert_eq!(error.kind(), kind, "{line}");
             assert_eq!(error.is_retryable(), retryable, "{line}");
             assert_eq!(error.outcome(), Some(outcome), "{line}");
             assert_eq!(again, redial, "{line}");
-            let (error, _) = refusal(&server_error(line), Intent::Read);
+            let (error, _) = refusal(&server_error(line), Effect::Read);
             assert_eq!(error.outcome(), None, "{line}");
         }
     }
@@ -284,7 +276,7 @@ mod tests {
             ),
         ];
         for (line, told) in rows {
-            let text = refusal(&server_error(line), Intent::Read).0.to_string();
+            let text = refusal(&server_error(line), Effect::Read).0.to_string();
             assert!(text.contains(told) && !text.contains("canary"), "{text}");
         }
     }
@@ -292,7 +284,7 @@ mod tests {
     #[test]
     fn a_long_text_of_the_server_is_cut() {
         let line = format!("ERR {}", "x".repeat(10_000));
-        let (error, _) = refusal(&server_error(&line), Intent::Read);
+        let (error, _) = refusal(&server_error(&line), Effect::Read);
         assert!(error.to_string().len() < 300);
     }
 }

@@ -2,29 +2,38 @@
 
 mod channel;
 mod dial;
+mod encode;
 mod failure;
 mod line;
+mod links;
 mod live;
 mod many;
-mod operations;
+mod pods;
 mod stats;
 mod supervisor;
+mod tags;
 mod tls;
 mod witness;
 
 use std::fmt;
 use std::time::Duration;
 
+use async_trait::async_trait;
+use futures_util::future::join_all;
 use redis::{Cmd, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
 
-use super::script::{Arg, Invocation, Script};
+use super::script::Form;
+use super::{Changes, ConnectionReport, Store, key};
 use crate::clock::{Clock, Tick};
 use crate::config::ServerAddress;
 use crate::error::{Error, ErrorKind, Result, WriteOutcome};
+use crate::id::ServiceId;
+use crate::op::{Call, CallName, Effect, Reply};
 
 use channel::Channel;
 use dial::Dialer;
-use failure::{Intent, refusal};
+use encode::{decode, encode};
+use failure::{refusal, with_outcome};
 use line::{Line, closed};
 use live::{End, Live};
 pub use stats::Stats;
@@ -79,11 +88,11 @@ impl RedisStore {
     async fn exchange(
         &self,
         request: Request<'_>,
-        intent: Intent,
+        effect: Effect,
         deadline: Tick,
     ) -> Result<Value> {
-        let (reply, live) = self.answer(request, intent, deadline).await?;
-        judged(reply, &live, intent)
+        let (reply, live) = self.answer(request, effect, deadline).await?;
+        judged(reply, &live, effect)
     }
 
     /// Sends a request and waits for the reply, whatever it says. A read whose connection breaks
@@ -91,15 +100,15 @@ impl RedisStore {
     async fn answer(
         &self,
         request: Request<'_>,
-        intent: Intent,
+        effect: Effect,
         deadline: Tick,
     ) -> Result<(Value, Live)> {
         loop {
             let live = self.line.connection(deadline).await;
-            let live = live.map_err(|error| intent.outcome(error, WriteOutcome::NotSent))?;
+            let live = live.map_err(|error| with_outcome(error, effect, WriteOutcome::NotSent))?;
             let left = deadline.since(self.line.clock().now());
             if left.is_zero() {
-                return Err(intent.outcome(late(), WriteOutcome::NotSent));
+                return Err(with_outcome(late(), effect, WriteOutcome::NotSent));
             }
             let error = match tokio::time::timeout(left, request.send(live.clone())).await {
                 Ok(Ok(reply)) => {
@@ -109,7 +118,7 @@ impl RedisStore {
                 Ok(Err(_)) if self.line.is_closed() => closed(),
                 Ok(Err(error)) => {
                     live.condemn(End::Lost);
-                    if intent == Intent::Read {
+                    if effect == Effect::Read {
                         continue;
                     }
                     lost(error)
@@ -120,38 +129,72 @@ impl RedisStore {
                     unanswered(left)
                 }
             };
-            return Err(intent.outcome(error, WriteOutcome::Unknown));
+            return Err(with_outcome(error, effect, WriteOutcome::Unknown));
         }
     }
 
-    /// Calls a script by its hash, and once more with its source if the server does not know it.
-    async fn call(&self, call: Invocation<'_>, intent: Intent, deadline: Tick) -> Result<Value> {
-        let reply = self
-            .exchange(Request::One(&call.by_hash()), intent, deadline)
-            .await?;
+    /// Sends a call, with its script's hash, and once more with the source if the server does not
+    /// know the script.
+    async fn send(&self, call: &Call, deadline: Tick) -> Result<Value> {
+        let effect = call.effect();
+        let command = encode(call, Form::Hash)?;
+        let reply = self.exchange(Request::One(&command), effect, deadline);
+        let reply = reply.await?;
         if !is_unknown_script(&reply) {
             return Ok(reply);
         }
         self.stats().count_script_load();
-        let reply = self
-            .exchange(Request::One(&call.by_source()), intent, deadline)
-            .await?;
+        let command = encode(call, Form::Source)?;
+        let reply = self.exchange(Request::One(&command), effect, deadline);
+        let reply = reply.await?;
         if !is_unknown_script(&reply) {
             return Ok(reply);
         }
         Err(unknown_though_given())
     }
+}
 
-    /// Calls a script that changes links or leases.
-    async fn write(
-        &self,
-        script: &Script,
-        keys: &[&str],
-        args: &[Arg<'_>],
-        deadline: Tick,
-    ) -> Result<Value> {
-        self.call(Invocation { script, keys, args }, Intent::Write, deadline)
-            .await
+#[async_trait]
+impl Store for RedisStore {
+    async fn call(&self, call: &Call, deadline: Tick) -> Result<Reply> {
+        let replied = match call {
+            Call::BatchGet(batch) => self.get_all(batch, deadline).await.map(Reply::BatchGet),
+            _ => {
+                let reply = self.send(call, deadline).await;
+                reply.and_then(|reply| decode(call, reply))
+            }
+        };
+        replied.map_err(|error| error.in_call(call.name()))
+    }
+
+    async fn call_many(&self, calls: &[Call], deadline: Tick) -> Vec<Result<Reply>> {
+        if calls.iter().any(|call| matches!(call, Call::BatchGet(_))) {
+            return join_all(calls.iter().map(|call| self.call(call, deadline))).await;
+        }
+        self.send_all(calls, deadline).await
+    }
+
+    async fn subscribe(&self, service: &ServiceId, deadline: Tick) -> Result<Changes> {
+        let name = key::state(service);
+        let changes = self.channel.listen(&name, deadline).await;
+        changes.map_err(|error| error.in_call(CallName::Subscribe))
+    }
+
+    async fn close(&self) {
+        self.channel.close().await;
+        self.line.close().await;
+    }
+
+    fn report(&self) -> ConnectionReport {
+        let stats = self.stats();
+        ConnectionReport {
+            up: self.line.is_up(),
+            connects: stats.connects(),
+            failed_dials: stats.failed_dials(),
+            disconnects: stats.disconnects(),
+            unanswered: stats.timeouts(),
+            script_loads: stats.script_loads(),
+        }
     }
 }
 
@@ -175,7 +218,7 @@ fn unanswered(waited: Duration) -> Error {
 }
 
 /// The reply, or what the server's error means. A missing script is the caller's to mend.
-fn judged(reply: Value, live: &Live, intent: Intent) -> Result<Value> {
+fn judged(reply: Value, live: &Live, effect: Effect) -> Result<Value> {
     let error = match &reply {
         Value::ServerError(error) if error.kind() != Some(ServerErrorKind::NoScript) => error,
         Value::Array(values) => match values.iter().find_map(server_error) {
@@ -184,7 +227,7 @@ fn judged(reply: Value, live: &Live, intent: Intent) -> Result<Value> {
         },
         _ => return Ok(reply),
     };
-    let (error, redial) = refusal(error, intent);
+    let (error, redial) = refusal(error, effect);
     if redial {
         let demoted = error.kind() == ErrorKind::StoreUnavailable;
         live.condemn(if demoted { End::Demoted } else { End::Refused });

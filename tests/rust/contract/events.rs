@@ -10,10 +10,12 @@ use futures_util::FutureExt;
 use podlink::config::LeaseTimes;
 use podlink::error::{ErrorKind, WriteOutcome};
 use podlink::id::{Incarnation, Namespace, ServiceId, ServiceName, Tag};
+use podlink::op::{Begun, PodIdentity, Pods, Renewed};
 use podlink::route::state::{PodState, Readiness, RoutingState, WorkloadState};
-use podlink::store::{Begun, Changes, PodIdentity, Pods, Renewed};
+use podlink::store::Changes;
 
 use super::leases::{TIMES, death, process, record, renew, service, started, state};
+use crate::ask::Ask as _;
 use crate::contract::on_every_store;
 use crate::server::PATIENCE;
 use crate::stage::{Stage, pod, service_id};
@@ -49,7 +51,7 @@ pub(crate) const CALM: LeaseTimes = LeaseTimes {
 };
 
 pub(crate) async fn listen(stage: &Stage, service: &ServiceId) -> Changes {
-    let listening = stage.store.listen(service, stage.deadline()).await;
+    let listening = stage.store.subscribe(service, stage.deadline()).await;
     listening.unwrap()
 }
 
@@ -243,7 +245,7 @@ async fn a_closed_store_ends_its_subscriptions(stage: Stage) {
     stage.store.close().await;
     ended(&mut changes).await;
     assert!(!changes.changed().await, "and it stays so");
-    let error = stage.store.listen(&service(), stage.deadline()).await;
+    let error = stage.store.subscribe(&service(), stage.deadline()).await;
     assert_eq!(error.unwrap_err().kind(), ErrorKind::Closed);
 }
 
@@ -259,7 +261,11 @@ async fn a_call_that_comes_too_late_is_not_made(stage: Stage) {
     let (store, late) = (&stage.store, stage.too_late());
     let (namespace, tag) = (&service().namespace, Tag::new("blue").unwrap());
     let reads = [
-        store.listen(&service(), late).await.map(drop).unwrap_err(),
+        store
+            .subscribe(&service(), late)
+            .await
+            .map(drop)
+            .unwrap_err(),
         store.workload(&service(), late).await.unwrap_err(),
         store.tag(namespace, &tag, late).await.unwrap_err(),
     ];

@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use podlink::id::Incarnation;
+use podlink::op::Inspection;
 use podlink::route::link::{Certificate, Foretold};
-use podlink::store::Inspection;
 
 use super::leases::{TIMES, certify, death, records, renew, service, started, state};
+use crate::ask::Ask as _;
 use crate::contract::on_every_store;
 use crate::stage::{Stage, pod};
 

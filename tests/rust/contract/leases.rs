@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use podlink::config::LeaseTimes;
 use podlink::id::{Incarnation, PodIndex, ServiceId};
+use podlink::op::{Begun, PodIdentity, Renewed};
 use podlink::route::link::Certificate;
 use podlink::route::state::{PodRecord, PodState, Readiness, RoutingState};
-use podlink::store::{Begun, PodIdentity, Renewed};
 
+use crate::ask::Ask as _;
 use crate::contract::on_every_store;
 use crate::stage::{Stage, pod, service_id};
 

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use podlink::error::{ErrorKind, WriteOutcome};
 use podlink::id::{Incarnation, LinkId, PodIndex, Uid};
+use podlink::op::Removed;
 use podlink::route::link::{Life, Persist, Placed, Removal, StoredLink};
-use podlink::store::Removed;
 
+use crate::ask::Ask as _;
 use crate::contract::on_every_store;
 use crate::stage::{Stage, link, pod, user};
 

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use podlink::error::{Error, ErrorKind, WriteOutcome};
 use podlink::id::LinkId;
+use podlink::op::SetIfAbsent;
 use podlink::route::link::{Life, Persist, Placed};
-use podlink::store::Offer;
 
+use crate::ask::Ask as _;
 use crate::contract::{on_every_server, on_every_store};
 use crate::stage::{Stage, key_of, link, pod, user};
 
@@ -31,16 +32,17 @@ mod on_servers {
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
+fn offer(link: &LinkId, to: i64) -> SetIfAbsent {
+    SetIfAbsent {
+        link: link.clone(),
+        pod: pod(to),
+        ttl: HOUR,
+    }
+}
+
 async fn offered(stage: &Stage, offers: &[(&LinkId, i64)]) -> Vec<Result<Placed, Error>> {
-    let offers: Vec<Offer> = offers
-        .iter()
-        .map(|&(link, to)| Offer { link, pod: pod(to) })
-        .collect();
-    let deadline = stage.deadline();
-    stage
-        .store
-        .set_if_absent_many(&offers, HOUR, deadline)
-        .await
+    let offers = offers.iter().map(|&(link, to)| offer(link, to));
+    stage.store.ask_many(offers, stage.deadline()).await
 }
 
 /// Whose the link is now, and whether the offer made it.
@@ -90,12 +92,8 @@ pub(super) async fn ten_thousand_offers_are_ten_thousand_answers(stage: Stage) {
 pub(super) async fn offers_after_their_deadline_do_nothing(stage: Stage) {
     stage.store.ping(stage.deadline()).await.unwrap();
     let link = user("u");
-    let offers = [Offer {
-        link: &link,
-        pod: pod(1),
-    }; 2];
-    let late = stage.too_late();
-    let answers = stage.store.set_if_absent_many(&offers, HOUR, late).await;
+    let offers = [offer(&link, 1), offer(&link, 1)];
+    let answers = stage.store.ask_many(offers, stage.too_late()).await;
     assert_eq!(answers.len(), 2);
     for answer in answers {
         let error = answer.unwrap_err();

@@ -8,6 +8,7 @@ use podlink::route::state::{Readiness, WorkloadState};
 
 use super::events::{join, leads};
 use super::leases::{service, started, state};
+use crate::ask::Ask as _;
 use crate::contract::on_every_server;
 use crate::server::Raw;
 use crate::stage::{Stage, pod};

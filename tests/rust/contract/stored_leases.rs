@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use podlink::error::{ErrorKind, WriteOutcome};
 use podlink::id::Incarnation;
+use podlink::op::{PodsReading, Renewed};
 use podlink::route::link::Certificate;
 use podlink::route::state::RoutingState;
-use podlink::store::{Reading, Renewed};
 
 use super::leases::{
     TIMES, certify, death, process, record, records, renew, service, started, state,
 };
+use crate::ask::Ask as _;
 use crate::contract::on_every_server;
 use crate::server::{PATIENCE, Raw};
 use crate::stage::{Stage, pod};
@@ -256,7 +257,7 @@ async fn a_lease_key_of_the_wrong_type_loses_nothing(stage: Stage) {
             assert_eq!(error.outcome(), Some(WriteOutcome::NotSent), "{error}");
         }
         let error = store
-            .pods(&service(), &Reading::default(), deadline)
+            .pods(&service(), &PodsReading::default(), deadline)
             .await
             .unwrap_err();
         assert_eq!((error.kind(), error.outcome()), (ErrorKind::Redis, None));

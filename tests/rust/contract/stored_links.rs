@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use podlink::error::{Error, ErrorKind, WriteOutcome};
 use podlink::id::{Incarnation, LinkId};
+use podlink::op::Removed;
 use podlink::route::link::{Life, Persist, Removal, StoredLink};
-use podlink::store::Removed;
 
+use crate::ask::Ask as _;
 use crate::contract::on_every_server;
 use crate::server::Raw;
 use crate::stage::{Stage, pod, user};

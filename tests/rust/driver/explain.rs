@@ -8,15 +8,18 @@ use podlink::config::{ClientConfig, LeaseTimes, OnRestart};
 use podlink::driver::client::ClientDriver;
 use podlink::error::ErrorKind;
 use podlink::id::{Incarnation, LinkId, PodIndex};
-use podlink::route::explain::{Action, Reason};
+use podlink::op::{Begun, PodIdentity};
+use podlink::route::explain::Action;
 use podlink::route::link::{Persist, Removal};
 use podlink::route::pick::Strategy as Choice;
+use podlink::route::plan::Reason;
 use podlink::route::state::{PodState, Readiness, RoutingState};
-use podlink::store::{Begun, PodIdentity, Store};
+use podlink::store::Store;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
 use super::world::{GRACE, LEASE, TIMEOUT, World, route_info, service, settle};
+use crate::ask::Ask as _;
 use crate::stage::{pod, user};
 
 const TIMES: LeaseTimes = LeaseTimes {
@@ -125,7 +128,7 @@ impl Play {
             config.check().unwrap(),
             &world.info(pods),
             None,
-            HashMap::new(),
+            &HashMap::new(),
         );
         Self {
             world,

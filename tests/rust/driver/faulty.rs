@@ -6,14 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use podlink::clock::{Clock, Tick};
-use podlink::config::LeaseTimes;
 use podlink::error::{Error, ErrorKind, Result, WriteOutcome};
-use podlink::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
-use podlink::route::link::{Certificate, Persist, Placed, Removal, StoredLink};
-use podlink::route::state::{PodState, WorkloadState};
-use podlink::store::{
-    Begun, Changes, Inspection, PodIdentity, Pods, Reading, Removed, Renewed, Store,
-};
+use podlink::id::ServiceId;
+use podlink::op::{Call, CallName, Reply};
+use podlink::store::{Changes, ConnectionReport, Store};
 
 /// What happens to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +114,7 @@ impl Faulty {
             let mut faults = self.faults.lock().unwrap();
             faults.get_mut(operation).and_then(VecDeque::pop_front)
         };
-        let error = |kind| Error::new(kind, "on purpose").during(operation);
+        let error = |kind| Error::new(kind, "on purpose");
         match fault {
             None => call.await,
             Some(Fault::Refused) => {
@@ -141,48 +137,24 @@ impl Faulty {
     }
 }
 
-/// Hands each operation on to the store behind, through `pass`.
-macro_rules! handed_on {
-    ($($name:ident($($argument:ident: $type:ty),* $(,)?) -> $answer:ty;)+) => {
-        #[async_trait]
-        impl Store for Faulty {
-            $(async fn $name(&self, $($argument: $type,)* deadline: Tick) -> Result<$answer> {
-                let call = self.store.$name($($argument,)* deadline);
-                self.pass(stringify!($name), deadline, call).await
-            })+
+#[async_trait]
+impl Store for Faulty {
+    async fn call(&self, call: &Call, deadline: Tick) -> Result<Reply> {
+        let work = self.store.call(call, deadline);
+        self.pass(call.name().as_str(), deadline, work).await
+    }
 
-            async fn close(&self) {
-                self.store.close().await;
-            }
-        }
-    };
-}
+    async fn subscribe(&self, service: &ServiceId, deadline: Tick) -> Result<Changes> {
+        let work = self.store.subscribe(service, deadline);
+        let name = CallName::Subscribe.as_str();
+        self.pass(name, deadline, work).await
+    }
 
-handed_on! {
-    get(link: &LinkId) -> Option<StoredLink>;
-    batch_get(service: &ServiceId, uids: &[Uid]) -> Vec<Option<PodIndex>>;
-    services(namespace: &Namespace, uid: &Uid) -> BTreeMap<ServiceName, PodIndex>;
-    set_if_absent(link: &LinkId, pod: PodIndex, ttl: Duration) -> Placed;
-    set(link: &LinkId, pod: PodIndex, persist: Persist) -> Option<PodIndex>;
-    try_set(link: &LinkId, pod: PodIndex, persist: Persist) -> Placed;
-    relink(
-        link: &LinkId,
-        from: StoredLink,
-        dead: Incarnation,
-        to: PodIndex,
-        ttl: Duration,
-    ) -> Option<Placed>;
-    remove(link: &LinkId, owner: Option<PodIndex>, removal: Removal) -> Removed;
-    pod_begin(pod: &PodIdentity, times: LeaseTimes) -> Begun;
-    pod_renew(service: &ServiceId, state: &PodState, times: LeaseTimes) -> Renewed;
-    pod_end(service: &ServiceId, pod: PodIndex, incarnation: Incarnation) -> bool;
-    pod_certify(service: &ServiceId, pod: PodIndex) -> Certificate;
-    pods(service: &ServiceId, last: &Reading) -> Pods;
-    inspect(service: &ServiceId) -> Inspection;
-    listen(service: &ServiceId) -> Changes;
-    set_workload(service: &ServiceId, workload: &WorkloadState, ttl: Duration) -> ();
-    workload(service: &ServiceId) -> Option<WorkloadState>;
-    set_tag(namespace: &Namespace, tag: &Tag, service: &ServiceName) -> bool;
-    tag(namespace: &Namespace, tag: &Tag) -> Option<ServiceName>;
-    ping() -> ();
+    async fn close(&self) {
+        self.store.close().await;
+    }
+
+    fn report(&self) -> ConnectionReport {
+        self.store.report()
+    }
 }

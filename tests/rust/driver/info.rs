@@ -174,7 +174,7 @@ impl ChangeListener for Heard {
 #[tokio::test(start_paused = true)]
 async fn changes_are_told_once_even_if_the_channel_cannot_be_had() {
     let world = World::new();
-    world.store.fail("listen", &[Fault::Refused; 100_000]);
+    world.store.fail("subscribe", &[Fault::Refused; 100_000]);
     let info = world.info(route_info());
     let heard = Arc::new(Heard::default());
     info.states()

@@ -10,12 +10,13 @@ use podlink::driver::server::{NoHooks, ServerDriver, ServerInfo};
 use podlink::error::ErrorKind;
 use podlink::route::link::{Certificate, Persist};
 use podlink::route::state::RoutingState;
-use podlink::store::{MemoryStore, Store};
+use podlink::store::MemoryStore;
 
 use super::faulty::Fault;
 use super::world::{
     GRACE, GUARD, LEASE, Losses, RENEW, STEP, TIMEOUT, World, config, route_info, service, settle,
 };
+use crate::ask::Ask as _;
 use crate::stage::{pod, user};
 
 fn pauses(asked: &[Tick]) -> Vec<Duration> {

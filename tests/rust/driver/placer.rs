@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::faulty::Fault;
 use super::world::{GRACE, LEASE, World, route_info, service, settle, tasks};
+use crate::ask::Ask as _;
 use crate::stage::user;
 
 const HASTY: Duration = Duration::from_millis(300);
@@ -34,7 +35,15 @@ async fn client(world: &World) -> ClientDriver {
     let store = Arc::clone(&world.store) as Arc<dyn Store>;
     let (clock, namespace) = (world.clock.clone(), service().namespace);
     let info = world.info(route_info());
-    let client = ClientDriver::new(store, clock, namespace, config, &info, None, HashMap::new());
+    let client = ClientDriver::new(
+        store,
+        clock,
+        namespace,
+        config,
+        &info,
+        None,
+        &HashMap::new(),
+    );
     compute(&client, "warm", PATIENT).await.unwrap().unwrap();
     client
 }

@@ -36,7 +36,8 @@ fn generate(into: &Path) {
         .out_dir(into)
         .btree_map(".")
         .codec_path("crate::proto::Codec")
-        .build_transport(false)
+        .build_client(false)
+        .build_server(false)
         .compile_fds(descriptors)
         .unwrap();
 }

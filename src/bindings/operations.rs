@@ -1,0 +1,202 @@
+//! Operations on their way to the core: a name and its arguments become a call of a driver, and the
+//! driver's reply an answer for Python.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyList, PyTuple};
+
+use super::argument;
+use super::error::{OrRaise, raise};
+use super::queue::{Answer, CompletionQueue};
+use crate::config::seconds_within;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
+use crate::op::OperationName;
+use crate::route::link::{Persist, Removal};
+
+/// One call from Python: what is asked for, and which waiter gets the answer.
+pub(super) struct Started<'a> {
+    queue: &'a CompletionQueue,
+    waiter: Py<PyAny>,
+    pub(super) name: OperationName,
+}
+
+impl Started<'_> {
+    /// Starts the work on the runtime; its end is delivered to the waiter.
+    pub(super) fn run(
+        self,
+        py: Python<'_>,
+        work: impl Future<Output = Result<Answer>> + Send + 'static,
+    ) -> PyResult<()> {
+        let name = self.name;
+        self.queue.spawn(py, self.waiter, async move {
+            work.await.map_err(|error| error.during(name))
+        })
+    }
+
+    /// The error of a core that does not have this operation.
+    pub(super) fn unknown(&self, py: Python<'_>) -> PyErr {
+        let text = "this object has no such operation";
+        raise(py, &Error::new(ErrorKind::Internal, text).during(self.name))
+    }
+}
+
+/// The arguments of one call, which are taken in their order.
+pub(super) struct Arguments<'a, 'py> {
+    given: &'a Bound<'py, PyTuple>,
+    taken: usize,
+    timeout: &'a Bound<'py, PyAny>,
+}
+
+/// Takes a call from Python apart.
+pub(super) fn started<'a, 'py>(
+    queue: &'a CompletionQueue,
+    waiter: Py<PyAny>,
+    operation: &str,
+    given: &'a Bound<'py, PyTuple>,
+    timeout: &'a Bound<'py, PyAny>,
+) -> PyResult<(Started<'a>, Arguments<'a, 'py>)> {
+    let name = OperationName::parse(operation).ok_or_else(|| {
+        let text = format!("{operation} is not an operation");
+        raise(given.py(), &Error::new(ErrorKind::Internal, text))
+    })?;
+    let started = Started {
+        queue,
+        waiter,
+        name,
+    };
+    let arguments = Arguments {
+        given,
+        taken: 0,
+        timeout,
+    };
+    Ok((started, arguments))
+}
+
+impl<'py> Arguments<'_, 'py> {
+    fn next(&mut self) -> PyResult<Bound<'py, PyAny>> {
+        let next = self.given.get_item(self.taken)?;
+        self.taken += 1;
+        Ok(next)
+    }
+
+    /// A namespace, as the driver means it.
+    pub(super) fn namespace(
+        &mut self,
+        resolve: impl Fn(Option<&str>) -> Result<Namespace>,
+    ) -> PyResult<Namespace> {
+        let given = self.next()?;
+        resolve(argument::namespace(&given)?).or_raise(given.py())
+    }
+
+    /// A service of a namespace.
+    pub(super) fn service_id(
+        &mut self,
+        resolve: impl Fn(Option<&str>) -> Result<Namespace>,
+    ) -> PyResult<ServiceId> {
+        let namespace = self.namespace(resolve)?;
+        let service = self.service()?;
+        Ok(ServiceId { namespace, service })
+    }
+
+    /// A user of a service of a namespace.
+    pub(super) fn link(
+        &mut self,
+        resolve: impl Fn(Option<&str>) -> Result<Namespace>,
+    ) -> PyResult<LinkId> {
+        let (namespace, uid) = (self.namespace(resolve)?, self.uid()?);
+        let service = self.service()?;
+        let service = ServiceId { namespace, service };
+        Ok(LinkId { service, uid })
+    }
+
+    /// A namespace, many users of it, each once, and a service.
+    pub(super) fn batch(
+        &mut self,
+        resolve: impl Fn(Option<&str>) -> Result<Namespace>,
+    ) -> PyResult<(ServiceId, Vec<Uid>)> {
+        let (namespace, given) = (self.namespace(resolve)?, self.next()?);
+        let service = self.service()?;
+        let mut seen = HashSet::new();
+        let mut uids = Vec::new();
+        for uid in given.cast::<PyList>()?.iter() {
+            let uid = argument::uid(&uid)?;
+            if seen.insert(uid.clone()) {
+                uids.push(uid);
+            }
+        }
+        Ok((ServiceId { namespace, service }, uids))
+    }
+
+    pub(super) fn service(&mut self) -> PyResult<ServiceName> {
+        argument::service(&self.next()?)
+    }
+
+    pub(super) fn uid(&mut self) -> PyResult<Uid> {
+        argument::uid(&self.next()?)
+    }
+
+    pub(super) fn pod_index(&mut self) -> PyResult<PodIndex> {
+        argument::pod_index(&self.next()?)
+    }
+
+    pub(super) fn tag(&mut self) -> PyResult<Tag> {
+        let given = self.next()?;
+        Tag::new(argument::text("tag", &given)?).or_raise(given.py())
+    }
+
+    /// `persist_seconds` of a set.
+    pub(super) fn persist(&mut self) -> PyResult<Persist> {
+        let given = self.next()?;
+        let seconds = argument::integer("persist_seconds", &given)?;
+        Persist::from_seconds(seconds).or_raise(given.py())
+    }
+
+    /// `persist_seconds` of a removal.
+    pub(super) fn removal(&mut self) -> PyResult<Removal> {
+        let given = self.next()?;
+        let seconds = argument::integer("persist_seconds", &given)?;
+        Removal::from_seconds(seconds).or_raise(given.py())
+    }
+
+    /// What a text says, or `None`.
+    pub(super) fn parsed<T>(
+        &mut self,
+        what: &'static str,
+        parse: impl Fn(&str) -> Result<T>,
+    ) -> PyResult<Option<T>> {
+        let given = self.next()?;
+        if given.is_none() {
+            return Ok(None);
+        }
+        parse(argument::text(what, &given)?)
+            .or_raise(given.py())
+            .map(Some)
+    }
+
+    /// A deadline of a stop, in seconds from now.
+    pub(super) fn seconds(&mut self, what: &'static str, least: f64) -> PyResult<Duration> {
+        const MOST: f64 = 3600.0;
+        let given = self.next()?;
+        let seconds = argument::number(what, &given)?;
+        seconds_within(what, seconds, least, MOST).or_raise(given.py())
+    }
+
+    /// The timeout, or `None` for the driver's own.
+    pub(super) fn timeout(&self) -> PyResult<Option<Duration>> {
+        argument::timeout(self.timeout)
+    }
+}
+
+/// Users by pod, in the order in which they were asked for; users without a link are left out.
+pub(super) fn users_by_pod(uids: Vec<Uid>, pods: Vec<Option<PodIndex>>) -> Answer {
+    let mut users: BTreeMap<PodIndex, Vec<Uid>> = BTreeMap::new();
+    for (uid, pod) in uids.into_iter().zip(pods) {
+        if let Some(pod) = pod {
+            users.entry(pod).or_default().push(uid);
+        }
+    }
+    Answer::Users(users)
+}

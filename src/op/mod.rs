@@ -1,0 +1,232 @@
+//! What can be asked of a namespace: every operation is a value, and its reply has a type.
+//!
+//! The table below names each operation once, with its effect and its reply. From it come
+//! [`Call`] and [`Reply`], which any store and any peer takes and gives, and [`CallName`], the one
+//! spelling in errors, metrics and traces. A store that lacks an operation does not compile: it
+//! dispatches with `match_call!` or `reply_to_call!`, over a trait that each operation implements.
+
+mod links;
+mod name;
+mod pods;
+mod tags;
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
+use crate::route::link::{Certificate, Placed, StoredLink};
+use crate::route::state::WorkloadState;
+
+pub use links::{
+    BatchGet, Compute, Get, LinkSource, Relink, Remove, Removed, Services, Set, SetIfAbsent, TrySet,
+};
+pub use name::{CallName, OperationName};
+pub use pods::{
+    Begun, Inspect, Inspection, LeaseTimes, PodBegin, PodCertify, PodEnd, PodIdentity, PodRenew,
+    Pods, PodsReading, ReadPods, Renewed,
+};
+pub(crate) use pods::{ReadState, ReadStates};
+pub use tags::{GetTag, GetWorkload, Ping, SetTag, SetWorkload};
+
+/// What happens if an operation is sent a second time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// It changes nothing: it may be sent again on any failure.
+    Read,
+    /// It changes something, and a second time nothing more: it is idempotent.
+    Idempotent,
+    /// It may be sent again only if it was certainly not sent.
+    Once,
+}
+
+/// Whose keys an operation touches. All keys of one owner share a hash slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keys<'a> {
+    /// The links of one user.
+    User(&'a Namespace, &'a Uid),
+    /// The links of many users: the operation can be split by user.
+    Users(&'a ServiceId, &'a [Uid]),
+    /// The pods of a service.
+    Service(&'a ServiceId),
+    /// The workload state of a service.
+    Workload(&'a ServiceId),
+    /// A tag.
+    Tag(&'a Namespace, &'a Tag),
+    /// None: any node answers.
+    None,
+}
+
+/// An operation on a namespace.
+pub trait Operation: Into<Call> + Send + 'static {
+    /// What comes back.
+    type Reply: Send + 'static;
+
+    /// The operation's name.
+    const NAME: CallName;
+
+    /// What happens if it is sent a second time.
+    const EFFECT: Effect;
+
+    /// Whose keys it touches.
+    fn keys(&self) -> Keys<'_>;
+
+    /// The reply to this operation; `None` if the reply is to another one.
+    fn reply(reply: Reply) -> Option<Self::Reply>;
+}
+
+/// The reply to an operation of this kind.
+///
+/// # Errors
+/// `Internal` for the reply to another one, which would be a mistake of the store's.
+pub fn expected<O: Operation>(reply: Reply) -> Result<O::Reply> {
+    O::reply(reply).ok_or_else(|| {
+        let text = "the reply belongs to another operation";
+        Error::new(ErrorKind::Internal, text).in_call(O::NAME)
+    })
+}
+
+macro_rules! operations {
+    ($($(#[$doc:meta])* $name:ident: $effect:ident -> $reply:ty;)+) => {
+        /// Any operation.
+        #[derive(Debug, Clone)]
+        pub enum Call {
+            $($(#[$doc])* $name($name),)+
+        }
+
+        /// The reply to any operation.
+        #[derive(Debug, Clone)]
+        pub enum Reply {
+            $($(#[$doc])* $name($reply),)+
+        }
+
+        impl Call {
+            /// The operation's name.
+            #[must_use]
+            pub const fn name(&self) -> CallName {
+                match self {
+                    $(Self::$name(_) => CallName::$name,)+
+                }
+            }
+
+            /// What happens if it is sent a second time.
+            #[must_use]
+            pub const fn effect(&self) -> Effect {
+                match self {
+                    $(Self::$name(_) => Effect::$effect,)+
+                }
+            }
+
+            /// The namespace that it is about; `None` for an operation that is about none.
+            #[must_use]
+            pub fn namespace(&self) -> Option<&Namespace> {
+                match self.keys() {
+                    Keys::User(namespace, _) | Keys::Tag(namespace, _) => Some(namespace),
+                    Keys::Users(service, _) | Keys::Service(service) | Keys::Workload(service) => {
+                        Some(&service.namespace)
+                    }
+                    Keys::None => None,
+                }
+            }
+
+            /// Whose keys it touches.
+            #[must_use]
+            pub fn keys(&self) -> Keys<'_> {
+                match self {
+                    $(Self::$name(operation) => Operation::keys(operation),)+
+                }
+            }
+        }
+
+        $(
+            impl From<$name> for Call {
+                fn from(operation: $name) -> Self {
+                    Self::$name(operation)
+                }
+            }
+
+            impl Operation for $name {
+                type Reply = $reply;
+
+                const NAME: CallName = CallName::$name;
+
+                const EFFECT: Effect = Effect::$effect;
+
+                fn keys(&self) -> Keys<'_> {
+                    self.touches()
+                }
+
+                fn reply(reply: Reply) -> Option<Self::Reply> {
+                    match reply {
+                        Reply::$name(reply) => Some(reply),
+                        _ => None,
+                    }
+                }
+            }
+        )+
+
+        /// Evaluates an expression on the operation within a call, whichever it is.
+        macro_rules! match_call {
+            ($call:expr, $operation:ident => $work:expr) => {
+                match $call {
+                    $($crate::op::Call::$name($operation) => $work,)+
+                }
+            };
+        }
+
+        /// The same, and makes the reply to the call of what the expression gives.
+        macro_rules! reply_to_call {
+            ($call:expr, $operation:ident => $work:expr) => {
+                match $call {
+                    $($crate::op::Call::$name($operation) => {
+                        $work.map($crate::op::Reply::$name)
+                    })+
+                }
+            };
+        }
+    };
+}
+
+operations! {
+    /// Find or make the link of a user; its pod may serve the user. Only a peer answers it.
+    Compute: Idempotent -> StoredLink;
+    /// The link of a user.
+    Get: Read -> Option<StoredLink>;
+    /// The pods of many users.
+    BatchGet: Read -> Vec<Option<PodIndex>>;
+    /// The services to which a user has persistent links.
+    Services: Read -> BTreeMap<ServiceName, PodIndex>;
+    /// Write a temporary link if there is none.
+    SetIfAbsent: Idempotent -> Placed;
+    /// Write a link, whatever was there.
+    Set: Once -> Option<PodIndex>;
+    /// Write a link unless another pod owns the user.
+    TrySet: Idempotent -> Placed;
+    /// Move a user away from a dead pod.
+    Relink: Once -> Option<Placed>;
+    /// Remove a link.
+    Remove: Once -> Removed;
+    /// Take an incarnation.
+    PodBegin: Idempotent -> Begun;
+    /// Renew a lease and publish the pod's state.
+    PodRenew: Idempotent -> Renewed;
+    /// End a lease and withdraw the pod.
+    PodEnd: Idempotent -> bool;
+    /// Declare a pod dead if its time is over.
+    PodCertify: Idempotent -> Certificate;
+    /// Every pod of a service.
+    ReadPods: Read -> Pods;
+    /// Every pod of a service with the certificate that each would get.
+    Inspect: Read -> Inspection;
+    /// Write the state of the whole service.
+    SetWorkload: Idempotent -> ();
+    /// The state of the whole service.
+    GetWorkload: Read -> Option<WorkloadState>;
+    /// Let a tag stand for a service.
+    SetTag: Idempotent -> bool;
+    /// The service that a tag stands for.
+    GetTag: Read -> Option<ServiceName>;
+    /// A sign of life.
+    Ping: Read -> ();
+}
+
+pub(crate) use {match_call, reply_to_call};

@@ -1,0 +1,409 @@
+//! What compute does next, decided once, from values in hand.
+//!
+//! `driver/client/place.rs` runs the steps; `route/explain.rs` plays them against what is known, to
+//! say what compute would do.
+
+use super::link::{Certificate, Verdict, judge};
+use super::state::Standing;
+use crate::id::Incarnation;
+
+/// Why compute does what it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// What is remembered is still valid, and its pod available.
+    Cached,
+    /// The program told the cache before the pod was known, and the pod is available.
+    ToldByProgram,
+    /// The linked pod is READY.
+    OwnerReady,
+    /// The linked pod takes no new users, but keeps its own.
+    OwnerDraining,
+    /// The linked pod says that it takes nothing any more.
+    OwnerShutdown,
+    /// The linked pod's lease is over, but its death is not certain yet.
+    DeathNotCertain,
+    /// The linked pod was declared dead, for good.
+    OwnerDead,
+    /// The linked pod's lease and grace are over, and it was not declared dead yet.
+    OwnerLapsed,
+    /// No process was ever seen under the linked pod's index.
+    OwnerNeverSeen,
+    /// The linked pod came back as a new process, and `on_restart` is `best_pod`.
+    OwnerRestarted,
+    /// The user has no link.
+    NoLink,
+    /// There is no link that can stand, and no pod takes new users.
+    NoRoutablePod,
+    /// The namespace is not this driver's.
+    ForeignNamespace,
+    /// The store could not be asked, or holds what nobody can read.
+    StoreTrouble,
+    /// The peer could not be asked.
+    PeerTrouble,
+}
+
+/// How a compute begins that the hot path did not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opening {
+    /// The cache has a valid answer.
+    Cached,
+    /// The cache has what the program told it before the pod was known: the pod is available, so
+    /// the entry is adopted for the process that the pod is now.
+    Adopt,
+    /// The namespace is another one: its peer decides.
+    AskPeer,
+    /// The steps of a [`Plan`].
+    Plan,
+}
+
+/// What the cache holds of a user, as compute takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cached {
+    /// Nothing.
+    Absent,
+    /// An answer that compute gives.
+    Valid,
+    /// What the program told it before the pod was known; compute believes it from now on.
+    Told,
+    /// An answer that compute does not give.
+    Stale(Stale),
+}
+
+/// Why a cached answer is not given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stale {
+    /// Its time is over.
+    Expired,
+    /// The pods of the service are not being read, so nothing vouches for it.
+    PodsNotRead,
+    /// Its pod is not available.
+    PodNotAvailable,
+    /// Its pod is another process now.
+    PodRestarted,
+}
+
+/// What one reading of the pods says of a user's pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Look {
+    /// The standing of the user's pod.
+    pub owner: Standing,
+    /// The process that holds its index.
+    pub incarnation: Incarnation,
+    /// Whether any pod may get a new user.
+    pub takers: bool,
+}
+
+/// What is known when a step is decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sight {
+    /// What the present reading of the pods says.
+    pub look: Look,
+    /// That reading is too young to be repeated only because of the owner.
+    pub young: bool,
+    /// The process with which the cache remembers the user on this pod, if users of restarted pods
+    /// are placed from scratch (`on_restart="best_pod"`).
+    pub remembered: Option<Incarnation>,
+}
+
+/// What is to be done next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Read the pods again.
+    ReadPods,
+    /// Choose a pod, and set-if-absent. The choice comes before the store is asked, because
+    /// set-if-absent needs a candidate; an existing link wins over it.
+    Offer,
+    /// Read the link: no pod takes new users, but an old link may stand.
+    Find,
+    /// Ask the store whether the owner is dead. No user is moved on the strength of a clock here.
+    Certify,
+    /// Choose a pod, and move the user there by compare-and-set.
+    Move {
+        /// Every incarnation of the owner up to this one is dead or shut down.
+        dead: Incarnation,
+        /// Why.
+        reason: Reason,
+    },
+    /// Answer the owner.
+    Answer {
+        /// Whether the cache may keep the answer.
+        remember: bool,
+        /// Why.
+        reason: Reason,
+    },
+    /// There is no link that can stand, and no pod takes new users.
+    Refuse,
+}
+
+/// Judges what the cache remembers.
+///
+/// `remembered` is the process of the pod when the answer was given, `seen` what the pods that
+/// this process keeps reading say of the pod, and `first` what a first reading would say.
+#[must_use]
+pub fn cached(in_time: bool, remembered: Incarnation, seen: Option<Look>, first: Look) -> Cached {
+    if !in_time {
+        return Cached::Stale(Stale::Expired);
+    }
+    let now = seen.unwrap_or(first);
+    if remembered == Incarnation::NONE && now.owner.is_available() {
+        return Cached::Told;
+    }
+    match seen {
+        None => Cached::Stale(Stale::PodsNotRead),
+        Some(seen) if !seen.owner.is_available() => Cached::Stale(Stale::PodNotAvailable),
+        Some(seen) if seen.incarnation != remembered => Cached::Stale(Stale::PodRestarted),
+        Some(_) => Cached::Valid,
+    }
+}
+
+/// How a compute begins.
+#[must_use]
+pub const fn opening(cached: Cached, foreign: bool) -> Opening {
+    match (cached, foreign) {
+        (Cached::Valid, _) => Opening::Cached,
+        (_, true) => Opening::AskPeer,
+        (Cached::Told, false) => Opening::Adopt,
+        (Cached::Absent | Cached::Stale(_), false) => Opening::Plan,
+    }
+}
+
+/// The steps of one compute in its own namespace: what was found so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Plan {
+    link: Link,
+    certificate: Option<Certificate>,
+    /// Once decided, a move stands: a reading made for the choice does not take it back.
+    moving: Option<(Incarnation, Reason)>,
+    read_for_owner: bool,
+    read_for_certificate: bool,
+    read_for_choice: bool,
+    /// The best pod may be the one that came back: users are moved once because of a restart.
+    restart_applied: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+enum Link {
+    #[default]
+    NotAsked,
+    Absent,
+    Found {
+        /// This compute created or moved it, so `on_restart` does not apply.
+        placed: bool,
+    },
+}
+
+impl Plan {
+    /// Takes note of the link: absent, or found. `placed`: this compute created or moved it.
+    pub fn linked(&mut self, found: Option<bool>) {
+        *self = Self {
+            link: found.map_or(Link::Absent, |placed| Link::Found { placed }),
+            restart_applied: self.restart_applied,
+            ..Self::default()
+        };
+    }
+
+    /// Takes note that the link has vanished: the steps begin from the start.
+    pub fn vanished(&mut self) {
+        *self = Self {
+            restart_applied: self.restart_applied,
+            ..Self::default()
+        };
+    }
+
+    /// Takes note of what the store says of the owner's death.
+    pub fn certified(&mut self, certificate: Certificate) {
+        self.certificate = Some(certificate);
+    }
+
+    /// The next step.
+    pub fn next(&mut self, sight: Sight) -> Step {
+        let placed = match self.link {
+            Link::NotAsked => return self.choose(sight, Step::Offer, Step::Find),
+            Link::Absent => return Step::Refuse,
+            Link::Found { placed } => placed,
+        };
+        if self.moving.is_none() {
+            let step = self.judge(sight, placed);
+            if let Some(step) = step {
+                return step;
+            }
+        }
+        match self.moving {
+            Some((dead, reason)) => self.choose(sight, Step::Move { dead, reason }, Step::Refuse),
+            None => Step::Refuse,
+        }
+    }
+
+    /// Reads the pods again before it takes for true that no pod takes users.
+    fn choose(&mut self, sight: Sight, chosen: Step, no_taker: Step) -> Step {
+        if sight.look.takers {
+            return chosen;
+        }
+        if std::mem::replace(&mut self.read_for_choice, true) {
+            return no_taker;
+        }
+        Step::ReadPods
+    }
+
+    /// The step that the owner's standing asks for; `None`: a move is decided.
+    fn judge(&mut self, sight: Sight, placed: bool) -> Option<Step> {
+        let Look {
+            owner, incarnation, ..
+        } = sight.look;
+        let verdict = judge(owner);
+        // The pod may have come, or renewed, since the pods were last read.
+        if verdict != Verdict::Keep
+            && !sight.young
+            && !std::mem::replace(&mut self.read_for_owner, true)
+        {
+            return Some(Step::ReadPods);
+        }
+        let earlier = sight.remembered.filter(|earlier| {
+            let restarted = *earlier != Incarnation::NONE && *earlier < incarnation;
+            restarted && !placed && !self.restart_applied
+        });
+        if let Some(earlier) = earlier {
+            self.restart_applied = true;
+            self.moving = Some((earlier, Reason::OwnerRestarted));
+            return None;
+        }
+        if verdict == Verdict::Keep {
+            return Some(keep(owner));
+        }
+        match self.certificate {
+            None => return Some(Step::Certify),
+            Some(Certificate::Unknown) => {
+                self.moving = Some((Incarnation::NONE, Reason::OwnerNeverSeen));
+            }
+            Some(Certificate::Dead(dead)) => self.moving = Some((dead, Reason::OwnerDead)),
+            // A process that this reading does not show yet has come back under the index.
+            Some(Certificate::Alive {
+                incarnation: alive, ..
+            }) if incarnation < alive
+                && !std::mem::replace(&mut self.read_for_certificate, true) =>
+            {
+                return Some(Step::ReadPods);
+            }
+            // It says itself that it takes nothing any more.
+            Some(Certificate::Alive { .. }) if verdict == Verdict::Relink => {
+                self.moving = Some((incarnation, Reason::OwnerShutdown));
+            }
+            Some(Certificate::Alive { .. }) => {
+                return Some(Step::Answer {
+                    remember: false,
+                    reason: Reason::DeathNotCertain,
+                });
+            }
+        }
+        None
+    }
+}
+
+/// The step for an owner that serves its users.
+#[must_use]
+pub const fn keep(owner: Standing) -> Step {
+    let reason = match owner {
+        Standing::Draining => Reason::OwnerDraining,
+        _ => Reason::OwnerReady,
+    };
+    Step::Answer {
+        remember: true,
+        reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(owner: Standing, takers: bool) -> Look {
+        Look {
+            owner,
+            incarnation: Incarnation::new(1),
+            takers,
+        }
+    }
+
+    fn sight(owner: Standing, takers: bool) -> Sight {
+        Sight {
+            look: look(owner, takers),
+            young: false,
+            remembered: None,
+        }
+    }
+
+    #[test]
+    fn no_taker_is_read_twice() {
+        let mut plan = Plan::default();
+        let alone = sight(Standing::Unknown, false);
+        assert_eq!(plan.next(alone), Step::ReadPods);
+        assert_eq!(plan.next(alone), Step::Find);
+        plan.linked(None);
+        assert_eq!(plan.next(alone), Step::Refuse);
+    }
+
+    #[test]
+    fn a_move_stands_once_decided() {
+        let mut plan = Plan::default();
+        plan.linked(Some(false));
+        let gone = sight(Standing::Lapsed, false);
+        assert_eq!(plan.next(gone), Step::ReadPods);
+        assert_eq!(plan.next(gone), Step::Certify);
+        plan.certified(Certificate::Dead(Incarnation::new(1)));
+        assert_eq!(plan.next(gone), Step::ReadPods);
+        let back = sight(Standing::Ready, true);
+        let moved = Step::Move {
+            dead: Incarnation::new(1),
+            reason: Reason::OwnerDead,
+        };
+        assert_eq!(plan.next(back), moved);
+    }
+
+    #[test]
+    fn a_restart_moves_once() {
+        let mut plan = Plan::default();
+        plan.linked(Some(false));
+        let restarted = Sight {
+            look: Look {
+                incarnation: Incarnation::new(2),
+                ..look(Standing::Ready, true)
+            },
+            remembered: Some(Incarnation::new(1)),
+            ..sight(Standing::Ready, true)
+        };
+        assert!(matches!(plan.next(restarted), Step::Move { .. }));
+        plan.linked(Some(false));
+        assert_eq!(plan.next(restarted), keep(Standing::Ready));
+        let mut plan = Plan::default();
+        plan.linked(Some(true));
+        assert_eq!(plan.next(restarted), keep(Standing::Ready));
+    }
+
+    #[test]
+    fn what_the_cache_holds_is_judged_as_compute_judges_it() {
+        let one = Incarnation::new(1);
+        let ready = look(Standing::Ready, true);
+        let gone = look(Standing::Lapsed, true);
+        let stale = Cached::Stale;
+        assert_eq!(cached(true, one, Some(ready), ready), Cached::Valid);
+        assert_eq!(
+            cached(false, one, Some(ready), ready),
+            stale(Stale::Expired)
+        );
+        assert_eq!(cached(true, one, None, ready), stale(Stale::PodsNotRead));
+        assert_eq!(
+            cached(true, one, Some(gone), ready),
+            stale(Stale::PodNotAvailable)
+        );
+        let two = Incarnation::new(2);
+        assert_eq!(
+            cached(true, two, Some(ready), ready),
+            stale(Stale::PodRestarted)
+        );
+        assert_eq!(cached(true, Incarnation::NONE, None, ready), Cached::Told);
+        let unknown = cached(true, Incarnation::NONE, Some(gone), gone);
+        assert_eq!(unknown, stale(Stale::PodNotAvailable));
+    }
+}

@@ -1,0 +1,224 @@
+//! Every operation as one request and its answer.
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use http::uri::PathAndQuery;
+use tonic::Request;
+use tonic::client::Grpc;
+
+use super::{Condition, PeerClient};
+use crate::clock::Tick;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{PodIndex, ServiceId, Uid};
+use crate::op::{
+    BatchGet, Call, Effect, Get, Inspection, LinkSource, Operation, PodsReading, ReadPods, Remove,
+    Reply,
+};
+use crate::proto::{Codec, v1};
+use crate::route::state::WorkloadState;
+use crate::rpc::messages::{self, Method, SERVICE_NAME, WATCH};
+use crate::rpc::{ChangeStream, Peer, convert, only_within};
+
+/// Parts of one batch that are in flight at once.
+const PARTS_AT_ONCE: usize = 4;
+/// Well below the 64 KiB that a server takes unless it is configured otherwise.
+const PART_BYTES: usize = 48 * 1024;
+/// What a server with the largest batch and long names may answer.
+const ANSWER_MAX: usize = 64 << 20;
+
+impl PeerClient {
+    /// Sends an operation as the request of a method.
+    ///
+    /// # Errors
+    /// What the peer failed with, or why it was not reached; `Timeout`; `Closed`.
+    async fn send<M: Method>(
+        &self,
+        operation: &M::Operation,
+        deadline: Tick,
+    ) -> Result<messages::Reply<M>> {
+        let path = PathAndQuery::from_static(M::PATH);
+        let ask = |channel, request: Request<M::Request>| {
+            let path = path.clone();
+            async move {
+                let mut grpc = Grpc::new(channel).max_decoding_message_size(ANSWER_MAX);
+                grpc.unary(request, path, Codec::default()).await
+            }
+        };
+        self.shared.start().await?;
+        let effect = M::Operation::EFFECT;
+        let call = self
+            .shared
+            .call(M::NAME, effect, deadline, M::request(operation), ask);
+        M::reply(call.await?, &M::asked(operation))
+    }
+
+    async fn get(&self, get: &Get, deadline: Tick) -> Result<Reply> {
+        let found = match get.from {
+            LinkSource::CacheOrStore => self.send::<messages::GetLinkedPod>(get, deadline).await,
+            LinkSource::Store => {
+                self.send::<messages::GetLinkedPodNotCache>(get, deadline)
+                    .await
+            }
+            LinkSource::CacheOrPersistent => {
+                self.send::<messages::GetLinkedPodInCacheOrIfPersist>(get, deadline)
+                    .await
+            }
+        };
+        found.map(Reply::Get)
+    }
+
+    async fn remove(&self, remove: &Remove, deadline: Tick) -> Result<Reply> {
+        let removed = match remove.owner {
+            None => {
+                self.send::<messages::RemoveLinkedPod>(remove, deadline)
+                    .await
+            }
+            Some(_) => {
+                self.send::<messages::RemoveLinkedPodWithId>(remove, deadline)
+                    .await
+            }
+        };
+        removed.map(Reply::Remove)
+    }
+
+    /// A batch, in parts that a server takes.
+    async fn get_all(&self, batch: &BatchGet, deadline: Tick) -> Result<Vec<Option<PodIndex>>> {
+        let part = |uids: &[Uid]| BatchGet {
+            service: batch.service.clone(),
+            uids: uids.to_vec(),
+        };
+        let parts = self.parts(&batch.uids).into_iter();
+        let asked = parts.map(|uids| async move {
+            self.send::<messages::BatchGetLinkedPod>(&part(uids), deadline)
+                .await
+        });
+        let asked: Vec<_> = asked.collect();
+        let answers = stream::iter(asked).buffered(PARTS_AT_ONCE);
+        let answers: Vec<Vec<Option<PodIndex>>> = answers.try_collect().await?;
+        Ok(answers.concat())
+    }
+
+    /// As many users at once as fit into one request.
+    fn parts<'a>(&self, mut uids: &'a [Uid]) -> Vec<&'a [Uid]> {
+        let mut parts = Vec::new();
+        while !uids.is_empty() {
+            let mut bytes = 0;
+            let fit = uids.iter().take_while(|uid| {
+                bytes += uid.as_str().len() + 4;
+                bytes <= PART_BYTES
+            });
+            let length = fit.take(self.shared.config.max_batch).count().max(1);
+            let (part, rest) = uids.split_at(length);
+            parts.push(part);
+            uids = rest;
+        }
+        parts
+    }
+
+    async fn pods(&self, service: &ServiceId, deadline: Tick) -> Result<crate::op::Pods> {
+        let read = ReadPods {
+            service: service.clone(),
+            last: PodsReading::default(),
+        };
+        self.send::<messages::GetServiceState>(&read, deadline)
+            .await
+    }
+}
+
+#[async_trait]
+impl Peer for PeerClient {
+    async fn call(&self, call: &Call, deadline: Tick) -> Result<Reply> {
+        match call {
+            Call::Compute(compute) => {
+                let link = self.send::<messages::ComputeLinkedPod>(compute, deadline);
+                link.await.map(Reply::Compute)
+            }
+            Call::Get(get) => self.get(get, deadline).await,
+            Call::BatchGet(batch) => self.get_all(batch, deadline).await.map(Reply::BatchGet),
+            Call::Services(services) => {
+                let found = self.send::<messages::GetLinkService>(services, deadline);
+                found.await.map(Reply::Services)
+            }
+            Call::SetIfAbsent(set) => {
+                let placed = self.send::<messages::SetLinkedPodIfAbsent>(set, deadline);
+                placed.await.map(Reply::SetIfAbsent)
+            }
+            Call::Set(set) => {
+                let previous = self.send::<messages::SetLinkedPod>(set, deadline);
+                previous.await.map(Reply::Set)
+            }
+            Call::TrySet(set) => {
+                let placed = self.send::<messages::TrySetLinkedPod>(set, deadline);
+                placed.await.map(Reply::TrySet)
+            }
+            Call::Remove(remove) => self.remove(remove, deadline).await,
+            Call::ReadPods(read) => {
+                let pods = self.pods(&read.service, deadline).await;
+                pods.map(Reply::ReadPods)
+            }
+            // What is certain of a pod's death, the wire does not say.
+            Call::Inspect(inspect) => {
+                let pods = self.pods(&inspect.service, deadline).await?;
+                Ok(Reply::Inspect(Inspection {
+                    pods,
+                    ..Inspection::default()
+                }))
+            }
+            // The wire has no workload: the pods say what it would be.
+            Call::GetWorkload(get) => {
+                let pods = self.pods(&get.service, deadline).await?;
+                let workload = WorkloadState::of(&pods.records, pods.now_ms);
+                Ok(Reply::GetWorkload(Some(workload)))
+            }
+            Call::GetTag(get) => {
+                let service = self.send::<messages::GetServiceNameByTag>(get, deadline);
+                service.await.map(Reply::GetTag)
+            }
+            Call::Ping(_) => {
+                if self.check_health(deadline).await? {
+                    return Ok(Reply::Ping(()));
+                }
+                let text = "the peer says that it cannot answer";
+                Err(Error::new(ErrorKind::PeerUnavailable, text))
+            }
+            Call::Relink(_)
+            | Call::PodBegin(_)
+            | Call::PodRenew(_)
+            | Call::PodEnd(_)
+            | Call::PodCertify(_)
+            | Call::SetWorkload(_)
+            | Call::SetTag(_) => Err(only_within(call.name())),
+        }
+    }
+
+    async fn watch(&self, service: &ServiceId, deadline: Tick) -> Result<ChangeStream> {
+        let message = v1::WatchRoutingStateRequest {
+            namespace: service.namespace.to_string(),
+            service_name: service.service.to_string(),
+        };
+        let path = PathAndQuery::try_from(format!("/{SERVICE_NAME}/{WATCH}"));
+        let path = path.unwrap_or(PathAndQuery::from_static("/"));
+        let ask = |channel, mut request: Request<v1::WatchRoutingStateRequest>| {
+            let path = path.clone();
+            async move {
+                // The deadline is for the beginning of the stream, which has no end of its own.
+                request.metadata_mut().remove("grpc-timeout");
+                let mut grpc = Grpc::new(channel).max_decoding_message_size(ANSWER_MAX);
+                grpc.server_streaming(request, path, Codec::default()).await
+            }
+        };
+        self.shared.start().await?;
+        let published: tonic::Streaming<v1::WatchRoutingStateResponse> = self
+            .shared
+            .call(WATCH, Effect::Read, deadline, message, ask)
+            .await?;
+        let changes =
+            published.map(|event| event.ok().and_then(|event| convert::changes(event).ok()));
+        let changes = changes.take_while(|event| std::future::ready(event.is_some()));
+        Ok(changes.filter_map(std::future::ready).boxed())
+    }
+
+    fn conditions(&self) -> Vec<(String, Condition)> {
+        Self::conditions(self)
+    }
+}

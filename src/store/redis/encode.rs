@@ -1,0 +1,63 @@
+//! Operations as commands, and replies as values: what all of them share.
+
+use redis::{Cmd, Value};
+
+use crate::error::{Error, ErrorKind, Result, WriteOutcome};
+use crate::id::{Incarnation, PodIndex};
+use crate::op::{Call, Effect, LeaseTimes, Operation, Reply, match_call, reply_to_call};
+use crate::route::link::Persist;
+use crate::store::codec;
+use crate::store::script::{Arg, Form};
+
+/// What a script gets for "no TTL".
+const PERSISTENT: i64 = -1;
+
+/// An operation, as one command to the server.
+pub(super) trait Encode: Operation {
+    /// The command. One that calls no script ignores the form.
+    fn encode(&self, form: Form) -> Result<Cmd>;
+
+    /// What the server's reply means.
+    fn decode(&self, reply: Value) -> Result<Self::Reply>;
+}
+
+/// The command for a call.
+pub(super) fn encode(call: &Call, form: Form) -> Result<Cmd> {
+    match_call!(call, operation => operation.encode(form))
+}
+
+/// What the server's reply to a call means.
+pub(super) fn decode(call: &Call, reply: Value) -> Result<Reply> {
+    let decoded = reply_to_call!(call, operation => operation.decode(reply));
+    decoded.map_err(|error| after(call.effect(), error))
+}
+
+/// What an unreadable reply means for a write: a link that cannot be read was left as it was; after
+/// anything else the outcome is unknown.
+pub(super) fn after(effect: Effect, error: Error) -> Error {
+    match (effect, error.kind()) {
+        (Effect::Read, _) => error,
+        (_, ErrorKind::StoreData) => error.with_outcome(WriteOutcome::NotSent),
+        _ => error.with_outcome(WriteOutcome::Unknown),
+    }
+}
+
+pub(super) fn pod(pod: PodIndex) -> Arg<'static> {
+    Arg::Number(i64::from(pod.get()))
+}
+
+pub(super) fn incarnation(incarnation: Incarnation) -> Arg<'static> {
+    Arg::Number(i64::try_from(incarnation.get()).unwrap_or(i64::MAX))
+}
+
+pub(super) fn persistence(persist: Persist) -> Arg<'static> {
+    match persist {
+        Persist::Forever => Arg::Number(PERSISTENT),
+        Persist::For(ttl) => Arg::Number(codec::millis(ttl)),
+    }
+}
+
+pub(super) fn times(times: LeaseTimes) -> [Arg<'static>; 3] {
+    let micros = |time| Arg::Number(i64::try_from(codec::micros(time)).unwrap_or(i64::MAX));
+    [micros(times.lease), micros(times.grace), micros(times.gap)]
+}

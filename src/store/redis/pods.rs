@@ -1,0 +1,124 @@
+//! The operations on pods: each one script.
+
+use redis::{Cmd, Value};
+
+use super::encode::{Encode, incarnation, pod, times};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::ServiceId;
+use crate::op::{
+    Begun, Inspect, Inspection, PodBegin, PodCertify, PodEnd, PodRenew, Pods, ReadPods, Renewed,
+};
+use crate::route::link::Certificate;
+use crate::route::state::PodState;
+use crate::store::script::{self, Arg, Form};
+use crate::store::{codec, key, reading};
+
+impl Encode for PodBegin {
+    fn encode(&self, form: Form) -> Result<Cmd> {
+        let key = key::lease(&self.pod.service);
+        let [lease, grace, gap] = times(self.times);
+        let (nonce, pod_uid) = (Arg::Text(&self.pod.nonce), Arg::Text(&self.pod.pod_uid));
+        let args = [lease, grace, gap, pod(self.pod.pod), nonce, pod_uid];
+        Ok(script::call(&script::POD_BEGIN, form, &[&key], &args))
+    }
+
+    fn decode(&self, reply: Value) -> Result<Begun> {
+        codec::begun(reply)
+    }
+}
+
+impl Encode for PodRenew {
+    fn encode(&self, form: Form) -> Result<Cmd> {
+        // The store stamps the state with its own time, so the pod's is left out.
+        let unstamped = PodState {
+            update_time: 0,
+            ..PodState::clone(&self.state)
+        };
+        let json = serde_json::to_string(&unstamped).map_err(|error| {
+            Error::new(ErrorKind::Internal, "a pod state is not JSON").caused_by(error)
+        })?;
+        let [lease, grace, gap] = times(self.times);
+        let args = [
+            lease,
+            grace,
+            gap,
+            pod(self.state.pod_id),
+            incarnation(self.state.incarnation),
+            Arg::Text(self.state.routing_state.as_str()),
+            Arg::Text(&json),
+        ];
+        let [lease, state] = pod_keys(&self.service);
+        Ok(script::call(
+            &script::POD_RENEW,
+            form,
+            &[&lease, &state],
+            &args,
+        ))
+    }
+
+    fn decode(&self, reply: Value) -> Result<Renewed> {
+        codec::renewed(reply)
+    }
+}
+
+impl Encode for PodEnd {
+    fn encode(&self, form: Form) -> Result<Cmd> {
+        let [lease, state] = pod_keys(&self.service);
+        let args = [pod(self.pod), incarnation(self.incarnation)];
+        Ok(script::call(
+            &script::POD_END,
+            form,
+            &[&lease, &state],
+            &args,
+        ))
+    }
+
+    fn decode(&self, reply: Value) -> Result<bool> {
+        codec::ended(reply)
+    }
+}
+
+impl Encode for PodCertify {
+    fn encode(&self, form: Form) -> Result<Cmd> {
+        let [lease, state] = pod_keys(&self.service);
+        let args = [pod(self.pod)];
+        Ok(script::call(
+            &script::POD_CERTIFY,
+            form,
+            &[&lease, &state],
+            &args,
+        ))
+    }
+
+    fn decode(&self, reply: Value) -> Result<Certificate> {
+        codec::certificate(reply)
+    }
+}
+
+/// It may write the time, but a second call does no harm: it counts as a read.
+impl Encode for ReadPods {
+    fn encode(&self, form: Form) -> Result<Cmd> {
+        let [lease, state] = pod_keys(&self.service);
+        Ok(script::call(&script::PODS, form, &[&lease, &state], &[]))
+    }
+
+    fn decode(&self, reply: Value) -> Result<Pods> {
+        reading::pods(reply, &self.last)
+    }
+}
+
+impl Encode for Inspect {
+    fn encode(&self, form: Form) -> Result<Cmd> {
+        let [lease, state] = pod_keys(&self.service);
+        Ok(script::call(&script::INSPECT, form, &[&lease, &state], &[]))
+    }
+
+    fn decode(&self, reply: Value) -> Result<Inspection> {
+        reading::inspection(reply)
+    }
+}
+
+/// The keys of a script on pods; they share a hash slot.
+fn pod_keys(service: &ServiceId) -> [String; 2] {
+    [key::lease(service), key::state(service)]
+}
