@@ -19,7 +19,7 @@ use crate::route::link::{Life, Persist, Removal, StoredLink};
 use crate::route::snapshot::Change;
 use crate::route::state::PodRecord;
 use crate::rpc::{Believed, ChangeStream, LinkOperations, Source, UsersByPod};
-use crate::store::{Changes, Pods, Reading, Store};
+use crate::store::{Changes, Pods, PodsReading, Store};
 
 /// Every link operation on the namespace of these drivers.
 #[derive(Debug)]
@@ -285,7 +285,7 @@ impl PeerPods {
 
 #[async_trait]
 impl PodSource for PeerPods {
-    async fn pods(&self, service: &ServiceId, _last: &Reading, deadline: Tick) -> Result<Pods> {
+    async fn pods(&self, service: &ServiceId, _last: &PodsReading, deadline: Tick) -> Result<Pods> {
         let records = self.peer(service)?.pods(service, deadline).await?;
         Ok(Pods {
             records,

@@ -31,7 +31,7 @@ use crate::route::state::{PodRecord, PodState, WorkloadState};
 pub use changes::Changes;
 pub use memory::MemoryStore;
 pub use observed::Observed;
-pub use reading::Reading;
+pub use reading::PodsReading;
 pub use redis::{RedisStore, Stats};
 
 /// The shared truth about links and pods.
@@ -162,7 +162,7 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
 
     /// Every pod of a service with what is left of its lease. `last` is the reading that the last
     /// answer came with, or none: it makes the call cheaper and changes nothing.
-    async fn pods(&self, service: &ServiceId, last: &Reading, deadline: Tick) -> Result<Pods>;
+    async fn pods(&self, service: &ServiceId, last: &PodsReading, deadline: Tick) -> Result<Pods>;
 
     /// What `pods` and `pod_certify` would say of every pod of a service, and nothing changes: no
     /// certificate is written, and the store's clock stays where it was.
@@ -310,7 +310,7 @@ pub struct Pods {
     /// The store's clock: milliseconds since 1970.
     pub now_ms: u64,
     /// For the next call.
-    pub reading: Reading,
+    pub reading: PodsReading,
 }
 
 /// What `inspect` says.

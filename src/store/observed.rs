@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{
-    Begun, Changes, Inspection, Offer, PodIdentity, Pods, Reading, Removed, Renewed, Store,
+    Begun, Changes, Inspection, Offer, PodIdentity, Pods, PodsReading, Removed, Renewed, Store,
 };
 use crate::clock::{Clock, Tick};
 use crate::config::LeaseTimes;
@@ -289,7 +289,7 @@ impl Store for Observed {
         self.call("pod_certify", call).await
     }
 
-    async fn pods(&self, service: &ServiceId, last: &Reading, deadline: Tick) -> Result<Pods> {
+    async fn pods(&self, service: &ServiceId, last: &PodsReading, deadline: Tick) -> Result<Pods> {
         let call = self.watch.store.pods(service, last, deadline);
         self.call("pods", call).await
     }

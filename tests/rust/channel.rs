@@ -10,11 +10,11 @@ use podlink::clock::Clock;
 use podlink::config::ServerAddress;
 use podlink::error::{Error, ErrorKind, Result};
 use podlink::id::ServiceId;
-use podlink::store::{Changes, Reading, RedisStore, Store};
+use podlink::store::{Changes, PodsReading, RedisStore, Store};
 use tokio::runtime::Runtime;
 
 use crate::contract::events::{ended, told};
-use crate::line::{SHORT, get, is, set, store, within};
+use crate::node::{SHORT, get, is, set, store, within};
 use crate::server::{Kind, PATIENCE, Raw, Server, address, eventually, free_port};
 use crate::stage::service_id;
 
@@ -213,7 +213,7 @@ async fn all_services_share_one_connection(kind: Kind) {
         assert_eq!(changes.changed().now_or_never(), expected, "service {n}");
     }
     // A store of its own is a connection of its own.
-    let another = crate::line::store(&server.address());
+    let another = crate::node::store(&server.address());
     let _changes = listen(&another, "svc0").await;
     assert_eq!(listening(&mut raw), 2);
 }
@@ -289,7 +289,7 @@ async fn a_user_may_be_kept_from_listening(kind: Kind) {
     raw.run(&["ACL", "SETUSER", "canary-user", "&sf:*"]);
     let mut changes = listen(&store, "svc").await;
     let pods = store
-        .pods(&service("svc"), &Reading::default(), within(PATIENCE))
+        .pods(&service("svc"), &PodsReading::default(), within(PATIENCE))
         .await
         .unwrap();
     assert_eq!(pods.watchers, 0);
@@ -297,7 +297,7 @@ async fn a_user_may_be_kept_from_listening(kind: Kind) {
     told(&mut changes).await;
     raw.run(&["ACL", "SETUSER", "canary-user", "+pubsub|numsub"]);
     let pods = store
-        .pods(&service("svc"), &Reading::default(), within(PATIENCE))
+        .pods(&service("svc"), &PodsReading::default(), within(PATIENCE))
         .await
         .unwrap();
     assert_eq!(pods.watchers, 1);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use podlink::clock::{Clock, ManualClock, Tick};
 use podlink::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid};
 use podlink::route::state::PodState;
-use podlink::store::{MemoryStore, Pods, Reading, RedisStore, Store};
+use podlink::store::{MemoryStore, Pods, PodsReading, RedisStore, Store};
 
 use crate::server::{Kind, PATIENCE, Server, eventually};
 
@@ -15,7 +15,7 @@ pub(crate) struct Stage {
     pub(crate) store: Arc<dyn Store>,
     clock: Clock,
     place: Place,
-    reading: Mutex<Reading>,
+    reading: Mutex<PodsReading>,
 }
 
 enum Place {
@@ -55,11 +55,11 @@ impl Stage {
     /// left, somebody who looks for the first time sees the same.
     pub(crate) async fn pods(&self, service: &ServiceId) -> Pods {
         let last = self.reading.lock().unwrap().clone();
-        let read = async |last: &Reading| {
+        let read = async |last: &PodsReading| {
             let pods = self.store.pods(service, last, self.deadline()).await;
             pods.unwrap()
         };
-        let (again, first) = (read(&last).await, read(&Reading::default()).await);
+        let (again, first) = (read(&last).await, read(&PodsReading::default()).await);
         let states = |pods: &Pods| -> Vec<Arc<PodState>> {
             let records = pods.records.iter();
             records.map(|record| Arc::clone(&record.state)).collect()

@@ -19,7 +19,7 @@ use crate::route::link::{Life, StoredLink};
 use crate::route::pick::{Chance, Strategy};
 use crate::route::snapshot::{Policy, Snapshot};
 use crate::route::state::RoutingState;
-use crate::store::Reading;
+use crate::store::PodsReading;
 use crate::telemetry::count;
 
 /// How many drain hooks run at a time: a game that saves to a database wants some, not all.
@@ -287,7 +287,7 @@ impl Shared {
         let asked = self.clock.now();
         let pods = self
             .executor
-            .pods(&self.info.service, &Reading::default(), deadline)
+            .pods(&self.info.service, &PodsReading::default(), deadline)
             .await;
         let mut records = pods.ok()?.records;
         records.retain(|record| record.state.pod_id != self.info.pod);

@@ -3,7 +3,7 @@
 use super::Shared;
 use crate::clock::Tick;
 use crate::route::state::{Readiness, RoutingState, WorkloadState};
-use crate::store::{Pods, Reading};
+use crate::store::{Pods, PodsReading};
 use crate::telemetry::count;
 
 impl Shared {
@@ -14,7 +14,7 @@ impl Shared {
         let times = self.config.times;
         let written = match self
             .executor
-            .pods(service, &Reading::default(), deadline)
+            .pods(service, &PodsReading::default(), deadline)
             .await
         {
             Ok(pods) => {
@@ -39,7 +39,7 @@ impl Shared {
     pub(super) async fn write_last_workload(&self, deadline: Tick) {
         let pods = self
             .executor
-            .pods(&self.info.service, &Reading::default(), deadline)
+            .pods(&self.info.service, &PodsReading::default(), deadline)
             .await;
         if pods.is_ok_and(|pods| pods.records.iter().all(|pod| pod.lease_left.is_zero())) {
             self.write_workload(deadline).await;

@@ -24,7 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{PodIndex, ServiceId};
 use crate::route::pick::{Chance, Strategy};
 use crate::route::snapshot::{Change, Policy, Seen, Snapshot};
-use crate::store::{Changes, Pods, Reading, Store};
+use crate::store::{Changes, Pods, PodsReading, Store};
 use crate::telemetry::{StateStats, count};
 
 /// How long one reading of all pods may take: less than a call usually has, so that who waits for
@@ -41,7 +41,7 @@ pub trait Audience: Send + Sync + std::fmt::Debug + 'static {
 #[async_trait]
 pub(super) trait PodSource: Send + Sync + std::fmt::Debug + 'static {
     /// Every pod of a service with what is left of its lease; `last` as for [`Store::pods`].
-    async fn pods(&self, service: &ServiceId, last: &Reading, deadline: Tick) -> Result<Pods>;
+    async fn pods(&self, service: &ServiceId, last: &PodsReading, deadline: Tick) -> Result<Pods>;
 
     /// Subscribes to the events of a service's pods.
     async fn listen(&self, service: &ServiceId, deadline: Tick) -> Result<Changes>;
@@ -56,7 +56,7 @@ struct OwnStore(Arc<dyn Store>);
 
 #[async_trait]
 impl PodSource for OwnStore {
-    async fn pods(&self, service: &ServiceId, last: &Reading, deadline: Tick) -> Result<Pods> {
+    async fn pods(&self, service: &ServiceId, last: &PodsReading, deadline: Tick) -> Result<Pods> {
         self.0.pods(service, last, deadline).await
     }
 
@@ -345,7 +345,7 @@ pub struct Watched {
     seen: Mutex<Seen>,
     corrupt: Mutex<HashSet<String>>,
     /// What the last reading left for the next one. Never held across an await.
-    reading: Mutex<Reading>,
+    reading: Mutex<PodsReading>,
     /// The refresh task; ended by `end`, and when this is dropped.
     task: Mutex<Option<AbortHandle>>,
 }
@@ -390,7 +390,7 @@ impl Watched {
         }
     }
 
-    fn reading(&self) -> MutexGuard<'_, Reading> {
+    fn reading(&self) -> MutexGuard<'_, PodsReading> {
         self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

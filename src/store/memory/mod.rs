@@ -15,7 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::codec::{micros, millis};
-use super::{Begun, Changes, Inspection, PodIdentity, Pods, Reading, Removed, Renewed, Store};
+use super::{Begun, Changes, Inspection, PodIdentity, Pods, PodsReading, Removed, Renewed, Store};
 use crate::clock::{Clock, Tick, calendar_micros};
 use crate::config::LeaseTimes;
 use crate::error::{Error, ErrorKind, Result, WriteOutcome};
@@ -23,7 +23,7 @@ use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName
 use crate::route::link::{Certificate, Life, Persist, Placed, Removal, StoredLink};
 use crate::route::state::{PodState, WorkloadState};
 
-use lease::Service;
+use lease::ServiceLeases;
 use links::Links;
 use listeners::Listeners;
 
@@ -54,7 +54,7 @@ struct Data {
 #[derive(Default)]
 struct Tables {
     links: Links,
-    services: HashMap<ServiceId, Service>,
+    services: HashMap<ServiceId, ServiceLeases>,
     listeners: Listeners,
     /// Each with its end.
     workloads: HashMap<ServiceId, (WorkloadState, Tick)>,
@@ -142,15 +142,15 @@ impl MemoryStore {
         operation: &'static str,
         service: &ServiceId,
         deadline: Tick,
-        act: impl FnOnce(&mut Service, u64) -> T,
+        act: impl FnOnce(&mut ServiceLeases, u64) -> T,
     ) -> Result<T> {
         let (mut tables, now) = self.begin_write(operation, deadline)?;
         let micros = self.store.micros_at(now);
         let tables = &mut *tables;
         let pods = tables.services.entry(service.clone()).or_default();
         let answer = act(pods, micros);
-        if pods.take_news() {
-            tables.listeners.tell(service);
+        if pods.take_changed() {
+            tables.listeners.notify(service);
         }
         Ok(answer)
     }
@@ -386,13 +386,13 @@ impl Store for MemoryStore {
             return Ok(Certificate::Unknown);
         };
         let certificate = pods.certify(pod, micros);
-        if pods.take_news() {
-            tables.listeners.tell(service);
+        if pods.take_changed() {
+            tables.listeners.notify(service);
         }
         Ok(certificate)
     }
 
-    async fn pods(&self, service: &ServiceId, _last: &Reading, deadline: Tick) -> Result<Pods> {
+    async fn pods(&self, service: &ServiceId, _last: &PodsReading, deadline: Tick) -> Result<Pods> {
         let (mut tables, now) = self.begin("pods", deadline)?;
         let micros = self.store.micros_at(now);
         let pods = tables.services.get_mut(service);
@@ -410,7 +410,7 @@ impl Store for MemoryStore {
     async fn inspect(&self, service: &ServiceId, deadline: Tick) -> Result<Inspection> {
         let (tables, now) = self.begin("inspect", deadline)?;
         let micros = self.store.micros_at(now);
-        let nobody = Service::default();
+        let nobody = ServiceLeases::default();
         let pods = tables.services.get(service).unwrap_or(&nobody);
         let mut found = pods.inspect(micros);
         found.pods.watchers = tables.listeners.count(service);

@@ -1,16 +1,16 @@
 //! The shared truth on one Redis or Valkey server.
 
 mod channel;
+mod connection;
 mod dial;
 mod failure;
-mod line;
-mod live;
 mod many;
+mod node;
 mod operations;
 mod stats;
 mod supervisor;
 mod tls;
-mod witness;
+mod tls_capture;
 
 use std::fmt;
 use std::time::Duration;
@@ -23,15 +23,15 @@ use crate::config::ServerAddress;
 use crate::error::{Error, ErrorKind, Result, WriteOutcome};
 
 use channel::Channel;
+use connection::{Connection, ConnectionEnd};
 use dial::Dialer;
 use failure::{Intent, refusal};
-use line::{Line, closed};
-use live::{End, Live};
+use node::{Node, closed};
 pub use stats::Stats;
 
 /// A store on one server.
 pub struct RedisStore {
-    line: Line,
+    node: Node,
     channel: Channel,
 }
 
@@ -43,7 +43,7 @@ enum Request<'a> {
 }
 
 impl Request<'_> {
-    async fn send(self, mut live: Live) -> RedisResult<Value> {
+    async fn send(self, mut live: Connection) -> RedisResult<Value> {
         match self {
             Self::One(command) => live.connection.send_packed_command(command).await,
             Self::Many(commands, count) => live
@@ -64,7 +64,7 @@ impl RedisStore {
     /// `InvalidParameter` if TLS could never check the host's name.
     pub fn new(address: &ServerAddress, clock: Clock) -> Result<Self> {
         Ok(Self {
-            line: Line::new(Dialer::new(address)?, clock.clone()),
+            node: Node::new(Dialer::new(address)?, clock.clone()),
             channel: Channel::new(Dialer::new(address)?, clock),
         })
     }
@@ -72,7 +72,7 @@ impl RedisStore {
     /// What happened to the connection so far.
     #[must_use]
     pub fn stats(&self) -> &Stats {
-        self.line.stats()
+        self.node.stats()
     }
 
     /// Sends a request, waits for the reply, and judges it.
@@ -93,11 +93,11 @@ impl RedisStore {
         request: Request<'_>,
         intent: Intent,
         deadline: Tick,
-    ) -> Result<(Value, Live)> {
+    ) -> Result<(Value, Connection)> {
         loop {
-            let live = self.line.connection(deadline).await;
+            let live = self.node.connection(deadline).await;
             let live = live.map_err(|error| intent.outcome(error, WriteOutcome::NotSent))?;
-            let left = deadline.since(self.line.clock().now());
+            let left = deadline.since(self.node.clock().now());
             if left.is_zero() {
                 return Err(intent.outcome(late(), WriteOutcome::NotSent));
             }
@@ -106,9 +106,9 @@ impl RedisStore {
                     live.answered();
                     return Ok((reply, live));
                 }
-                Ok(Err(_)) if self.line.is_closed() => closed(),
+                Ok(Err(_)) if self.node.is_closed() => closed(),
                 Ok(Err(error)) => {
-                    live.condemn(End::Lost);
+                    live.retire(ConnectionEnd::Lost);
                     if intent == Intent::Read {
                         continue;
                     }
@@ -175,7 +175,7 @@ fn unanswered(waited: Duration) -> Error {
 }
 
 /// The reply, or what the server's error means. A missing script is the caller's to mend.
-fn judged(reply: Value, live: &Live, intent: Intent) -> Result<Value> {
+fn judged(reply: Value, live: &Connection, intent: Intent) -> Result<Value> {
     let error = match &reply {
         Value::ServerError(error) if error.kind() != Some(ServerErrorKind::NoScript) => error,
         Value::Array(values) => match values.iter().find_map(server_error) {
@@ -187,7 +187,11 @@ fn judged(reply: Value, live: &Live, intent: Intent) -> Result<Value> {
     let (error, redial) = refusal(error, intent);
     if redial {
         let demoted = error.kind() == ErrorKind::StoreUnavailable;
-        live.condemn(if demoted { End::Demoted } else { End::Refused });
+        live.retire(if demoted {
+            ConnectionEnd::Demoted
+        } else {
+            ConnectionEnd::Refused
+        });
     }
     Err(error)
 }

@@ -17,7 +17,7 @@ use crate::route::state::{PodState, WorkloadState};
 use crate::store::codec::{self, LinkReply};
 use crate::store::script::{self, Arg, Invocation};
 use crate::store::{
-    Begun, Changes, ConnectionReport, Inspection, Offer, PodIdentity, Pods, Reading, Removed,
+    Begun, Changes, ConnectionReport, Inspection, Offer, PodIdentity, Pods, PodsReading, Removed,
     Renewed, Store,
 };
 use crate::store::{key, reading};
@@ -300,7 +300,7 @@ impl Store for RedisStore {
         .await
     }
 
-    async fn pods(&self, service: &ServiceId, last: &Reading, deadline: Tick) -> Result<Pods> {
+    async fn pods(&self, service: &ServiceId, last: &PodsReading, deadline: Tick) -> Result<Pods> {
         during("pods", async {
             let keys = [&*key::lease(service), &*key::state(service)];
             let call = Invocation {
@@ -329,7 +329,7 @@ impl Store for RedisStore {
 
     async fn listen(&self, service: &ServiceId, deadline: Tick) -> Result<Changes> {
         let name = key::state(service);
-        during("listen", self.channel.listen(&name, deadline)).await
+        during("listen", self.channel.subscribe(&name, deadline)).await
     }
 
     async fn set_workload(
@@ -401,13 +401,13 @@ impl Store for RedisStore {
 
     async fn close(&self) {
         self.channel.close().await;
-        self.line.close().await;
+        self.node.close().await;
     }
 
     fn connection(&self) -> ConnectionReport {
         let stats = self.stats();
         ConnectionReport {
-            up: self.line.is_up(),
+            up: self.node.is_up(),
             connects: stats.connects(),
             failed_dials: stats.failed_dials(),
             disconnects: stats.disconnects(),

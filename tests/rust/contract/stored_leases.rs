@@ -6,7 +6,7 @@ use podlink::error::{ErrorKind, WriteOutcome};
 use podlink::id::Incarnation;
 use podlink::route::link::Certificate;
 use podlink::route::state::RoutingState;
-use podlink::store::{Reading, Renewed};
+use podlink::store::{PodsReading, Renewed};
 
 use super::leases::{
     TIMES, certify, death, process, record, records, renew, service, started, state,
@@ -256,7 +256,7 @@ async fn a_lease_key_of_the_wrong_type_loses_nothing(stage: Stage) {
             assert_eq!(error.outcome(), Some(WriteOutcome::NotSent), "{error}");
         }
         let error = store
-            .pods(&service(), &Reading::default(), deadline)
+            .pods(&service(), &PodsReading::default(), deadline)
             .await
             .unwrap_err();
         assert_eq!((error.kind(), error.outcome()), (ErrorKind::Redis, None));

@@ -12,7 +12,7 @@ use podlink::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceNa
 use podlink::route::link::{Certificate, Persist, Placed, Removal, StoredLink};
 use podlink::route::state::{PodState, WorkloadState};
 use podlink::store::{
-    Begun, Changes, Inspection, PodIdentity, Pods, Reading, Removed, Renewed, Store,
+    Begun, Changes, Inspection, PodIdentity, Pods, PodsReading, Removed, Renewed, Store,
 };
 
 /// What happens to a call.
@@ -177,7 +177,7 @@ handed_on! {
     pod_renew(service: &ServiceId, state: &PodState, times: LeaseTimes) -> Renewed;
     pod_end(service: &ServiceId, pod: PodIndex, incarnation: Incarnation) -> bool;
     pod_certify(service: &ServiceId, pod: PodIndex) -> Certificate;
-    pods(service: &ServiceId, last: &Reading) -> Pods;
+    pods(service: &ServiceId, last: &PodsReading) -> Pods;
     inspect(service: &ServiceId) -> Inspection;
     listen(service: &ServiceId) -> Changes;
     set_workload(service: &ServiceId, workload: &WorkloadState, ttl: Duration) -> ();

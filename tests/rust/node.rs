@@ -11,7 +11,7 @@ use podlink::id::PodIndex;
 use podlink::route::link::Placed;
 use podlink::store::{RedisStore, Store};
 
-use crate::line_end::connections;
+use crate::node_end::connections;
 use crate::server::{Kind, PATIENCE, Server, eventually};
 use crate::stage::{pod, user};
 

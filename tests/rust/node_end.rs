@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use podlink::error::{ErrorKind, WriteOutcome};
-use podlink::store::{Reading, Store};
+use podlink::store::{PodsReading, Store};
 
-use crate::line::{SHORT, get, is, set, store, wait_until_sent, within};
+use crate::node::{SHORT, get, is, set, store, wait_until_sent, within};
 use crate::server::{Kind, PATIENCE, Raw, Server, eventually};
 use crate::stage::{pod, service_id};
 
@@ -115,7 +115,7 @@ fn a_store_outlives_the_runtime_of_its_first_call() {
         let next = runtime();
         assert_eq!(next.block_on(get(&store, PATIENCE)).unwrap(), Some(pod(1)));
         let service = service_id("ns", "svc");
-        next.block_on(store.pods(&service, &Reading::default(), within(PATIENCE)))
+        next.block_on(store.pods(&service, &PodsReading::default(), within(PATIENCE)))
             .unwrap();
     }
     assert_eq!(store.stats().connects(), 4);

@@ -8,7 +8,7 @@ use podlink::error::{Error, ErrorKind, WriteOutcome};
 use podlink::store::RedisStore;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
-use crate::line::{get, is, recovers, set, store};
+use crate::node::{get, is, recovers, set, store};
 use crate::server::{Kind, PATIENCE, Server, address};
 use crate::stage::pod;
 

@@ -7,11 +7,11 @@ use podlink::config::ServerAddress;
 use podlink::error::{Error, ErrorKind, WriteOutcome};
 use podlink::id::Incarnation;
 use podlink::route::link::{Persist, Removal};
-use podlink::store::{Reading, RedisStore, Renewed, Store};
+use podlink::store::{PodsReading, RedisStore, Renewed, Store};
 
 use crate::contract::leases::{TIMES, service, state};
 use crate::contract::on_every_server;
-use crate::line::{get, is, set, store, within};
+use crate::node::{get, is, set, store, within};
 use crate::server::{PATIENCE, Raw, Server, address, eventually};
 use crate::stage::{Stage, pod, user};
 
@@ -249,7 +249,7 @@ async fn these_permissions_are_enough(stage: Stage) {
         assert!(matches!(renewed, Renewed::Done { .. }));
         assert_eq!(
             store
-                .pods(&service(), &Reading::default(), time)
+                .pods(&service(), &PodsReading::default(), time)
                 .await
                 .unwrap()
                 .records

@@ -2,10 +2,10 @@
 
 use podlink::error::{Error, ErrorKind, WriteOutcome};
 use podlink::route::link::Persist;
-use podlink::store::{Reading, Store};
+use podlink::store::{PodsReading, Store};
 
 use crate::contract::on_every_server;
-use crate::line::{SHORT, TTL, get, is, recovers, set, store, within};
+use crate::node::{SHORT, TTL, get, is, recovers, set, store, within};
 use crate::server::{Kind, PATIENCE, Raw, Server, eventually};
 use crate::stage::{Stage, pod, user};
 
@@ -199,7 +199,7 @@ async fn refuses_writes(
     assert_eq!(get(&store, PATIENCE).await.unwrap(), Some(pod(1)));
     let looked = async || {
         let pods = store
-            .pods(&service, &Reading::default(), time)
+            .pods(&service, &PodsReading::default(), time)
             .await
             .unwrap();
         assert_eq!(pods.records.len(), 1);
