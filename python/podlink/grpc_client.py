@@ -30,7 +30,7 @@ class RouteGrpcClient:
 
     Each endpoint has one connection, which is made by the first call, kept alive while idle, and
     made anew when it breaks, whereby the name is looked up and the files are read again. Endpoints
-    that say that they can answer get the calls; one that fails three times in a row is set aside
+    that say that they can answer get the calls; one that fails three times in a row is ejected
     for a while and probed. A call that does no harm twice is tried at another endpoint; one that
     does harm (``set_linked_pod``, the removes) only if it was surely not sent, and its error says
     what is known (``outcome``).
@@ -103,7 +103,7 @@ class RouteGrpcClient:
 
     @property
     def status(self) -> dict[str, str]:
-        """How each endpoint is: ``READY``, ``CONNECTING`` (nobody knows yet), ``SET_ASIDE`` (it
+        """How each endpoint is: ``READY``, ``CONNECTING`` (nobody knows yet), ``EJECTED`` (it
         failed several times), ``NOT_SERVING`` (it says so itself) or ``DOWN``.
         """
         return self._core.status()

@@ -1,5 +1,5 @@
-//! The Rust tests that need the outside of the crate: the contract of the executors on every
-//! store, and what happens to a connection when its server misbehaves.
+//! The Rust tests of the crate's public API: the contract of the stores on every backend, and how
+//! a connection behaves when its server fails.
 
 #![allow(
     clippy::unwrap_used,

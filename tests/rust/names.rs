@@ -15,7 +15,7 @@ use podlink::driver::info::InfoDriver;
 use podlink::driver::peer::LocalOperations;
 use podlink::id::Namespace;
 use podlink::route::pick::Strategy;
-use podlink::rpc::client::{Names, PeerClient};
+use podlink::rpc::client::{HostResolver, PeerClient};
 use podlink::rpc::server::Server;
 use podlink::rpc::{LinkOperations, Source};
 use podlink::store::MemoryStore;
@@ -41,7 +41,7 @@ impl Zone {
 }
 
 #[async_trait]
-impl Names for Zone {
+impl HostResolver for Zone {
     async fn addresses(&self, host: &str, _port: u16) -> io::Result<Vec<SocketAddr>> {
         self.asked.lock().unwrap().push(host.to_owned());
         Ok(self.addresses.lock().unwrap().clone())
@@ -119,7 +119,7 @@ fn client(zone: &Arc<Zone>) -> PeerClient {
         token_file: None,
         insecure: false,
     };
-    let names = Arc::clone(zone) as Arc<dyn Names>;
+    let names = Arc::clone(zone) as Arc<dyn HostResolver>;
     PeerClient::with_names(config, Clock::System, names).unwrap()
 }
 

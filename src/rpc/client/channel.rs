@@ -1,7 +1,7 @@
-//! The HTTP/2 connection of one endpoint: made by the first call, and made anew when it breaks.
+//! The HTTP/2 connection of one endpoint: established by the first call, and again when it is lost.
 //!
-//! A call sends its frames itself and waits for its own answer, so that between it and the socket
-//! there is one task only, the connection's.
+//! A call sends its own frames and waits for its own response, so that only one task is between it
+//! and the socket: the connection's.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,54 +21,55 @@ use tokio::task::AbortHandle;
 use tonic::body::Body;
 use tower_service::Service;
 
-use super::dial::Dialer;
-use crate::rpc::http2::{Gathered, Incoming, Turns, silence};
+use super::dial::PeerDialer;
+use crate::rpc::http2::{FlushScheduler, GatheredStream, IncomingBody, ping_timeout};
 use crate::rpc::status::{DialError, Unsent};
 
-/// What goes wrong with a call.
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-type Dialled = Result<Arc<Live>, DialError>;
+/// The error of a call.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type DialResult = Result<Arc<PeerConnection>, DialError>;
 
-/// How much of answers may be on its way before somebody reads it: of one, and of all together.
-const WINDOW: u32 = 1 << 20;
-const WINDOW_OF_ALL: u32 = 8 << 20;
+/// The flow-control windows: response bytes that may be sent before they are read, per stream
+/// and per connection.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
 
-/// The way to one endpoint. Cheap to clone; the clones share the connection.
+/// A channel to one endpoint. Cheap to clone; the clones share the connection.
 #[derive(Debug, Clone)]
-pub(super) struct Line(Arc<Inner>);
+pub(super) struct PeerChannel(Arc<PeerChannelInner>);
 
 #[derive(Debug)]
-struct Inner {
-    dialer: Dialer,
+struct PeerChannelInner {
+    dialer: PeerDialer,
     scheme: Scheme,
     authority: Authority,
     keepalive: Duration,
     keepalive_timeout: Duration,
-    /// The connection, while it is thought to live.
-    live: ArcSwapOption<Live>,
-    /// The making of one, which all who need it wait for. Never held across an await.
-    dialling: Mutex<Option<Shared<BoxFuture<'static, Dialled>>>>,
+    /// The connection, until it is known to be lost.
+    connection: ArcSwapOption<PeerConnection>,
+    /// The attempt in progress, shared by all calls (single flight). Never held across an await.
+    dialing: Mutex<Option<Shared<BoxFuture<'static, DialResult>>>>,
 }
 
-/// A connection. It ends with its last call once the line has dropped it.
-struct Live {
+/// A connection. It ends with its last call after the channel has dropped it.
+struct PeerConnection {
     send: SendRequest<Bytes>,
-    turns: Turns,
-    /// The task that moves its bytes.
+    scheduler: FlushScheduler,
+    /// The task that drives it.
     task: AbortHandle,
-    /// Set when that has ended.
+    /// Set when the task has ended.
     ended: Arc<AtomicBool>,
 }
 
-impl std::fmt::Debug for Live {
+impl std::fmt::Debug for PeerConnection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Live").finish_non_exhaustive()
+        f.debug_struct("PeerConnection").finish_non_exhaustive()
     }
 }
 
-impl Line {
+impl PeerChannel {
     pub(super) fn new(
-        dialer: Dialer,
+        dialer: PeerDialer,
         authority: Authority,
         keepalive: Duration,
         keepalive_timeout: Duration,
@@ -78,23 +79,23 @@ impl Line {
         } else {
             Scheme::HTTP
         };
-        Self(Arc::new(Inner {
+        Self(Arc::new(PeerChannelInner {
             dialer,
             scheme,
             authority,
             keepalive,
             keepalive_timeout,
-            live: ArcSwapOption::empty(),
-            dialling: Mutex::default(),
+            connection: ArcSwapOption::empty(),
+            dialing: Mutex::default(),
         }))
     }
 
-    /// Lets the connection go: calls under way may end, and the next one would make a new one.
-    pub(super) fn leave(&self) {
-        self.0.live.store(None);
+    /// Drops the connection: calls in progress may end, and a later call would reconnect.
+    pub(super) fn disconnect(&self) {
+        self.0.connection.store(None);
     }
 
-    async fn send(self, request: Request<Body>) -> Result<Response<Incoming>, Failure> {
+    async fn send(self, request: Request<Body>) -> Result<Response<IncomingBody>, BoxError> {
         let (mut parts, body) = request.into_parts();
         let mut uri = parts.uri.into_parts();
         uri.scheme = Some(self.0.scheme.clone());
@@ -102,139 +103,147 @@ impl Line {
         parts.uri = Uri::from_parts(uri)?;
         let agent = HeaderValue::from_static(concat!("podlink/", env!("CARGO_PKG_VERSION")));
         parts.headers.insert(header::USER_AGENT, agent);
-        let message = gathered(body).await?;
-        let (live, mut send) = self.0.open_line().await?;
-        let _busy = live.turns.busy();
-        let (answer, mut stream) = send
+        let message = collect(body).await?;
+        let (connection, mut send) = self.0.ready_connection().await?;
+        let _pending = connection.scheduler.pending_send();
+        let (response, mut stream) = send
             .send_request(Request::from_parts(parts, ()), false)
             .map_err(|error| {
-                self.0.forget(&live);
+                self.0.forget(&connection);
                 Unsent(error)
             })?;
         stream.send_data(message, true)?;
-        let answer = answer.await?;
-        Ok(answer.map(Incoming::new))
+        Ok(response.await?.map(IncomingBody::new))
     }
 }
 
-impl Inner {
-    fn dialling(&self) -> MutexGuard<'_, Option<Shared<BoxFuture<'static, Dialled>>>> {
-        self.dialling.lock().unwrap_or_else(PoisonError::into_inner)
+impl PeerChannelInner {
+    fn dialing(&self) -> MutexGuard<'_, Option<Shared<BoxFuture<'static, DialResult>>>> {
+        self.dialing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection that takes calls.
-    async fn open_line(self: &Arc<Self>) -> Result<(Arc<Live>, SendRequest<Bytes>), Failure> {
-        let mut again = true;
+    /// A connection that accepts calls.
+    async fn ready_connection(
+        self: &Arc<Self>,
+    ) -> Result<(Arc<PeerConnection>, SendRequest<Bytes>), BoxError> {
+        let mut retry = true;
         loop {
-            let live = self.live().await?;
-            let mut send = live.send.clone();
+            let connection = self.connection().await?;
+            let mut send = connection.send.clone();
             let error = match poll_fn(|cx| send.poll_ready(cx)).await {
-                Ok(()) => return Ok((live, send)),
+                Ok(()) => return Ok((connection, send)),
                 Err(error) => error,
             };
-            // A connection that its server is ending takes no more calls; the one after it does.
-            self.forget(&live);
-            if !std::mem::take(&mut again) {
+            // A connection that the server shuts down accepts no more calls; the next one does.
+            self.forget(&connection);
+            if !std::mem::take(&mut retry) {
                 return Err(Unsent(error).into());
             }
         }
     }
 
-    async fn live(self: &Arc<Self>) -> Dialled {
-        if let Some(live) = self.current() {
-            return Ok(live);
+    async fn connection(self: &Arc<Self>) -> DialResult {
+        if let Some(connection) = self.current() {
+            return Ok(connection);
         }
-        let dialled = {
-            let mut dialling = self.dialling();
-            if let Some(live) = self.current() {
-                return Ok(live);
+        let dialed = {
+            let mut dialing = self.dialing();
+            if let Some(connection) = self.current() {
+                return Ok(connection);
             }
             let dial = || {
-                // In a task of its own, which ends by the connect timeout: whoever gives up
-                // waiting takes nothing from the others.
+                // In its own task, which ends by the connect timeout: a call that stops waiting
+                // must not cancel the attempt for the others.
                 let task = tokio::spawn(dial(Arc::clone(self)));
-                let failed = self.dialer.failed("dialling ended".to_owned());
-                let dialled = async move { task.await.unwrap_or(Err(failed)) };
-                dialled.boxed().shared()
+                let failed = self.dialer.failed("dialing ended".to_owned());
+                let dialed = async move { task.await.unwrap_or(Err(failed)) };
+                dialed.boxed().shared()
             };
-            dialling.get_or_insert_with(dial).clone()
+            dialing.get_or_insert_with(dial).clone()
         };
-        dialled.await
+        dialed.await
     }
 
-    fn current(&self) -> Option<Arc<Live>> {
-        let live = self.live.load_full()?;
-        (!live.ended.load(Ordering::Acquire)).then_some(live)
+    fn current(&self) -> Option<Arc<PeerConnection>> {
+        let connection = self.connection.load_full()?;
+        (!connection.ended.load(Ordering::Acquire)).then_some(connection)
     }
 
-    /// This connection takes no more calls.
-    fn forget(&self, live: &Arc<Live>) {
-        let _other = self.live.compare_and_swap(live, None);
+    /// Drops this connection, unless it was replaced already.
+    fn forget(&self, connection: &Arc<PeerConnection>) {
+        let _other = self.connection.compare_and_swap(connection, None);
     }
 }
 
-impl Drop for Inner {
+impl Drop for PeerChannelInner {
     fn drop(&mut self) {
-        if let Some(live) = self.live.swap(None) {
-            live.task.abort();
+        if let Some(connection) = self.connection.swap(None) {
+            connection.task.abort();
         }
     }
 }
 
-async fn dial(line: Arc<Inner>) -> Dialled {
-    let dialled = line.open().await;
-    let mut dialling = line.dialling();
-    if let Ok(live) = &dialled {
-        line.live.store(Some(Arc::clone(live)));
+async fn dial(channel: Arc<PeerChannelInner>) -> DialResult {
+    let dialed = channel.open().await;
+    let mut dialing = channel.dialing();
+    if let Ok(connection) = &dialed {
+        channel.connection.store(Some(Arc::clone(connection)));
     }
-    *dialling = None;
-    dialled
+    *dialing = None;
+    dialed
 }
 
-impl Inner {
-    async fn open(&self) -> Dialled {
+impl PeerChannelInner {
+    async fn open(&self) -> DialResult {
         let stream = self.dialer.dial().await?;
-        let turns = Turns::default();
-        let stream = Gathered::new(stream, turns.clone());
-        let shaking = h2::client::Builder::new()
-            .initial_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW_OF_ALL)
+        let scheduler = FlushScheduler::default();
+        let stream = GatheredStream::new(stream, scheduler.clone());
+        let handshake = h2::client::Builder::new()
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .enable_push(false)
             .handshake(stream);
-        let shaken = turns.of(shaking).await;
-        let (send, connection) = shaken.map_err(|error| self.dialer.failed(error.to_string()))?;
-        let carrying = carry(connection, self.keepalive, self.keepalive_timeout);
+        let connected = scheduler.run(handshake).await;
+        let (send, connection) =
+            connected.map_err(|error| self.dialer.failed(error.to_string()))?;
+        let work = drive(connection, self.keepalive, self.keepalive_timeout);
         let ended = Arc::new(AtomicBool::new(false));
         let end = Arc::clone(&ended);
-        let own = turns.clone();
+        let own = scheduler.clone();
         let task = tokio::spawn(async move {
-            own.of(carrying).await;
+            own.run(work).await;
             end.store(true, Ordering::Release);
         });
-        Ok(Arc::new(Live {
+        Ok(Arc::new(PeerConnection {
             send,
-            turns,
+            scheduler,
             task: task.abort_handle(),
             ended,
         }))
     }
 }
 
-/// Moves the connection's bytes until it ends. Owned by the line, which ends it.
-async fn carry(mut connection: Connection<Gathered, Bytes>, every: Duration, within: Duration) {
+/// Drives the connection until it ends. Owned by the channel, which aborts it.
+async fn drive(
+    mut connection: Connection<GatheredStream, Bytes>,
+    every: Duration,
+    within: Duration,
+) {
     let pings = connection.ping_pong();
     tokio::select! {
         ended = connection => {
             if let Err(error) = ended {
-                tracing::debug!(%error, "a connection to a peer broke");
+                tracing::debug!(%error, "a connection to a peer was lost");
             }
         }
-        () = silence(pings, every, within) => tracing::debug!("a peer gave no sign of life in time"),
+        () = ping_timeout(pings, every, within) => {
+            tracing::debug!("a peer did not answer a ping in time");
+        }
     }
 }
 
-/// What a call sends, which is in memory already.
-async fn gathered(body: Body) -> Result<Bytes, Failure> {
+/// Collects the body of a request, which is in memory already.
+async fn collect(body: Body) -> Result<Bytes, BoxError> {
     let mut body = std::pin::pin!(body);
     let mut all = Bytes::new();
     while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
@@ -252,12 +261,12 @@ async fn gathered(body: Body) -> Result<Bytes, Failure> {
     Ok(all)
 }
 
-impl Service<Request<Body>> for Line {
-    type Response = Response<Incoming>;
-    type Error = Failure;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Failure>> + Send>>;
+impl Service<Request<Body>> for PeerChannel {
+    type Response = Response<IncomingBody>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
     }
 

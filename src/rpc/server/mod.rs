@@ -20,12 +20,12 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
-use self::accept::{Door, accept};
+use self::accept::{Acceptor, accept};
 use self::access::Gate;
-use self::connection::Manners;
+use self::connection::ConnectionLimits;
 use self::files::Files;
 use self::service::Service;
-use self::services::Services;
+use self::services::ServiceStack;
 use super::{LinkOperations, tls};
 use crate::clock::{Clock, Tick};
 use crate::config::PeerServerConfig;
@@ -187,12 +187,12 @@ impl Shared {
         let gate = Arc::new(Gate::new(&self.config, first.tokens, self.clock.clone()));
         let (health, health_service) = health().await;
         let config = &self.config;
-        let door = Door {
+        let acceptor = Acceptor {
             listener,
             tls: tls.clone(),
-            places: Arc::new(Semaphore::new(config.max_connections)),
+            permits: Arc::new(Semaphore::new(config.max_connections)),
             services: self.services(Arc::clone(&gate), health_service),
-            manners: Manners {
+            limits: ConnectionLimits {
                 max_streams: config.max_streams,
                 keepalive: config.keepalive,
                 keepalive_timeout: config.keepalive_timeout,
@@ -203,7 +203,7 @@ impl Shared {
             stop: self.stop.clone(),
         };
         let tasks = [
-            tokio::spawn(accept(door)),
+            tokio::spawn(accept(acceptor)),
             tokio::spawn(files.follow(tls, gate, first.signature)),
             tokio::spawn(report(
                 health.clone(),
@@ -217,7 +217,7 @@ impl Shared {
         running.tasks = tasks.iter().map(|task| task.abort_handle()).collect();
     }
 
-    fn services(&self, gate: Arc<Gate>, health: HealthServer<HealthService>) -> Services {
+    fn services(&self, gate: Arc<Gate>, health: HealthServer<HealthService>) -> ServiceStack {
         let config = &self.config;
         let service = Service {
             operations: Arc::clone(&self.operations),
@@ -232,7 +232,7 @@ impl Shared {
         };
         let route =
             RouteServiceServer::new(service).max_decoding_message_size(config.max_message_bytes);
-        Services::new(route, health, config.reflection, gate)
+        ServiceStack::new(route, health, config.reflection, gate)
     }
 
     /// Waits until no request is under way.

@@ -75,7 +75,7 @@ impl Service {
         W: Future<Output = Result<T>> + Send,
     {
         let deadline = self.deadline(request.metadata());
-        let caller = traced::carried(request.metadata());
+        let caller = traced::extract(request.metadata());
         let (asked, place) = self.let_in(method, request, &self.places, read)?;
         // Clients read the pods every second, and nobody's operation waits for it.
         let span = match &caller {
@@ -101,7 +101,7 @@ impl Service {
             .gate
             .identify(request.metadata(), request.extensions())?;
         let checked = || {
-            self.gate.within_rate(&caller)?;
+            self.gate.check_rate(&caller)?;
             let asked = read(request.into_inner())?;
             let namespace = asked.namespace();
             self.gate.authorize(&caller, method, namespace)?;

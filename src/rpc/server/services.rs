@@ -1,4 +1,4 @@
-//! What a server offers, by the path of the request.
+//! The services of a server, routed by the path of the request.
 
 use std::sync::Arc;
 
@@ -14,60 +14,60 @@ use super::access::Gate;
 use super::service::Service;
 use crate::proto::DESCRIPTORS;
 use crate::proto::v1::route_service_server::{RouteServiceServer, SERVICE_NAME};
-use crate::rpc::http2::Incoming;
+use crate::rpc::http2::IncomingBody;
 
 /// Every service. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct Services(Arc<All>);
+pub(super) struct ServiceStack(Arc<ServiceRoutes>);
 
 #[derive(Debug)]
-struct All {
+struct ServiceRoutes {
     route: RouteServiceServer<Service>,
     /// Health and, if wanted, the schema.
     others: Routes,
 }
 
-impl Services {
+impl ServiceStack {
     pub(super) fn new(
         route: RouteServiceServer<Service>,
         health: HealthServer<HealthService>,
         reflection: bool,
         gate: Arc<Gate>,
     ) -> Self {
-        // The schema is for callers, too: whoever may call nothing need not know it.
-        let known = move |request: tonic::Request<()>| {
+        // Only authenticated callers may read the schema.
+        let authenticated = move |request: tonic::Request<()>| {
             gate.identify(request.metadata(), request.extensions())?;
             Ok(request)
         };
         let mut others = Routes::builder();
         others.add_service(health);
-        // Both versions, because most tools still ask for the older one.
+        // Both versions, because most tools still use the older one.
         if let (true, Ok(current), Ok(older)) =
             (reflection, schema().build_v1(), schema().build_v1alpha())
         {
-            others.add_service(InterceptedService::new(current, known.clone()));
-            others.add_service(InterceptedService::new(older, known));
+            others.add_service(InterceptedService::new(current, authenticated.clone()));
+            others.add_service(InterceptedService::new(older, authenticated));
         }
         let others = others.routes().prepare();
-        Self(Arc::new(All { route, others }))
+        Self(Arc::new(ServiceRoutes { route, others }))
     }
 
-    /// The answer to a request; an error is one, too.
-    pub(super) async fn call(&self, request: Request<Incoming>) -> Response<Body> {
+    /// The response to a request; errors are responses, too.
+    pub(super) async fn call(&self, request: Request<IncomingBody>) -> Response<Body> {
         let path = request.uri().path().as_bytes();
         let ours = path
             .get(1..)
             .and_then(|path| path.strip_prefix(SERVICE_NAME.as_bytes()));
-        let answer = if ours.is_some_and(|method| method.starts_with(b"/")) {
+        let response = if ours.is_some_and(|method| method.starts_with(b"/")) {
             self.0.route.clone().call(request).await
         } else {
             self.0.others.clone().call(request.map(Body::new)).await
         };
-        answer.unwrap_or_else(|never| match never {})
+        response.unwrap_or_else(|never| match never {})
     }
 }
 
-/// What tells callers the schema.
+/// The reflection service, which returns the schema.
 fn schema() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)

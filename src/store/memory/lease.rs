@@ -63,20 +63,20 @@ struct Lease {
 }
 
 impl ServiceLeases {
-    pub(super) fn begin(&mut self, who: &PodIdentity, times: LeaseTimes, now: u64) -> Begun {
+    pub(super) fn begin(&mut self, identity: &PodIdentity, times: LeaseTimes, now: u64) -> Begun {
         let times = LeaseMicros::from(times);
         let now = self.tick(times, now);
         self.times = times;
         let hold = self.hold;
-        let lease = self.pods.entry(who.pod).or_default();
+        let lease = self.pods.entry(identity.pod).or_default();
         let found = lease.fields;
         let alive = found.incarnation > found.dead;
-        if alive && lease.nonce == who.nonce {
+        if alive && lease.nonce == identity.nonce {
             lease.fields.deadline = found.deadline.max(now + times.lease);
             return Begun::Started(Incarnation::new(found.incarnation));
         }
         let till = hold.max(found.deadline + times.grace);
-        let same_pod = !who.pod_uid.is_empty() && lease.pod_uid == who.pod_uid;
+        let same_pod = !identity.pod_uid.is_empty() && lease.pod_uid == identity.pod_uid;
         if alive && now <= till && !same_pod {
             return Begun::Busy {
                 incarnation: Incarnation::new(found.incarnation),
@@ -90,8 +90,8 @@ impl ServiceLeases {
             deadline: now + times.lease,
             dead,
         };
-        lease.nonce.clone_from(&who.nonce);
-        lease.pod_uid.clone_from(&who.pod_uid);
+        lease.nonce.clone_from(&identity.nonce);
+        lease.pod_uid.clone_from(&identity.pod_uid);
         Begun::Started(Incarnation::new(incarnation))
     }
 
