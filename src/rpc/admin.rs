@@ -1,6 +1,6 @@
 //! The admin endpoint: metrics, health and pods over plain HTTP, for operators and Prometheus.
 //!
-//! It runs on the Tokio runtime only, so that it responds while the program's event loop is blocked.
+//! It runs on the Tokio runtime only, so that it responds while Python's event loop is blocked.
 //! It only reads, and a client's use is bounded: one request per connection, few connections,
 //! small headers, short timeouts.
 

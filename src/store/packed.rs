@@ -1,4 +1,4 @@
-//! A hash of the store in one string: the result of `HGETALL`, packed by a script's `cmsgpack.pack`.
+//! A hash of the store in one string: the result of `HGETALL`, packed by `cmsgpack.pack`.
 //!
 //! That is MessagePack, restricted to a list of strings: fields and values alternate. They are
 //! borrowed, not copied.

@@ -147,7 +147,7 @@ async fn a_user_comes_and_goes(stage: Stage) {
 async fn a_missing_permission_is_told_and_mended_by_the_server(stage: Stage) {
     let mut raw = server(&stage).raw();
     let store = store(&with(server(&stage), "canary-user:canary-password", ""));
-    // No permission for scripts; for scripts but not for SET inside them; for no key; for no command.
+    // No scripts; scripts, but no SET inside them; no keys; no commands.
     for (rights, outcome) in [
         (
             vec!["~*", "+@all", "-evalsha", "-eval"],

@@ -77,7 +77,7 @@ pub(super) async fn follow(shared: Weak<Shared>) {
                     seen = written;
                 }
                 (Err(error), _) => {
-                    tracing::warn!(%error, "a changed token is invalid; the old one stays in use");
+                    tracing::warn!(%error, "a changed token is invalid; the old one is kept");
                 }
                 (Ok(_), None) => return,
             }

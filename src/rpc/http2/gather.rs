@@ -2,7 +2,7 @@
 //!
 //! HTTP/2 flushes after every message. With many concurrent calls that is one system call, and one
 //! wakeup of the peer, per message. Here a flush is deferred until the connection's task has
-//! nothing left to do in its poll. If other tasks are about to send, it is deferred until they have.
+//! nothing left to do in its poll. If other tasks are about to send, they send first.
 
 use std::io;
 use std::pin::Pin;

@@ -107,8 +107,8 @@ impl Tokens {
     }
 }
 
-/// The names of a certificate's owner: those in the subject alternative name, and the namespace
-/// in a SPIFFE id or the DNS name of a Kubernetes service. The common name counts only if there
+/// The names of a certificate's owner: the subject alternative names, and the namespace in a
+/// SPIFFE id or in the DNS name of a Kubernetes service. The common name counts only if there
 /// are no others.
 pub(super) fn certificate_names(certificate: &[u8]) -> Vec<String> {
     let Ok((_, certificate)) = X509Certificate::from_der(certificate) else {

@@ -97,7 +97,7 @@ impl Files {
                 Ok(Some(Err(error))) => {
                     let text = error.to_string();
                     if warned.as_ref() != Some(&text) {
-                        tracing::warn!(%error, "a changed file is invalid; the old one stays in use");
+                        tracing::warn!(%error, "a changed file is invalid; the old one is kept");
                         warned = Some(text);
                     }
                 }

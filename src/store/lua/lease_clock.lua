@@ -40,8 +40,8 @@ end
 local function publish(pod, event)
   redis.pcall('PUBLISH', KEYS[2], '{"podId":' .. pod .. ',"event":"' .. event .. '"}')
 end
--- A time without access longer than the gap is an outage, a failover or a clock step: every pod
--- gets a new lease and grace, so that the outage moves no user.
+-- A time without access longer than the gap is an outage, a failover or a clock step. Then every
+-- pod gets a new lease and grace, so that the outage moves no user.
 local function tick(lease, grace, gap)
   if last > 0 and gap > 0 and now - last > gap then
     if last > hold then

@@ -6,15 +6,15 @@
 -- Atomic, because a renewal and a death certificate exclude each other for good. A record lost in
 -- a failover is written again. The store's time is put into the state. The first renewal of each
 -- lease period evicts the pods that have been dead for ten leases; their incarnations stay dead.
--- The lowest pod that renews is the leader: a pod becomes leader if there is none, if it was the
+-- The lowest pod that renews is the leader. A pod becomes leader if there is none, if it was the
 -- leader before, if the leader's lease has expired, or if the leader's index is higher.
 local lease, grace, gap = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local pod, me = ARGV[4], tonumber(ARGV[5])
 local incarnation, deadline = number('i:' .. pod), number('d:' .. pod)
 local dead, sweep = number('x:' .. pod), number('sweep')
 local old = redis.call('HGET', KEYS[2], pod)
--- A later process supersedes this one for good, even if that process is certified dead: two
--- processes that both came back would take the index from each other forever.
+-- A later process supersedes this one for good, even if that process is certified dead. Otherwise
+-- two processes that both came back would take the index from each other forever.
 if incarnation > me then
   return {'superseded', text(incarnation), 0}
 end

@@ -4,8 +4,8 @@
 -- reply   {now, hold, held, grace, watchers, lease fields and values, state fields and values}; the
 --         last two packed, because a client parses one string faster than thousands
 -- Atomic, because states and leases of two moments would show pods that never existed. It writes
--- the time only if no call has for half a gap: then readers keep the clock going, and the death
--- of every pod at once is not taken for an outage of the store. A store that rejects writes (out
+-- the time only if no call has for half a gap. So readers keep the clock going, and the death of
+-- every pod at once is not taken for an outage of the store. A store that rejects writes (out
 -- of memory, too few replicas) can still be read. A user without the permission to count
 -- subscribers counts none.
 local lease, grace, gap = times()
