@@ -1,8 +1,8 @@
-//! The admin endpoint: metrics, health and pods over plain HTTP, for people and for Prometheus.
+//! The admin endpoint: metrics, health and pods over plain HTTP, for operators and Prometheus.
 //!
-//! It runs on the runtime alone, so that it answers also while the program's event loop is stuck.
-//! It only reads, and what it takes from a caller is bounded: one request a connection, few
-//! connections, small heads, little time.
+//! It runs on the Tokio runtime only, so that it responds while Python's event loop is blocked.
+//! It only reads, and a client's use is bounded: one request per connection, few connections,
+//! small headers, short timeouts.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -25,16 +25,16 @@ use crate::clock::{Clock, Tick};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::invalid;
 
-/// Connections at a time; the next one waits until one of them ends.
-const CONNECTIONS: usize = 32;
-/// How long a connection may take from its beginning to its end.
-const LIFE: Duration = Duration::from_secs(10);
-/// How long a caller may take to send the head of the request.
-const HEAD: Duration = Duration::from_secs(5);
-const HEAD_BYTES: usize = 16 * 1024;
-const HEADERS: usize = 64;
-/// How long the store may take to say that it is there.
-const READY: Duration = Duration::from_secs(1);
+/// Concurrent connections; the next one waits until one of them ends.
+const CONNECTIONS_MAX: usize = 32;
+/// How long a connection may last.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take to send the request head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+const HEADERS_MAX: usize = 64;
+/// How long the readiness check may take.
+const READY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the endpoint shows.
 #[async_trait]
@@ -42,13 +42,13 @@ pub trait AdminPages: Send + Sync + std::fmt::Debug + 'static {
     /// The metrics as OpenMetrics text.
     ///
     /// # Errors
-    /// A mistake in podlink.
+    /// A bug in podlink.
     fn metrics(&self) -> Result<String>;
 
     /// Whether users can be served: the store answers, and this process's pods hold their leases.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason why not.
     async fn ready(&self, deadline: Tick) -> Result<()>;
 
     /// The pods of every service that is being read, as JSON.
@@ -58,23 +58,23 @@ pub trait AdminPages: Send + Sync + std::fmt::Debug + 'static {
 /// Serves the pages. Cheap to clone; the clones are one server.
 #[derive(Debug, Clone)]
 pub struct AdminServer {
-    shared: Arc<Shared>,
+    shared: Arc<AdminShared>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct AdminShared {
     pages: Arc<dyn AdminPages>,
     listen: SocketAddr,
     clock: Clock,
-    /// What runs. Never held across an await.
-    running: Mutex<Running>,
+    /// The running task. Never held across an await.
+    tasks: Mutex<AdminTasks>,
 }
 
 #[derive(Debug, Default)]
-struct Running {
+struct AdminTasks {
     address: Option<SocketAddr>,
     stopped: bool,
-    /// The acceptor, which owns the connections; ended by `stop`, and when the server is dropped.
+    /// The acceptor, which owns the connections; aborted by `stop`, and when the server is dropped.
     task: Option<AbortHandle>,
 }
 
@@ -94,27 +94,27 @@ impl AdminServer {
                            neither TLS nor a password; give insecure=True";
             return Err(invalid("listen", &listen.to_string(), allowed));
         }
-        let shared = Shared {
+        let shared = AdminShared {
             pages,
             listen,
             clock,
-            running: Mutex::default(),
+            tasks: Mutex::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),
         })
     }
 
-    /// Where the server listens, once it does.
+    /// The address that the server listens on, once started.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
-        self.shared.running().address
+        self.shared.tasks().address
     }
 
     /// Listens and serves until `stop`. Returns the address.
     ///
     /// # Errors
-    /// `InvalidParameter` for an address that is taken; `IllegalState` for a second start;
+    /// `InvalidParameter` for an address that is in use; `IllegalState` for a second start;
     /// `Closed` after `stop`.
     pub async fn start(&self) -> Result<SocketAddr> {
         let shared = &self.shared;
@@ -129,24 +129,24 @@ impl AdminServer {
         let address = listener.local_addr().map_err(|error| {
             Error::new(ErrorKind::Internal, "the listener has no address").caused_by(error)
         })?;
-        let mut running = shared.running();
-        running.check()?;
-        let door = Door {
+        let mut tasks = shared.tasks();
+        tasks.check()?;
+        let acceptor = AdminAcceptor {
             pages: Arc::clone(&shared.pages),
             clock: shared.clock.clone(),
         };
-        running.task = Some(tokio::spawn(accept(listener, door)).abort_handle());
-        running.address = Some(address);
+        tasks.task = Some(tokio::spawn(accept(listener, acceptor)).abort_handle());
+        tasks.address = Some(address);
         Ok(address)
     }
 
-    /// Stops listening and cuts every connection. A second stop does nothing.
+    /// Stops listening and closes every connection. It is idempotent.
     pub fn stop(&self) {
         self.shared.end();
     }
 }
 
-impl Running {
+impl AdminTasks {
     fn check(&self) -> Result<()> {
         if self.stopped {
             let text = "the admin endpoint was stopped";
@@ -160,25 +160,25 @@ impl Running {
     }
 }
 
-impl Shared {
-    fn running(&self) -> std::sync::MutexGuard<'_, Running> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+impl AdminShared {
+    fn tasks(&self) -> std::sync::MutexGuard<'_, AdminTasks> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn check_startable(&self) -> Result<()> {
-        self.running().check()
+        self.tasks().check()
     }
 
     fn end(&self) {
-        let mut running = self.running();
-        running.stopped = true;
-        if let Some(task) = running.task.take() {
+        let mut tasks = self.tasks();
+        tasks.stopped = true;
+        if let Some(task) = tasks.task.take() {
             task.abort();
         }
     }
 }
 
-impl Drop for Shared {
+impl Drop for AdminShared {
     fn drop(&mut self) {
         self.end();
     }
@@ -186,73 +186,73 @@ impl Drop for Shared {
 
 /// What each connection needs.
 #[derive(Debug, Clone)]
-struct Door {
+struct AdminAcceptor {
     pages: Arc<dyn AdminPages>,
     clock: Clock,
 }
 
 /// Owns the connections: they end with it.
-async fn accept(listener: TcpListener, door: Door) {
-    const PAUSE: Duration = Duration::from_millis(100);
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+async fn accept(listener: TcpListener, acceptor: AdminAcceptor) {
+    const RETRY_DELAY: Duration = Duration::from_millis(100);
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
-        // Nobody closes this semaphore.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+        // This semaphore is never closed.
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
             return;
         };
         while connections.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((stream, _)) => {
-                let serving = serve(stream, door.clone());
+                let serving = serve(stream, acceptor.clone());
                 connections.spawn(async move {
-                    // Whoever is slow loses the connection, not the endpoint.
-                    let _too_slow = tokio::time::timeout(LIFE, serving).await;
-                    drop(place);
+                    // A slow client loses its connection and does not block the endpoint.
+                    let _too_slow = tokio::time::timeout(CONNECTION_TIMEOUT, serving).await;
+                    drop(permit);
                 });
             }
             Err(error) => {
                 tracing::debug!(%error, "the admin endpoint could not accept a connection");
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(RETRY_DELAY).await;
             }
         }
     }
 }
 
-async fn serve(stream: TcpStream, door: Door) {
-    let answer = service_fn(move |request| {
-        let door = door.clone();
-        async move { Ok::<_, Infallible>(door.answer(&request).await) }
+async fn serve(stream: TcpStream, acceptor: AdminAcceptor) {
+    let service = service_fn(move |request| {
+        let acceptor = acceptor.clone();
+        async move { Ok::<_, Infallible>(acceptor.respond(&request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
-        .max_buf_size(HEAD_BYTES)
-        .max_headers(HEADERS)
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(HEADERS_MAX)
         .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), answer);
+        .serve_connection(TokioIo::new(stream), service);
     if let Err(error) = connection.await {
         tracing::debug!(%error, "a connection to the admin endpoint ended");
     }
 }
 
-type Answer = Response<Full<Bytes>>;
+type AdminResponse = Response<Full<Bytes>>;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-impl Door {
-    async fn answer(&self, request: &Request<Incoming>) -> Answer {
+impl AdminAcceptor {
+    async fn respond(&self, request: &Request<Incoming>) -> AdminResponse {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut answer = page(
+            let mut response = page(
                 StatusCode::METHOD_NOT_ALLOWED,
                 TEXT,
                 "only GET and HEAD\n".into(),
             );
             let allowed = HeaderValue::from_static("GET, HEAD");
-            answer.headers_mut().insert(ALLOW, allowed);
-            return answer;
+            response.headers_mut().insert(ALLOW, allowed);
+            return response;
         }
         match request.uri().path() {
             "/metrics" => match self.pages.metrics() {
@@ -265,7 +265,7 @@ impl Door {
             },
             "/healthz" => page(StatusCode::OK, TEXT, "alive\n".into()),
             "/readyz" => {
-                let deadline = self.clock.deadline(READY);
+                let deadline = self.clock.deadline(READY_TIMEOUT);
                 match self.pages.ready(deadline).await {
                     Ok(()) => page(StatusCode::OK, TEXT, "ready\n".into()),
                     Err(error) => {
@@ -276,22 +276,22 @@ impl Door {
             }
             "/pods" => page(StatusCode::OK, JSON, self.pages.pods()),
             _ => {
-                let known = "there is /metrics, /healthz, /readyz and /pods\n";
+                let known = "the pages are /metrics, /healthz, /readyz and /pods\n";
                 page(StatusCode::NOT_FOUND, TEXT, known.into())
             }
         }
     }
 }
 
-fn page(status: StatusCode, kind: &'static str, text: String) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from(text)));
-    *answer.status_mut() = status;
-    let headers = answer.headers_mut();
+fn page(status: StatusCode, kind: &'static str, text: String) -> AdminResponse {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(
         "x-content-type-options",
         HeaderValue::from_static("nosniff"),
     );
-    answer
+    response
 }

@@ -8,10 +8,10 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::error::{Error, ErrorKind, WriteOutcome};
 
-/// Whose codes `reason` holds.
+/// The domain of the codes in `reason`.
 const DOMAIN: &str = "podlink";
 
-/// The gRPC code that says most of what this kind says to somebody who does not know podlink.
+/// The closest gRPC code, for a client that does not know podlink.
 pub(super) const fn code(kind: ErrorKind) -> Code {
     match kind {
         ErrorKind::InvalidParameter => Code::InvalidArgument,
@@ -42,7 +42,7 @@ pub(super) fn from_error(error: &Error) -> Status {
     status(code(error.kind()), error)
 }
 
-/// A caller that nobody knows: the one error with a gRPC code other than its kind's.
+/// An unknown caller: the only error with a gRPC code other than its kind's.
 pub(super) fn unauthenticated(why: &str) -> Status {
     let error = Error::new(ErrorKind::PermissionDenied, why)
         .with("reason", "the caller is not known")
@@ -51,7 +51,7 @@ pub(super) fn unauthenticated(why: &str) -> Status {
 }
 
 fn status(code: Code, error: &Error) -> Status {
-    // Trailers are limited: what does not fit is worth less than an error that arrives.
+    // Trailers are limited in size: a truncated value is better than an error that is not sent.
     const VALUE_MAX: usize = 500;
     let mut metadata = HashMap::from([("retryable".to_owned(), error.is_retryable().to_string())]);
     for (name, value) in error.details() {
@@ -62,7 +62,7 @@ fn status(code: Code, error: &Error) -> Status {
     Status::with_error_details(code, error.to_string(), details)
 }
 
-/// The status as an error. `sent` says whether the call may have reached the peer.
+/// The status as an error.
 pub(super) fn to_error(status: &Status) -> Error {
     let details = status.get_error_details();
     let info = details.error_info().filter(|info| info.domain == DOMAIN);
@@ -76,15 +76,15 @@ pub(super) fn to_error(status: &Status) -> Error {
             ("retryable", retryable) => error.with_retryable(retryable == "true"),
             ("outcome", "not sent") => error.with_outcome(WriteOutcome::NotSent),
             ("outcome", _) => error.with_outcome(WriteOutcome::Unknown),
-            // The caller's own name for the operation is put there by the driver.
+            // The driver adds the caller's own name for the operation.
             ("operation", _) => error,
             (name, value) => error.with(name.to_owned(), value),
         };
     }
-    error.with("told_by", "peer")
+    error.with("reported_by", "peer")
 }
 
-/// The text without what `Error` adds when it is shown, so that it is not added twice.
+/// The text without what `Error` adds when displayed, so that it is not added twice.
 fn message_of(text: &str, metadata: &HashMap<String, String>) -> String {
     let operation = metadata.get("operation").or(metadata.get("store_call"));
     let operation = operation.map(|name| format!("{name}: "));
@@ -101,30 +101,30 @@ fn message_of(text: &str, metadata: &HashMap<String, String>) -> String {
     text.to_owned()
 }
 
-/// A status that podlink's own server did not make: the transport's, a proxy's, a limit's.
+/// A status that podlink's server did not create: one of the transport, a proxy or a limit.
 fn foreign(status: &Status) -> Error {
     let kind = match status.code() {
         Code::InvalidArgument | Code::OutOfRange => ErrorKind::InvalidParameter,
         Code::DeadlineExceeded => ErrorKind::Timeout,
-        // What tonic says when its own deadline passed, on either side.
+        // The message of tonic when its own deadline passed, on either side.
         Code::Cancelled if status.message().contains("Timeout expired") => ErrorKind::Timeout,
         Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Aborted => {
             ErrorKind::PeerUnavailable
         }
         Code::ResourceExhausted => ErrorKind::Overloaded,
         Code::PermissionDenied | Code::Unauthenticated => ErrorKind::PermissionDenied,
-        Code::Internal if transport_broke(status) => ErrorKind::PeerUnavailable,
+        Code::Internal if is_transport_error(status) => ErrorKind::PeerUnavailable,
         _ => ErrorKind::Internal,
     };
-    let said = status.message();
-    let error = Error::new(kind, format!("the peer: {said}")).with("grpc_code", status.code());
+    let text = status.message();
+    let error = Error::new(kind, format!("the peer: {text}")).with("grpc_code", status.code());
     match cause(status) {
-        Some(cause) if cause != said => error.with("cause", cause),
+        Some(cause) if cause != text => error.with("cause", cause),
         _ => error,
     }
 }
 
-/// The innermost reason, which names what happened; the outer ones say "transport error".
+/// The innermost source, which names the cause; the outer ones only say "transport error".
 fn cause(status: &Status) -> Option<String> {
     chain(status).last().map(ToString::to_string)
 }
@@ -138,13 +138,13 @@ fn chain(status: &Status) -> Vec<&(dyn std::error::Error + 'static)> {
     found
 }
 
-fn transport_broke(status: &Status) -> bool {
+fn is_transport_error(status: &Status) -> bool {
     chain(status)
         .into_iter()
         .any(|error| error.is::<h2::Error>() || error.is::<std::io::Error>())
 }
 
-/// Whether the call surely never reached the peer's service.
+/// Whether the call certainly never reached the peer's service.
 pub(super) fn never_sent(status: &Status) -> bool {
     chain(status).into_iter().any(|error| {
         let http2 = error.downcast_ref::<h2::Error>();
@@ -156,7 +156,7 @@ pub(super) fn never_sent(status: &Status) -> bool {
     })
 }
 
-/// A connection that takes no calls any more: nothing was sent.
+/// The connection accepts no more calls: nothing was sent.
 #[derive(Debug)]
 pub(super) struct Unsent(pub(super) h2::Error);
 
@@ -168,7 +168,7 @@ impl std::fmt::Display for Unsent {
 
 impl std::error::Error for Unsent {}
 
-/// No connection could be made: nothing was sent.
+/// No connection could be established: nothing was sent.
 #[derive(Debug, Clone)]
 pub(super) struct DialError {
     pub(super) endpoint: String,
@@ -189,7 +189,7 @@ mod tests {
     use crate::op::OperationName;
 
     #[test]
-    fn every_kind_crosses_the_wire_with_all_it_says() {
+    fn every_kind_crosses_the_wire_with_all_its_facts() {
         for kind in ErrorKind::ALL {
             for outcome in [
                 None,
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_of_somebody_else_is_an_error_too() {
+    fn a_foreign_status_is_an_error_too() {
         for (status, kind) in [
             (Status::unavailable("x"), ErrorKind::PeerUnavailable),
             (Status::deadline_exceeded("x"), ErrorKind::Timeout),

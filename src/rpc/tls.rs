@@ -1,5 +1,5 @@
-//! TLS of both ends. The provider is named here, not installed for the whole process: whatever else
-//! runs in this Python process keeps its own choice.
+//! TLS of both ends. The crypto provider is passed here, not installed for the whole process: other
+//! libraries in the same Python process keep their own choice.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig, crypto::ring};
 use crate::config::{ServerTls, TlsFiles};
 use crate::error::{Error, ErrorKind, Result};
 
-/// gRPC is HTTP/2 and nothing else.
+/// gRPC is HTTP/2 only.
 const ALPN: &[u8] = b"h2";
 
-/// What a client needs to connect. It blocks on the file system.
+/// The TLS configuration of a client. It blocks on the file system.
 pub(super) fn client(files: &TlsFiles) -> Result<ClientConfig> {
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
@@ -33,7 +33,7 @@ pub(super) fn client(files: &TlsFiles) -> Result<ClientConfig> {
     Ok(config)
 }
 
-/// What a server needs to accept. It blocks on the file system.
+/// The TLS configuration of a server. It blocks on the file system.
 pub(super) fn server(files: &ServerTls) -> Result<ServerConfig> {
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -64,7 +64,7 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore> {
         return authorities("ca_file", path);
     }
     let mut roots = RootCertStore::empty();
-    // A system's store may hold a certificate or two that rustls does not take; the rest count.
+    // A system's store may hold certificates that rustls does not accept; the others are used.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
         return Err(unusable(

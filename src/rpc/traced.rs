@@ -5,8 +5,8 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 
 use crate::trace::{self, TRACEPARENT, TRACESTATE, TraceContext};
 
-/// Tells the peer which span the request belongs to, if it belongs to one.
-pub(super) fn carry<T>(request: &mut Request<T>) {
+/// Injects the current span's context into the request, if there is one.
+pub(super) fn inject<T>(request: &mut Request<T>) {
     let Some(context) = trace::current() else {
         return;
     };
@@ -23,9 +23,9 @@ pub(super) fn carry<T>(request: &mut Request<T>) {
     }
 }
 
-/// The span that a request says it belongs to. What is not exactly a trace context says nothing:
-/// a caller may write anything here.
-pub(super) fn carried(metadata: &MetadataMap) -> Option<TraceContext> {
+/// Extracts the span context of a request. Anything but a valid trace context is ignored: a
+/// caller may send any text.
+pub(super) fn extract(metadata: &MetadataMap) -> Option<TraceContext> {
     trace::is_collecting().then(|| read(metadata)).flatten()
 }
 
@@ -33,7 +33,7 @@ fn read(metadata: &MetadataMap) -> Option<TraceContext> {
     let text = |name| {
         let mut values = metadata.get_all(name).iter();
         let value = values.next()?.to_str().ok()?;
-        // Of two it is unknown which one counts.
+        // Of two values it is unknown which one is valid.
         values.next().is_none().then_some(value)
     };
     TraceContext::parse(text(TRACEPARENT)?, text(TRACESTATE).unwrap_or_default())
@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_headers_none_counts() {
+    fn duplicate_headers_are_ignored() {
         let found = read(&headers(&[(TRACEPARENT, GOOD), (TRACESTATE, "a=1")]));
         assert_eq!(
             found.map(|context| context.state().to_owned()),

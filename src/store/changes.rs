@@ -1,4 +1,4 @@
-//! Word that something has changed.
+//! A subscription to the changes of a service's pods.
 
 use std::sync::Arc;
 
@@ -7,44 +7,47 @@ use tokio::sync::mpsc::{self, Receiver, Sender};
 
 /// A subscription to the events of one service's pods. Dropping it ends the subscription.
 ///
-/// It says *that* something changed, never what: whoever hears it looks at the pods. So any
-/// number of events that come while nobody waits are one.
+/// An event says *that* something changed, never what: the subscriber reads the pods. So any
+/// number of events that arrive between two waits are one.
 #[derive(Debug)]
 pub struct Changes {
-    news: Receiver<()>,
-    /// Told when nobody listens here any more, so that the store can end the subscription.
-    left: Option<Arc<Notify>>,
+    events: Receiver<()>,
+    /// Notified when the subscription is dropped, so that the store can unsubscribe.
+    dropped: Option<Arc<Notify>>,
 }
 
 impl Changes {
-    /// Changes that are told through the other end of this channel, which is lost when every
-    /// sender is dropped. With a capacity of 1, `try_send` makes one event of many.
+    /// A subscription to the events that the other end of this channel sends. It is lost when
+    /// every sender is dropped. With a capacity of 1, `try_send` coalesces events.
     #[must_use]
-    pub const fn new(news: Receiver<()>) -> Self {
-        Self { news, left: None }
+    pub const fn new(events: Receiver<()>) -> Self {
+        Self {
+            events,
+            dropped: None,
+        }
     }
 
-    /// A subscription and the end through which it is told.
-    pub(super) fn channel(left: Option<Arc<Notify>>) -> (Sender<()>, Self) {
-        let (tell, news) = mpsc::channel(1);
-        (tell, Self { news, left })
+    /// A subscription and the sender of its events.
+    pub(super) fn channel(dropped: Option<Arc<Notify>>) -> (Sender<()>, Self) {
+        let (sender, events) = mpsc::channel(1);
+        (sender, Self { events, dropped })
     }
 
-    /// Waits. `true`: something has changed, look again. `false`: the channel was lost, and what
-    /// has changed since the last event nobody knows; listen again, then look.
+    /// Waits for an event. `true`: something changed, so read the pods. `false`: the channel was
+    /// lost, and changes since the last event are unknown; subscribe again, then read the pods.
     ///
-    /// Dropping the wait loses nothing.
+    /// Cancel safe: dropping the future loses no event.
     pub async fn changed(&mut self) -> bool {
-        self.news.recv().await.is_some()
+        self.events.recv().await.is_some()
     }
 }
 
 impl Drop for Changes {
     fn drop(&mut self) {
-        // Closed first, so that whoever is told finds it closed.
-        self.news.close();
-        if let Some(left) = &self.left {
-            left.notify_one();
+        // Closed before the notification, so that the store finds it closed.
+        self.events.close();
+        if let Some(dropped) = &self.dropped {
+            dropped.notify_one();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What goes to the store as a figure, and what its replies mean.
+//! Encodes numbers for the store and decodes its replies.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -15,18 +15,18 @@ use crate::store::key;
 
 /// A duration as the store takes it: whole milliseconds, at least one, at most a hundred years.
 pub(super) fn millis(duration: Duration) -> i64 {
-    const MOST: i64 = 3_153_600_000_000;
+    const MILLIS_MAX: i64 = 3_153_600_000_000;
     i64::try_from(duration.as_millis())
-        .unwrap_or(MOST)
-        .clamp(1, MOST)
+        .unwrap_or(MILLIS_MAX)
+        .clamp(1, MILLIS_MAX)
 }
 
 /// A duration of a lease: whole microseconds.
 pub(super) fn micros(duration: Duration) -> u64 {
-    const MOST: u64 = 3_153_600_000_000_000;
+    const MICROS_MAX: u64 = 3_153_600_000_000_000;
     u64::try_from(duration.as_micros())
-        .unwrap_or(MOST)
-        .min(MOST)
+        .unwrap_or(MICROS_MAX)
+        .min(MICROS_MAX)
 }
 
 /// The reply of every link script: `{verdict, owner, pttl, previous}`.
@@ -52,7 +52,7 @@ impl<'a> LinkReply<'a> {
         })
     }
 
-    /// What the script did.
+    /// The script's verdict.
     pub(super) fn verdict(&self) -> &str {
         &self.verdict
     }
@@ -79,13 +79,13 @@ impl<'a> LinkReply<'a> {
         })
     }
 
-    /// The owner before the call. A value that nobody can read names no owner.
+    /// The owner before the call. An unreadable value names no owner.
     pub(super) fn previous(&self) -> Option<PodIndex> {
         PodIndex::parse(&self.previous)
     }
 }
 
-/// A verdict that no script gives.
+/// A verdict that no script returns.
 pub(super) fn unknown_verdict(verdict: &str) -> Error {
     Error::new(
         ErrorKind::Internal,
@@ -108,7 +108,7 @@ pub(super) fn pod(reply: &Value, key: impl Fn() -> String) -> Result<Option<PodI
 
 /// The reply of `HGETALL` of the user's hash.
 pub(super) fn services(reply: Value, key: &str) -> Result<BTreeMap<ServiceName, PodIndex>> {
-    figures(&reply)?
+    pairs(&reply)?
         .into_iter()
         .map(|(name, owner)| {
             let service = ServiceName::new(&name).map_err(|_| unreadable(key, &name))?;
@@ -212,7 +212,7 @@ pub(super) fn certificate(reply: Value) -> Result<Certificate> {
     }
 }
 
-/// What the lease hash says of one pod, in microseconds of the store's clock.
+/// One pod's fields in the lease hash, in microseconds of the store's clock.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct LeaseFields {
     pub(super) incarnation: u64,
@@ -220,7 +220,7 @@ pub(super) struct LeaseFields {
     pub(super) dead: u64,
 }
 
-/// The store's clock and what it knows of outages, in microseconds.
+/// The store's clock and its record of outages, in microseconds.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StoreClock {
     pub(super) now: u64,
@@ -231,7 +231,7 @@ pub(super) struct StoreClock {
 
 impl StoreClock {
     /// How much longer a pod counts as alive. A pod whose lease reached `held` was alive when the
-    /// outage began, so it lives until the hold is over.
+    /// outage began, so it counts as alive until the hold ends.
     pub(super) fn lease_left(&self, lease: LeaseFields) -> Duration {
         if lease.dead >= lease.incarnation {
             return Duration::ZERO;
@@ -244,8 +244,8 @@ impl StoreClock {
         Duration::from_micros(lease.deadline.max(fresh).saturating_sub(self.now))
     }
 
-    /// The certificate that a pod would get now, after an outage was noticed if there was one;
-    /// `None` if no process ever began under its index.
+    /// The certificate that a pod would get now, with any outage taken into account; `None` if
+    /// no process ever began under its index.
     pub(super) fn foretell(&self, lease: LeaseFields) -> Option<Foretold> {
         if lease.incarnation == 0 {
             return None;
@@ -271,7 +271,7 @@ impl StoreClock {
     }
 }
 
-/// The parts of a reply that has this many.
+/// The parts of a reply of exactly `N` parts.
 pub(super) fn parts<const N: usize>(reply: Value) -> Result<[Value; N]> {
     match reply {
         Value::Array(values) => values
@@ -281,8 +281,8 @@ pub(super) fn parts<const N: usize>(reply: Value) -> Result<[Value; N]> {
     }
 }
 
-/// The fields of a hash and what stands in them, where they lie: a service may have thousands.
-fn figures(reply: &Value) -> Result<Vec<(Cow<'_, str>, Cow<'_, str>)>> {
+/// The fields and values of a hash, borrowed: there may be thousands.
+fn pairs(reply: &Value) -> Result<Vec<(Cow<'_, str>, Cow<'_, str>)>> {
     match reply {
         Value::Array(flat) => flat
             .chunks_exact(2)
@@ -304,7 +304,7 @@ fn borrowed(value: &Value) -> Result<Cow<'_, str>> {
     }
 }
 
-/// A string of the store, whatever is in it.
+/// A string of the store, as bytes.
 pub(super) fn bytes(value: Value) -> Result<Vec<u8>> {
     match value {
         Value::BulkString(bytes) => Ok(bytes),
@@ -330,12 +330,12 @@ fn number(value: &Value) -> Result<i64> {
     read.ok_or_else(|| misshapen(value))
 }
 
-/// A figure that is never below zero.
+/// A number that is never negative.
 pub(super) fn unsigned(value: &Value) -> Result<u64> {
     number(value).map(|number| u64::try_from(number).unwrap_or(0))
 }
 
-/// A reply that no command of podlink gets.
+/// A reply of a shape that no command of podlink expects.
 pub(super) fn misshapen(value: &Value) -> Error {
     let text = shown(&format!("{value:?}"));
     Error::new(
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_become_whole_figures_within_bounds() {
+    fn durations_become_whole_numbers_within_bounds() {
         assert_eq!(millis(Duration::from_micros(1)), 1);
         assert_eq!(millis(Duration::from_secs(300)), 300_000);
         assert_eq!(millis(Duration::MAX), 3_153_600_000_000);

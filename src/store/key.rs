@@ -1,7 +1,7 @@
 //! The store's keys.
 //!
-//! Names that passed `id.rs` go into a key as they are: no two different triples share one. The
-//! part in braces is what a cluster shards by, so all keys of one script stand in one slot.
+//! Names that `id.rs` has validated go into a key unescaped: no two different triples share one.
+//! The part in braces is the hash tag, so all keys of one script are in one cluster slot.
 
 use crate::id::{LinkId, Namespace, ServiceId, Tag, Uid};
 
@@ -23,13 +23,13 @@ pub(super) fn user(namespace: &Namespace, uid: &Uid) -> String {
     ["sf:{", namespace.as_str(), ":lk:", uid.as_str(), "}"].concat()
 }
 
-/// `sf:{ns:lk:uid}#own`, a hash: who owns the user's links, with tokens.
+/// `sf:{ns:lk:uid}#own`, a hash: the owners of the user's links, with fencing tokens.
 pub(super) fn owner(link: &LinkId) -> String {
     let namespace = link.service.namespace.as_str();
     ["sf:{", namespace, ":lk:", link.uid.as_str(), "}#own"].concat()
 }
 
-/// `sf:{ns:state:svc}`, a hash of pod states; the channel of their events has the same name.
+/// `sf:{ns:state:svc}`, a hash of pod states; the event channel has the same name.
 pub(super) fn state(service: &ServiceId) -> String {
     [
         "sf:{",
@@ -59,7 +59,7 @@ pub(super) fn workload(service: &ServiceId) -> String {
     ["sf:{", namespace, ":workload:", name, "}"].concat()
 }
 
-/// `sf:{ns:tag:tag}`, a string: the service that the tag stands for.
+/// `sf:{ns:tag:tag}`, a string: the service that the tag resolves to.
 pub(super) fn tag(namespace: &Namespace, tag: &Tag) -> String {
     ["sf:{", namespace.as_str(), ":tag:", tag.as_str(), "}"].concat()
 }

@@ -1,7 +1,7 @@
-//! A hash of the store in one string, as a script's `cmsgpack.pack` packs what `HGETALL` gave it.
+//! A hash of the store in one string: the result of `HGETALL`, packed by `cmsgpack.pack`.
 //!
-//! That is MessagePack, but of all its shapes only a list of strings: fields and values in turn.
-//! They are read where they lie.
+//! That is MessagePack, restricted to a list of strings: fields and values alternate. They are
+//! borrowed, not copied.
 
 use std::ops::Range;
 
@@ -11,19 +11,19 @@ use rmp::decode;
 use super::codec::misshapen;
 use crate::error::Result;
 
-/// The fields of a packed hash that were not read yet.
+/// The fields of a packed hash that are not read yet.
 #[derive(Debug)]
 pub(super) struct Packed<'a> {
     whole: &'a [u8],
     rest: &'a [u8],
-    /// How many strings are left: two a field.
+    /// How many strings are left: two per field.
     strings: usize,
 }
 
 /// One field of a packed hash.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Field<'a> {
-    /// Where both lie in the packed hash.
+    /// The byte range of both in the packed hash.
     pub(super) entry: Range<usize>,
     pub(super) name: &'a [u8],
     pub(super) value: &'a [u8],
@@ -35,7 +35,7 @@ impl<'a> Packed<'a> {
         let mut rest = whole;
         let strings = decode::read_array_len(&mut rest).ok();
         let strings = strings.and_then(|strings| usize::try_from(strings).ok());
-        // A field without a value, or more than there can be: somebody else's packing.
+        // A field without a value, or more strings than bytes: podlink did not pack this.
         let fits = |strings: &usize| strings.is_multiple_of(2) && *strings < whole.len();
         let strings = strings.filter(fits).ok_or_else(|| foreign(whole))?;
         Ok(Self {
@@ -79,7 +79,7 @@ impl<'a> Iterator for Packed<'a> {
     fn next(&mut self) -> Option<Self::Item> {
         self.strings = self.strings.checked_sub(2)?;
         Some(self.field().ok_or_else(|| {
-            // Where the next one would begin, nobody knows.
+            // The start of the next field is unknown.
             self.strings = 0;
             foreign(self.whole)
         }))
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What `cmsgpack.pack` makes of a list of strings.
+    /// What `cmsgpack.pack` returns for a list of strings.
     fn pack(strings: &[Vec<u8>]) -> Vec<u8> {
         let count = u16::try_from(strings.len()).unwrap();
         let mut packed = match u8::try_from(strings.len()) {

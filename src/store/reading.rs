@@ -1,7 +1,7 @@
-//! What a look at all pods of a service finds.
+//! Reading all pods of a service.
 //!
-//! A client reads the same pods again and again, thousands of them, and most have said nothing new.
-//! So each reading keeps what it was read from: a state whose bytes are the same is taken over.
+//! A client polls the same pods, thousands of them, and most states are unchanged. So each
+//! reading keeps the bytes that it was decoded from: a state with the same bytes is reused.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -29,9 +29,9 @@ pub(super) fn pods(reply: Value, last: &PodsReading) -> Result<Pods> {
     Shown::decode(reply)?.pods(last)
 }
 
-/// The reply of `inspect`, which has the shape of that of `pods`.
+/// Decodes the reply of `inspect`, which has the shape of that of `pods`.
 pub(super) fn inspection(reply: Value) -> Result<Inspection> {
-    let shown = Shown::decode(reply)?;
+    let reply = PodsReply::decode(reply)?;
     Ok(Inspection {
         certificates: shown.certificates()?,
         pods: shown.pods(&PodsReading::default())?,
@@ -39,16 +39,16 @@ pub(super) fn inspection(reply: Value) -> Result<Inspection> {
 }
 
 /// The reply of `pods` and of `inspect`: `{now, hold, held, grace, watchers, leases, states}`. The
-/// last two are packed, because a reply of thousands of strings costs more to take apart than all
-/// that is in them.
-struct Shown {
+/// last two are packed, because a reply of thousands of strings costs more to parse than their
+/// content.
+struct PodsReply {
     clock: StoreClock,
     watchers: u64,
     leases: Vec<u8>,
     states: Vec<u8>,
 }
 
-impl Shown {
+impl PodsReply {
     fn decode(reply: Value) -> Result<Self> {
         let [now, hold, held, grace, watchers, leases, states] = parts(reply)?;
         Ok(Self {
@@ -76,10 +76,10 @@ impl Shown {
             .map(|state| (state.pod, LeaseFields::default()))
             .collect();
         leases.dedup_by_key(|(pod, _)| *pod);
-        each_figure(&self.leases, |pod, figure, value| {
-            let at = at(&leases, pod, |(pod, _)| *pod);
+        each_lease_field(&self.leases, |pod, field, value| {
+            let at = position(&leases, pod, |(pod, _)| *pod);
             if let Some((_, lease)) = at.and_then(|at| leases.get_mut(at)) {
-                lease.set(figure, value);
+                lease.set(field, value);
             }
         })?;
         let shown = states.iter().filter_map(|ReadState { pod, state, .. }| {
@@ -89,7 +89,7 @@ impl Shown {
                 state: Arc::clone(state),
             })
         });
-        pods.records = shown.collect();
+        pods.records = records.collect();
         pods.corrupt = corrupt;
         pods.reading = PodsReading(Arc::new(ReadStates {
             packed: self.states,
@@ -100,8 +100,8 @@ impl Shown {
 
     fn certificates(&self) -> Result<BTreeMap<PodIndex, Foretold>> {
         let mut leases: BTreeMap<PodIndex, LeaseFields> = BTreeMap::new();
-        each_figure(&self.leases, |pod, figure, value| {
-            leases.entry(pod).or_default().set(figure, value);
+        each_lease_field(&self.leases, |pod, field, value| {
+            leases.entry(pod).or_default().set(field, value);
         })?;
         let certificates = leases.into_iter().filter_map(|(pod, lease)| {
             let foretold = self.clock.foretell(lease)?;
@@ -111,9 +111,9 @@ impl Shown {
     }
 }
 
-/// Where a pod stands in a list that is in the order of the pods. They are nearly always counted
-/// without gaps, so the index is the first guess.
-fn at<T>(sorted: &[T], pod: PodIndex, index: impl Fn(&T) -> PodIndex) -> Option<usize> {
+/// The position of a pod in a list sorted by pod. Pod indices rarely have gaps, so the index
+/// itself is the first guess.
+fn position<T>(sorted: &[T], pod: PodIndex, index: impl Fn(&T) -> PodIndex) -> Option<usize> {
     let guess = usize::try_from(pod.get()).ok()?;
     if sorted.get(guess).is_some_and(|found| index(found) == pod) {
         return Some(guess);
@@ -121,7 +121,7 @@ fn at<T>(sorted: &[T], pod: PodIndex, index: impl Fn(&T) -> PodIndex) -> Option<
     sorted.binary_search_by_key(&pod, index).ok()
 }
 
-/// The fields that cannot be read, and why.
+/// The fields that cannot be decoded, and why.
 type Corrupt = Vec<(String, String)>;
 
 /// The states that can be read, in the order of the pods, and the others.
@@ -150,7 +150,7 @@ fn read_states(packed: &[u8], last: &PodsReading) -> Result<(Vec<ReadState>, Cor
 }
 
 fn read_state(field: Option<PodIndex>, stored: &[u8]) -> std::result::Result<PodState, String> {
-    // Checking is quicker than mending, and hardly ever is there anything to mend.
+    // Invalid UTF-8 is rare, and a check is faster than a lossy copy.
     let stored =
         str::from_utf8(stored).map_or_else(|_| String::from_utf8_lossy(stored), Cow::Borrowed);
     let state: PodState = serde_json::from_str(&stored).map_err(|error| error.to_string())?;
@@ -158,44 +158,47 @@ fn read_state(field: Option<PodIndex>, stored: &[u8]) -> std::result::Result<Pod
         return Ok(state);
     }
     Err(format!(
-        "the state of pod {} stands under this field",
+        "the state of pod {} is stored under this field",
         state.pod_id
     ))
 }
 
-/// One of the figures of a lease.
+/// One field of a lease.
 #[derive(Debug, Clone, Copy)]
-enum Figure {
+enum LeaseFieldName {
     Incarnation,
     Deadline,
     Dead,
 }
 
 impl LeaseFields {
-    fn set(&mut self, figure: Figure, value: u64) {
-        match figure {
-            Figure::Incarnation => self.incarnation = value,
-            Figure::Deadline => self.deadline = value,
-            Figure::Dead => self.dead = value,
+    fn set(&mut self, field: LeaseFieldName, value: u64) {
+        match field {
+            LeaseFieldName::Incarnation => self.incarnation = value,
+            LeaseFieldName::Deadline => self.deadline = value,
+            LeaseFieldName::Dead => self.dead = value,
         }
     }
 }
 
-/// Tells what the lease hash says of pods. What is none of that is left out.
-fn each_figure(packed: &[u8], mut tell: impl FnMut(PodIndex, Figure, u64)) -> Result<()> {
+/// Calls `visit` for each pod's fields in the lease hash. Other fields are skipped.
+fn each_lease_field(
+    packed: &[u8],
+    mut visit: impl FnMut(PodIndex, LeaseFieldName, u64),
+) -> Result<()> {
     for field in Packed::open(packed)? {
         let Field { name, value, .. } = field?;
-        let (figure, pod) = match name {
-            [b'i', b':', pod @ ..] => (Figure::Incarnation, pod),
-            [b'd', b':', pod @ ..] => (Figure::Deadline, pod),
-            [b'x', b':', pod @ ..] => (Figure::Dead, pod),
+        let (lease_field, pod) = match name {
+            [b'i', b':', pod @ ..] => (LeaseFieldName::Incarnation, pod),
+            [b'd', b':', pod @ ..] => (LeaseFieldName::Deadline, pod),
+            [b'x', b':', pod @ ..] => (LeaseFieldName::Dead, pod),
             _ => continue,
         };
         let read = |text| str::from_utf8(text).ok();
         let pod = read(pod).and_then(PodIndex::parse);
         let value = read(value).and_then(|value| value.parse().ok());
         if let (Some(pod), Some(value)) = (pod, value) {
-            tell(pod, figure, value);
+            visit(pod, lease_field, value);
         }
     }
     Ok(())
@@ -206,7 +209,7 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    /// What `cmsgpack.pack` makes of these strings.
+    /// What `cmsgpack.pack` returns for these strings.
     fn packed(pairs: &[(&str, &str)]) -> Value {
         let mut packed = vec![0xdc, 0, 2 * u8::try_from(pairs.len()).unwrap()];
         for text in pairs.iter().flat_map(|(name, value)| [name, value]) {
@@ -219,12 +222,12 @@ mod tests {
 
     /// The reply of `pods` 50 µs before the leases of process 7 end.
     fn reply(leases: &[(&str, &str)], states: &[(&str, &str)]) -> Value {
-        let figure = |text: &str| Value::BulkString(text.into());
+        let number = |text: &str| Value::BulkString(text.into());
         Value::Array(vec![
-            figure("100"),
-            figure("0"),
-            figure("0"),
-            figure("5"),
+            number("100"),
+            number("0"),
+            number("0"),
+            number("5"),
             Value::Int(2),
             packed(leases),
             packed(states),
@@ -248,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn unreadable_states_are_told_and_those_of_other_incarnations_left_out() {
+    fn unreadable_states_reported_other_incarnations_skipped() {
         let (zero, one, two) = (state(0, 7, 1), state(1, 7, 1), state(2, 7, 1));
         let states = [
             ("2", two.as_str()),
@@ -272,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_state_whose_bytes_are_the_same_is_taken_over() {
+    fn only_a_state_with_the_same_bytes_is_reused() {
         let (zero, five) = (state(0, 7, 1), state(5, 7, 1));
         let leases = [("i:0", "7"), ("d:0", "150"), ("i:5", "7"), ("d:5", "150")];
         let read = |states: &[(&str, &str)], last: &PodsReading| {
@@ -288,17 +291,17 @@ mod tests {
         let (before, after) = (states(&first), states(&second));
         assert!(Arc::ptr_eq(&before[0], &after[0]));
         assert_eq!((before[1].load_state, after[1].load_state), (1, 2));
-        // The same state under another pod's field is no state of that pod.
+        // The same state in another pod's field is not a state of that pod.
         let third = read(&[("0", &five), ("5", &moved)], &second.reading);
         assert_eq!(third.corrupt[0].0, "0");
         assert!(Arc::ptr_eq(&after[1], &states(&third)[0]));
-        // What was unreadable is read again, and a pod that was gone comes back.
+        // An unreadable state is decoded again, and a pod that was missing comes back.
         let fourth = read(&[("0", &zero), ("5", &moved)], &third.reading);
         assert_eq!((&states(&fourth), fourth.corrupt.len()), (&after, 0));
     }
 
     #[test]
-    fn the_same_bytes_under_another_lease_are_judged_by_that() {
+    fn unchanged_bytes_are_judged_by_the_current_lease() {
         let zero = state(0, 7, 1);
         let states = [("0", zero.as_str())];
         let first = pods(reply(&LEASES, &states), &PodsReading::default()).unwrap();
@@ -316,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_no_state_is_foretold_a_certificate_all_the_same() {
+    fn pod_without_state_has_a_certificate_too() {
         let found = inspection(reply(&LEASES, &[])).unwrap();
         assert_eq!(found.pods.records, []);
         let pods: Vec<u32> = found.certificates.keys().map(|pod| pod.get()).collect();

@@ -143,7 +143,7 @@ labels! {
     METHOD = "method" Values::OneOf(|| PEER_METHODS.to_vec());
     ENDPOINT = "endpoint" Values::Configured;
     CONDITION = "condition" Values::OneOf(|| {
-        vec!["READY", "CONNECTING", "SET_ASIDE", "NOT_SERVING", "DOWN"]
+        vec!["READY", "CONNECTING", "EJECTED", "NOT_SERVING", "DOWN"]
     });
     HOOK = "hook" Values::OneOf(|| HOOKS.to_vec());
     VERSION = "version" Values::OneOf(|| vec![env!("CARGO_PKG_VERSION")]);

@@ -161,7 +161,7 @@ async def test_power_of_two_goes_where_less_is_under_way() -> None:
             await asyncio.gather(*calls)
 
 
-async def test_an_endpoint_is_set_aside_asked_and_used_again() -> None:
+async def test_an_endpoint_is_ejected_probed_and_used_again() -> None:
     async with AsyncExitStack() as stack:
         [server] = await peers(stack, 1)
         client = await stack.enter_async_context(client_of(server.url, timeout=LONG))
@@ -172,17 +172,17 @@ async def test_an_endpoint_is_set_aside_asked_and_used_again() -> None:
         for _ in range(3):
             with pytest.raises(podlink.OperationTimeoutError):
                 await client.set_linked_pod_if_absent(*USER, 0, timeout=0.1)
-        assert client.status == {server.url: "SET_ASIDE"}
+        assert client.status == {server.url: "EJECTED"}
         server.let_go()
         # Nobody calls: it is the client that asks.
         await eventually_async(lambda: client.status == {server.url: "READY"})
         before = server.calls
         assert await client.set_linked_pod_if_absent(*USER, 0) == 0
         assert server.calls == before + 1
-        await eventually_async(lambda: told[-2:] == ["SET_ASIDE", "READY"])
+        await eventually_async(lambda: told[-2:] == ["EJECTED", "READY"])
 
 
-async def test_an_endpoint_that_is_set_aside_gets_no_calls_while_there_is_another() -> None:
+async def test_an_endpoint_that_is_ejected_gets_no_calls_while_there_is_another() -> None:
     async with AsyncExitStack() as stack:
         bad, good = await peers(stack, 2)
         client = client_of(bad.url, good.url, balance="round_robin", timeout=1.0)
@@ -193,7 +193,7 @@ async def test_an_endpoint_that_is_set_aside_gets_no_calls_while_there_is_anothe
         async def aside() -> bool:
             # Half of the time is kept for the other endpoint, so each of them is answered.
             await client.set_linked_pod_if_absent(*USER, 0)
-            return client.status[bad.url] == "SET_ASIDE"
+            return client.status[bad.url] == "EJECTED"
 
         await eventually_async(aside, within=30)
         held = bad.calls

@@ -1,5 +1,5 @@
-//! The channel of events on a real server: how its loss is noticed, who may listen, and that
-//! nothing is left behind.
+//! The event channel on a real server: how its loss is detected, which users may subscribe, and
+//! that no subscription is leaked.
 
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ use tokio::runtime::Runtime;
 
 use crate::ask::Ask;
 use crate::contract::events::{ended, told};
-use crate::line::{SHORT, get, is, set, store, within};
+use crate::node::{SHORT, get, is, set, store, within};
 use crate::server::{Kind, PATIENCE, Raw, Server, address, eventually, free_port};
 use crate::stage::service_id;
 
-/// Plays every named test once on each server.
+/// Runs every named test once on each server.
 macro_rules! on_each_kind {
     ($($name:ident),+ $(,)?) => {
         mod valkey {
@@ -67,7 +67,7 @@ async fn listen(store: &RedisStore, name: &str) -> Changes {
     listen_within(store, name, PATIENCE).await.unwrap()
 }
 
-/// Listens again and again until it works; every error until then must say "try again".
+/// Retries the subscription until it succeeds; every error until then must be retryable.
 async fn listen_again(store: &RedisStore, name: &str) -> Changes {
     let listening = async || match listen_within(store, name, Duration::from_secs(2)).await {
         Ok(changes) => Some(changes),
@@ -76,25 +76,25 @@ async fn listen_again(store: &RedisStore, name: &str) -> Changes {
             None
         }
     };
-    eventually("somebody can listen again", listening).await
+    eventually("a subscription succeeds again", listening).await
 }
 
-/// An event, and whether it arrives.
+/// Publishes an event, and checks that it arrives.
 async fn works(server: &Server, changes: &mut Changes, name: &str) {
-    let heard = server.raw().number(&["PUBLISH", &channel(name), "news"]);
-    assert_eq!(heard, 1, "one connection listens");
+    let receivers = server.raw().number(&["PUBLISH", &channel(name), "news"]);
+    assert_eq!(receivers, 1, "one connection is subscribed");
     told(changes).await;
 }
 
-/// How many connections listen to anything.
-fn listening(raw: &mut Raw) -> usize {
+/// How many connections have subscriptions.
+fn subscribed(raw: &mut Raw) -> usize {
     let clients = raw.text(&["CLIENT", "LIST", "TYPE", "pubsub"]);
     clients.lines().filter(|line| !line.is_empty()).count()
 }
 
-async fn nobody_listens(raw: &mut Raw) {
-    let gone = async || (listening(raw) == 0).then_some(());
-    eventually("nobody listens", gone).await;
+async fn no_subscription_is_left(raw: &mut Raw) {
+    let gone = async || (subscribed(raw) == 0).then_some(());
+    eventually("no subscription is left", gone).await;
 }
 
 async fn a_killed_server_is_noticed(kind: Kind) {
@@ -120,7 +120,7 @@ async fn a_killed_connection_is_noticed(kind: Kind) {
     assert_eq!(killed, 1);
     ended(&mut one).await;
     ended(&mut two).await;
-    // Calls go their own way.
+    // Calls use the other connection.
     get(&store, PATIENCE).await.unwrap();
     assert_eq!(
         (store.stats().connects(), store.stats().disconnects()),
@@ -171,7 +171,7 @@ async fn a_frozen_server_costs_a_caller_no_more_than_its_deadline(kind: Kind) {
         assert!(took < PATIENCE / 4, "it took {took:?}");
         server.thaw();
         drop(kept);
-        nobody_listens(&mut server.raw()).await;
+        no_subscription_is_left(&mut server.raw()).await;
     }
 }
 
@@ -180,7 +180,7 @@ async fn a_caller_that_has_gone_leaves_nothing_behind(kind: Kind) {
     let store = store(&server.address());
     let kept = listen(&store, "kept").await;
     server.freeze();
-    // Dropped while the server owes the confirmation.
+    // Dropped before the server confirms.
     let gone = listen_within(&store, "gone", PATIENCE).now_or_never();
     assert!(gone.is_none());
     server.thaw();
@@ -192,9 +192,9 @@ async fn a_caller_that_has_gone_leaves_nothing_behind(kind: Kind) {
             .ends_with(" 0"))
         .then_some(())
     };
-    eventually("the channel is forgotten", forgotten).await;
+    eventually("the channel is unsubscribed", forgotten).await;
     drop((kept, last));
-    nobody_listens(&mut raw).await;
+    no_subscription_is_left(&mut raw).await;
 }
 
 async fn all_services_share_one_connection(kind: Kind) {
@@ -203,7 +203,7 @@ async fn all_services_share_one_connection(kind: Kind) {
     let names: Vec<String> = (0..50).map(|n| format!("svc{n}")).collect();
     let all = join_all(names.iter().map(|name| listen(&store, name))).await;
     let mut raw = server.raw();
-    assert_eq!(listening(&mut raw), 1);
+    assert_eq!(subscribed(&mut raw), 1);
     assert_eq!(raw.sorted(&["PUBSUB", "CHANNELS"]).len(), 50);
     for name in ["svc7", "svc8"] {
         assert_eq!(raw.number(&["PUBLISH", &channel(name), "news"]), 1);
@@ -214,10 +214,10 @@ async fn all_services_share_one_connection(kind: Kind) {
         let expected = (n == 7).then_some(true);
         assert_eq!(changes.changed().now_or_never(), expected, "service {n}");
     }
-    // A store of its own is a connection of its own.
-    let another = crate::line::store(&server.address());
+    // Another store has another connection.
+    let another = crate::node::store(&server.address());
     let _changes = listen(&another, "svc0").await;
-    assert_eq!(listening(&mut raw), 2);
+    assert_eq!(subscribed(&mut raw), 2);
 }
 
 async fn the_last_to_leave_ends_the_connection(kind: Kind) {
@@ -228,12 +228,12 @@ async fn the_last_to_leave_ends_the_connection(kind: Kind) {
     drop(one);
     let left = async || (raw.sorted(&["PUBSUB", "CHANNELS"]) == [channel("two")]).then_some(());
     eventually("one channel is left", left).await;
-    assert_eq!(listening(&mut raw), 1);
+    assert_eq!(subscribed(&mut raw), 1);
     drop(two);
-    nobody_listens(&mut raw).await;
+    no_subscription_is_left(&mut raw).await;
     let three = listen(&store, "three").await;
     store.close().await;
-    nobody_listens(&mut raw).await;
+    no_subscription_is_left(&mut raw).await;
     drop(three);
 }
 
@@ -244,7 +244,7 @@ async fn coming_and_going_never_fails(kind: Kind) {
         let changes = listen(&store, "svc").await;
         drop(changes);
         if n % 3 == 0 {
-            // Lets the task find out that everybody has left, or be about to.
+            // Lets the task detect, or be about to detect, that no subscription is left.
             tokio::task::yield_now().await;
         }
     }
@@ -286,7 +286,7 @@ async fn a_user_may_be_kept_from_listening(kind: Kind) {
     let error = listen_within(&store, "svc", PATIENCE).await.unwrap_err();
     is(&error, ErrorKind::StoreAuthentication, None);
     assert!(!error.is_retryable());
-    // Everything else works; who may not count the listeners counts none.
+    // Everything else works; a user that may not count the subscribers counts none.
     set(&store, PATIENCE).await.unwrap();
     raw.run(&["ACL", "SETUSER", "canary-user", "&sf:*"]);
     let mut changes = listen(&store, "svc").await;
@@ -329,7 +329,7 @@ async fn events_come_over_tls() {
         let files = ["tls-cert-file", &cert, "tls-key-file", &key];
         let rest = ["tls-ca-cert-file", &cert, "tls-auth-clients", "no"];
         let set = [&["CONFIG", "SET", "tls-port", &port], &files[..], &rest].concat();
-        // Somebody else may have taken the port.
+        // Another process may have taken the port.
         matches!(raw.try_run(&set), Some(Value::Okay)).then_some(port)
     };
     let port = eventually("the server speaks TLS", open).await;
@@ -339,7 +339,7 @@ async fn events_come_over_tls() {
     works(&server, &mut changes, "svc").await;
 }
 
-/// Story: a program calls `asyncio.run` twice; what the first run started has ended with it.
+/// Story: a program calls `asyncio.run` twice; the tasks of the first run end with its runtime.
 #[test]
 fn a_runtime_that_ends_takes_its_subscriptions_along_and_nothing_else() {
     let first = Runtime::new().unwrap();

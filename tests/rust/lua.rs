@@ -1,4 +1,4 @@
-//! What holds for every Lua file, read as text.
+//! Rules for every Lua file, checked on its text.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ const WRITES: [&str; 8] = [
     "write()",
     "publish(",
 ];
-/// Commands that look at it.
+/// Commands that read the store.
 const READS: [&str; 7] = [
     "'GET'",
     "'HGET'",
@@ -43,12 +43,12 @@ fn names(line: &str, commands: &[&str]) -> bool {
     commands.iter().any(|command| line.contains(command))
 }
 
-/// Lua does not roll back: a script that fails half-way leaves half a change. So nothing is read
-/// after the first write, up to the `return` that ends the path and reports what was written.
+/// Redis does not roll a script back: one that fails halfway leaves half a change. So nothing is
+/// read after the first write, up to the `return` that ends the path and reports the result.
 #[test]
 fn every_script_reads_everything_before_it_writes_anything() {
     for (name, source) in scripts() {
-        // The head only defines functions; each body calls them in its own order.
+        // The prelude only defines functions; each body calls them in its own order.
         if name == "lease_clock.lua" {
             continue;
         }
@@ -85,28 +85,29 @@ fn every_script_says_what_it_takes_what_it_answers_and_why_it_is_one_step() {
         let header = header.join("\n");
         assert!(
             header.contains("KEYS[1]"),
-            "{name} does not say which keys it takes"
+            "{name} does not document its keys"
         );
         let title = name.trim_end_matches(".lua");
         assert!(
             header.starts_with(&format!("-- {title}:")),
-            "{name} does not say its name"
+            "{name} does not begin with its name"
         );
         if name != "lease_clock.lua" {
             assert!(
                 header.contains("\n-- reply "),
-                "{name} does not say what it answers"
+                "{name} does not document its reply"
             );
             assert!(
                 header.contains("\n-- Atomic"),
-                "{name} does not say why it is one step"
+                "{name} does not document why it is atomic"
             );
         }
         for n in 1..=9 {
-            let (key, told) = (format!("KEYS[{n}]"), header.contains(&format!("KEYS[{n}]")));
+            let key = format!("KEYS[{n}]");
+            let documented = header.contains(&key);
             let body = source.lines().filter(|line| !line.starts_with("--"));
             let used = body.into_iter().any(|line| line.contains(&key));
-            assert!(told || !used, "{name} uses {key} without a word");
+            assert!(documented || !used, "{name} does not document {key}");
         }
     }
 }

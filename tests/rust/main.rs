@@ -1,5 +1,5 @@
-//! The Rust tests that need the outside of the crate: the contract of the executors on every
-//! store, and what happens to a connection when its server misbehaves.
+//! The Rust tests of the crate's public API: the contract of the stores on every backend, and how
+//! a connection behaves when its server fails.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,14 +11,14 @@ mod ask;
 mod channel;
 mod contract;
 mod driver;
-mod line;
-mod line_end;
-mod line_login;
-mod line_refusal;
-mod line_tls;
 mod lua;
 mod model;
 mod names;
+mod node;
+mod node_end;
+mod node_login;
+mod node_refusal;
+mod node_tls;
 mod server;
 mod stage;
 mod trace;

@@ -42,7 +42,7 @@ impl Zone {
 }
 
 #[async_trait]
-impl Names for Zone {
+impl HostResolver for Zone {
     async fn addresses(&self, host: &str, _port: u16) -> io::Result<Vec<SocketAddr>> {
         self.asked.lock().unwrap().push(host.to_owned());
         Ok(self.addresses.lock().unwrap().clone())
@@ -122,7 +122,7 @@ fn client(zone: &Arc<Zone>) -> PeerClient {
         token_file: None,
         insecure: false,
     };
-    let names = Arc::clone(zone) as Arc<dyn Names>;
+    let names = Arc::clone(zone) as Arc<dyn HostResolver>;
     PeerClient::with_names(config, Clock::System, names).unwrap()
 }
 

@@ -1,4 +1,4 @@
-//! Real servers: each on a port of its own, killed and swept away when it is dropped.
+//! Real servers: each on its own port; killed, and its files removed, when it is dropped.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use podlink::clock::Clock;
 use podlink::config::{ServerAddress, StoreAddress, StoreConfig};
 use redis::Value;
 
-/// A test fails, rather than hangs, when something takes this long.
+/// A test fails, rather than hangs, after this time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Which server to start.
@@ -57,7 +57,7 @@ impl Server {
     /// A server with more settings, as on its command line.
     pub(crate) async fn start_with(kind: Kind, args: &[&str]) -> Self {
         let mut server = Self::stopped(kind, args);
-        // Somebody else may take the port between the choice and the start.
+        // Another process may take the port between the choice and the start.
         for _ in 0..5 {
             if server.launch().await {
                 return server;
@@ -80,7 +80,7 @@ impl Server {
         }
     }
 
-    /// Starts it (again) on its port, with the data it saved.
+    /// Starts it (again) on its port, with its saved data.
     pub(crate) async fn restart(&mut self) {
         assert!(
             self.launch().await,
@@ -94,12 +94,12 @@ impl Server {
         self.args = args.iter().map(|&arg| arg.to_owned()).collect();
     }
 
-    /// Makes its port one for TLS, from the next start on.
+    /// Makes its port a TLS port, from the next start on.
     pub(crate) fn speak_tls(&mut self) {
         self.tls = true;
     }
 
-    /// Ends it at once, as a crash does.
+    /// Kills it, as in a crash.
     pub(crate) fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().unwrap();
@@ -107,12 +107,12 @@ impl Server {
         }
     }
 
-    /// Stops it in the middle of whatever it does; its connections stay open.
+    /// Stops the process; its connections stay open.
     pub(crate) fn freeze(&self) {
         self.signal("-STOP");
     }
 
-    /// Lets it go on.
+    /// Resumes the process.
     pub(crate) fn thaw(&self) {
         self.signal("-CONT");
     }
@@ -122,12 +122,12 @@ impl Server {
         Raw::connect(&self.socket()).unwrap()
     }
 
-    /// The directory in which the server lives.
+    /// The server's directory.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The socket on which the server listens too.
+    /// The Unix socket on which the server listens too.
     pub(crate) fn socket(&self) -> PathBuf {
         self.dir.join("s")
     }
@@ -159,7 +159,7 @@ impl Server {
         eventually("the server answers or ends", async || self.launched()).await
     }
 
-    /// Whether the start worked, once that is known.
+    /// Whether the start succeeded, once that is known.
     fn launched(&mut self) -> Option<bool> {
         let process = self.process.as_mut().unwrap();
         if process.try_wait().unwrap().is_some() {
@@ -167,7 +167,7 @@ impl Server {
             return Some(false);
         }
         let mut raw = Raw::connect(&self.socket()).ok()?;
-        // Loading its data, or asking for a password, it is up too.
+        // It is also up while it loads its data, or if it requires a password.
         raw.try_run(&["PING"]).is_some().then_some(true)
     }
 
@@ -195,7 +195,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
-        // Left-overs in the temporary directory are no reason to fail.
+        // Files left in the temporary directory must not fail the test.
         let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
@@ -212,7 +212,7 @@ pub(crate) fn address(url: &str, options: &[(&str, &str)]) -> ServerAddress {
     }
 }
 
-/// A port that nobody listens on now.
+/// A port that is free now.
 pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -224,13 +224,13 @@ pub(crate) fn free_port() -> u16 {
 fn scratch_dir() -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    // Short, because the path of a socket may have about a hundred characters.
+    // Short, because a socket's path is limited to about a hundred characters.
     let dir = std::env::temp_dir().join(format!("podlink-{}-{count}", std::process::id()));
     std::fs::create_dir(&dir).unwrap();
     dir
 }
 
-/// Asks again and again until there is an answer; fails when there is none for too long.
+/// Polls until there is a result; panics after a deadline.
 pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Clock::System.deadline(PATIENCE);
     loop {
@@ -245,7 +245,7 @@ pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Opti
     }
 }
 
-/// A plain connection, on which a test says to the server what it likes.
+/// A plain connection for arbitrary commands of a test.
 pub(crate) struct Raw(redis::Connection);
 
 impl Raw {
@@ -295,7 +295,7 @@ impl Raw {
         pairs
     }
 
-    /// Everything that the server holds, byte by byte.
+    /// All data of the server, byte by byte.
     pub(crate) fn everything(&mut self) -> Vec<(String, Value)> {
         let keys = self.sorted(&["KEYS", "*"]);
         keys.into_iter()
@@ -303,7 +303,7 @@ impl Raw {
             .collect()
     }
 
-    /// The reply, if the server is there to give one; its errors are replies too.
+    /// The reply, if the server is reachable; its errors are replies too.
     pub(crate) fn try_run(&mut self, command: &[&str]) -> Option<Value> {
         match self.send(command) {
             Ok(reply) => Some(reply),

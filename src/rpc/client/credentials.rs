@@ -1,4 +1,4 @@
-//! The bearer token that a client shows, read again when its file changes.
+//! The bearer token of a client, reloaded when its file changes.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -10,13 +10,13 @@ use tonic::metadata::{Ascii, MetadataValue};
 use super::Shared;
 use crate::error::{Error, ErrorKind, Result};
 
-type Token = MetadataValue<Ascii>;
+type BearerHeader = MetadataValue<Ascii>;
 
 /// The token, if the client has one.
 #[derive(Debug, Default)]
 pub(super) struct Credentials {
     file: Option<PathBuf>,
-    token: ArcSwapOption<Token>,
+    token: ArcSwapOption<BearerHeader>,
 }
 
 impl Credentials {
@@ -55,9 +55,9 @@ impl Credentials {
     }
 }
 
-/// Reads the token again when its file changes. Owned by the client, which ends it.
+/// Reloads the token when its file changes. Owned by the client, which aborts it.
 pub(super) async fn follow(shared: Weak<Shared>) {
-    const EVERY: Duration = Duration::from_millis(500);
+    const POLL_INTERVAL: Duration = Duration::from_millis(500);
     let mut seen = None;
     loop {
         let Some(file) = shared
@@ -77,12 +77,12 @@ pub(super) async fn follow(shared: Weak<Shared>) {
                     seen = written;
                 }
                 (Err(error), _) => {
-                    tracing::warn!(%error, "a changed token cannot be used; the old one counts");
+                    tracing::warn!(%error, "a changed token is invalid; the old one is kept");
                 }
                 (Ok(_), None) => return,
             }
         }
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -91,7 +91,7 @@ fn modified(file: &Path) -> Option<(SystemTime, u64)> {
     Some((found.modified().ok()?, found.len()))
 }
 
-fn read(file: &Path) -> Result<Token> {
+fn read(file: &Path) -> Result<BearerHeader> {
     let refused = |why: &str| {
         let text = format!("token_file {}: {why}", file.display());
         Error::new(ErrorKind::InvalidParameter, text).with("parameter", "token_file")
@@ -102,10 +102,10 @@ fn read(file: &Path) -> Result<Token> {
     if token.is_empty() || token.contains(char::is_whitespace) {
         return Err(refused("it must hold one token and nothing else"));
     }
-    let mut value: Token = format!("Bearer {token}")
+    let mut value: BearerHeader = format!("Bearer {token}")
         .parse()
         .map_err(|_| refused("a token is made of visible ASCII characters"))?;
-    // So that no log of the transport shows it.
+    // Keeps it out of the transport's logs.
     value.set_sensitive(true);
     Ok(value)
 }

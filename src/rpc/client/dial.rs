@@ -1,5 +1,5 @@
-//! Connections on their way out. The name is looked up and the certificates are read every time, so
-//! that both may change.
+//! Outbound connections. Every attempt resolves the name and reads the certificates, so that both
+//! may change.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,49 +16,49 @@ use crate::rpc::http2::Stream;
 use crate::rpc::status::DialError;
 use crate::rpc::tls;
 
-/// Looks up the names of hosts.
+/// Resolves host names.
 #[async_trait]
-pub trait Names: Send + Sync + std::fmt::Debug + 'static {
-    /// Where the host is now, in the order in which the addresses are tried.
+pub trait HostResolver: Send + Sync + std::fmt::Debug + 'static {
+    /// The host's current addresses, in the order in which they are tried.
     ///
     /// # Errors
-    /// Nobody knows the name, or nobody could be asked.
+    /// The name is unknown, or the lookup failed.
     async fn addresses(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>>;
 }
 
-/// What the system knows: its files, then DNS.
+/// The system's resolver: its files, then DNS.
 #[derive(Debug)]
-pub(super) struct SystemNames;
+pub(super) struct SystemResolver;
 
 #[async_trait]
-impl Names for SystemNames {
+impl HostResolver for SystemResolver {
     async fn addresses(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         Ok(tokio::net::lookup_host((host, port)).await?.collect())
     }
 }
 
-/// Makes the connections of one endpoint.
+/// Establishes the connections of one endpoint.
 #[derive(Debug, Clone)]
-pub(super) struct Dialer {
+pub(super) struct PeerDialer {
     pub(super) url: PeerUrl,
-    pub(super) names: Arc<dyn Names>,
+    pub(super) resolver: Arc<dyn HostResolver>,
     pub(super) tls: TlsFiles,
     pub(super) server_name: Option<String>,
     pub(super) timeout: Duration,
 }
 
-impl Dialer {
+impl PeerDialer {
     /// A new connection, TLS included.
     pub(super) async fn dial(&self) -> Result<Box<dyn Stream>, DialError> {
         let connecting = tokio::time::timeout(self.timeout, self.connect());
         match connecting.await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => Err(self.failed(error.to_string())),
-            Err(_) => Err(self.failed(format!("nobody answered within {:?}", self.timeout))),
+            Err(_) => Err(self.failed(format!("no answer within {:?}", self.timeout))),
         }
     }
 
-    /// Why there is no connection.
+    /// The error of a failed attempt.
     pub(super) fn failed(&self, why: String) -> DialError {
         DialError {
             endpoint: self.url.to_string(),
@@ -67,7 +67,10 @@ impl Dialer {
     }
 
     async fn connect(&self) -> io::Result<Box<dyn Stream>> {
-        let addresses = self.names.addresses(&self.url.host, self.url.port).await?;
+        let addresses = self
+            .resolver
+            .addresses(&self.url.host, self.url.port)
+            .await?;
         let stream = TcpStream::connect(addresses.as_slice()).await?;
         stream.set_nodelay(true)?;
         if !self.url.tls {

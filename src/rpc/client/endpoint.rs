@@ -1,4 +1,4 @@
-//! One endpoint: its channel, and what is known of it.
+//! One endpoint: its channel, its condition, and its health checks.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -14,24 +14,24 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use super::Shared;
-use super::dial::{Dialer, Names};
-use super::line::Line;
+use super::channel::PeerChannel;
+use super::dial::{HostResolver, PeerDialer};
 use crate::config::{PeerClientConfig, PeerUrl};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rpc::server::READINESS;
 use crate::rpc::status;
 
-/// What is known of an endpoint, from best to worst.
+/// The condition of an endpoint, from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Condition {
-    /// It says that it can answer.
+    /// Its health service reports that it serves.
     Ready = 0,
-    /// Nobody knows yet.
+    /// Not known yet.
     Connecting = 1,
-    /// It failed several times in a row and gets no calls for a while.
-    SetAside = 2,
-    /// It says that it cannot answer.
+    /// It failed several consecutive calls and gets no calls for a while.
+    Ejected = 2,
+    /// Its health service reports that it does not serve.
     NotServing = 3,
     /// It cannot be reached.
     Down = 4,
@@ -42,7 +42,7 @@ impl Condition {
     pub const ALL: [Self; 5] = [
         Self::Ready,
         Self::Connecting,
-        Self::SetAside,
+        Self::Ejected,
         Self::NotServing,
         Self::Down,
     ];
@@ -53,59 +53,59 @@ impl Condition {
         match self {
             Self::Ready => "READY",
             Self::Connecting => "CONNECTING",
-            Self::SetAside => "SET_ASIDE",
+            Self::Ejected => "EJECTED",
             Self::NotServing => "NOT_SERVING",
             Self::Down => "DOWN",
         }
     }
 }
 
-/// Failures in a row after which an endpoint is set aside.
+/// After this many consecutive failures an endpoint is ejected.
 const FAILURES_MAX: u32 = 3;
-/// When an endpoint that was set aside is asked whether it answers again, doubled each time.
-const ASIDE: Duration = Duration::from_millis(500);
-const ASIDE_MAX: Duration = Duration::from_secs(10);
+/// The delay before an ejected endpoint is probed, doubled each time.
+const EJECTION_MIN: Duration = Duration::from_millis(500);
+const EJECTION_MAX: Duration = Duration::from_secs(10);
 
 /// One endpoint.
 #[derive(Debug)]
-pub(super) struct Endpoint {
+pub(super) struct PeerEndpoint {
     pub(super) url: PeerUrl,
-    pub(super) line: Line,
-    /// Calls under way.
+    pub(super) channel: PeerChannel,
+    /// Calls in progress.
     pub(super) under_way: AtomicUsize,
     condition: AtomicU8,
-    /// Calls in a row that were not answered.
+    /// Consecutive calls that were not answered.
     failures: AtomicU32,
-    aside: AtomicBool,
-    /// How often it was set aside since a call was answered.
-    spells: AtomicU32,
-    /// Calls the watcher, which asks an endpoint that was set aside.
-    call: Arc<Notify>,
-    /// Why it could not be reached when the watcher tried last.
-    trouble: ArcSwapOption<String>,
+    ejected: AtomicBool,
+    /// How often it was ejected since a call was answered.
+    ejections: AtomicU32,
+    /// Wakes the probe task, which checks an ejected endpoint.
+    probe_waker: Arc<Notify>,
+    /// Why the health watcher's last attempt failed.
+    last_error: ArcSwapOption<String>,
 }
 
-impl Endpoint {
-    /// An endpoint to which nobody has connected yet.
+impl PeerEndpoint {
+    /// An endpoint that is not connected yet.
     pub(super) fn new(
         url: PeerUrl,
         config: &PeerClientConfig,
-        names: Arc<dyn Names>,
+        resolver: Arc<dyn HostResolver>,
     ) -> Result<Self> {
         let authority = url.authority().parse().map_err(|error| {
             Error::new(ErrorKind::InvalidParameter, format!("{url}: {error}"))
                 .with("parameter", "endpoint")
         })?;
-        let dialer = Dialer {
+        let dialer = PeerDialer {
             url: url.clone(),
-            names,
+            resolver,
             tls: config.tls.clone(),
             server_name: config.server_name.clone(),
             timeout: config.connect_timeout,
         };
         Ok(Self {
             url,
-            line: Line::new(
+            channel: PeerChannel::new(
                 dialer,
                 authority,
                 config.keepalive,
@@ -114,105 +114,105 @@ impl Endpoint {
             under_way: AtomicUsize::new(0),
             condition: AtomicU8::new(Condition::Connecting as u8),
             failures: AtomicU32::new(0),
-            aside: AtomicBool::new(false),
-            spells: AtomicU32::new(0),
-            call: Arc::default(),
-            trouble: ArcSwapOption::empty(),
+            ejected: AtomicBool::new(false),
+            ejections: AtomicU32::new(0),
+            probe_waker: Arc::default(),
+            last_error: ArcSwapOption::empty(),
         })
     }
 
-    /// What is known of it now.
+    /// Its current condition.
     pub(super) fn condition(&self) -> Condition {
-        let known = Condition::ALL[usize::from(self.condition.load(Ordering::Relaxed))];
-        if known < Condition::SetAside && self.aside.load(Ordering::Relaxed) {
-            return Condition::SetAside;
+        let condition = Condition::ALL[usize::from(self.condition.load(Ordering::Relaxed))];
+        if condition < Condition::Ejected && self.ejected.load(Ordering::Relaxed) {
+            return Condition::Ejected;
         }
-        known
+        condition
     }
 
-    /// Takes note of a condition.
+    /// Records a condition.
     pub(super) fn set(&self, condition: Condition) {
         self.condition.store(condition as u8, Ordering::Relaxed);
     }
 
-    /// Why it could not be reached when the watcher tried last, if it could not.
-    pub(super) fn trouble(&self) -> Option<Arc<String>> {
-        self.trouble.load_full()
+    /// Why the health watcher's last attempt failed, if it did.
+    pub(super) fn last_error(&self) -> Option<Arc<String>> {
+        self.last_error.load_full()
     }
 
-    /// A call was answered, in whatever way. Whether that ends its being set aside.
+    /// A call was answered, even with an error. Returns whether that ends its ejection.
     pub(super) fn answered(&self) -> bool {
-        // Nearly always there is nothing to write.
+        // It is nearly always zero, and a load is cheaper than a store.
         if self.failures.load(Ordering::Relaxed) == 0 {
             return false;
         }
         self.failures.store(0, Ordering::Relaxed);
-        self.spells.store(0, Ordering::Relaxed);
-        self.aside.swap(false, Ordering::Relaxed)
+        self.ejections.store(0, Ordering::Relaxed);
+        self.ejected.swap(false, Ordering::Relaxed)
     }
 
-    /// A call was not answered. Whether the endpoint is set aside by that.
+    /// A call was not answered. Returns whether that ejects the endpoint.
     pub(super) fn failed(&self) -> bool {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
-        let aside = failures >= FAILURES_MAX && !self.aside.swap(true, Ordering::Relaxed);
-        if aside {
-            self.spells.fetch_add(1, Ordering::Relaxed);
-            self.call.notify_one();
+        let ejected = failures >= FAILURES_MAX && !self.ejected.swap(true, Ordering::Relaxed);
+        if ejected {
+            self.ejections.fetch_add(1, Ordering::Relaxed);
+            self.probe_waker.notify_one();
         }
-        aside
+        ejected
     }
 
-    /// It answers again, as far as its health tells: the next call that fails sets it aside anew.
-    fn forgive(&self) {
+    /// A probe found it healthy: it gets calls, but the next failure ejects it again.
+    fn readmit(&self) {
         self.failures.store(FAILURES_MAX - 1, Ordering::Relaxed);
-        self.aside.store(false, Ordering::Relaxed);
+        self.ejected.store(false, Ordering::Relaxed);
     }
 }
 
-/// Asks an endpoint that was set aside whether it answers again, and gives it calls if it does.
-/// Owned by the client, which ends it.
+/// Probes an ejected endpoint, and readmits it when it is healthy. Owned by the client, which
+/// aborts it.
 pub(super) async fn probe(shared: Weak<Shared>, at: usize) {
-    let of = |shared: Arc<Shared>| Arc::clone(&shared.endpoints[at].call);
-    let Some(call) = shared.upgrade().map(of) else {
+    let waker = |shared: Arc<Shared>| Arc::clone(&shared.endpoints[at].probe_waker);
+    let Some(waker) = shared.upgrade().map(waker) else {
         return;
     };
     loop {
-        call.notified().await;
-        let mut pause = {
+        waker.notified().await;
+        let mut delay = {
             let Some(shared) = shared.upgrade() else {
                 return;
             };
-            let spells = shared.endpoints[at].spells.load(Ordering::Relaxed);
-            (ASIDE * 2_u32.pow(spells.clamp(1, 6) - 1)).min(ASIDE_MAX)
+            let ejections = shared.endpoints[at].ejections.load(Ordering::Relaxed);
+            (EJECTION_MIN * 2_u32.pow(ejections.clamp(1, 6) - 1)).min(EJECTION_MAX)
         };
         loop {
-            tokio::time::sleep(jittered(pause)).await;
-            let Some(asked) = question(&shared, at) else {
+            tokio::time::sleep(jittered(delay)).await;
+            let Some(query) = health_query(&shared, at) else {
                 return;
             };
-            if !asked.aside {
+            if !query.ejected {
                 break;
             }
-            let answer = tokio::time::timeout(asked.within, async {
-                HealthClient::new(asked.line).check(asked.request).await
+            let response = tokio::time::timeout(query.timeout, async {
+                HealthClient::new(query.channel).check(query.request).await
             });
-            if answer.await.is_ok_and(healthy) {
+            if response.await.is_ok_and(healthy) {
                 let Some(shared) = shared.upgrade() else {
                     return;
                 };
-                shared.endpoints[at].forgive();
+                shared.endpoints[at].readmit();
                 shared.tell(at);
                 break;
             }
-            pause = (pause * 2).min(ASIDE_MAX);
+            delay = (delay * 2).min(EJECTION_MAX);
         }
     }
 }
 
-/// Whether whoever answered this takes calls: one without a health service does.
-fn healthy(answer: std::result::Result<Response<HealthCheckResponse>, Status>) -> bool {
-    match answer {
-        Ok(said) => said.into_inner().status() == ServingStatus::Serving,
+/// Whether a response means that the server takes calls. A server without a health service does.
+fn healthy(response: std::result::Result<Response<HealthCheckResponse>, Status>) -> bool {
+    match response {
+        Ok(response) => response.into_inner().status() == ServingStatus::Serving,
         Err(status) => has_no_health(&status),
     }
 }
@@ -221,97 +221,97 @@ fn has_no_health(status: &Status) -> bool {
     matches!(status.code(), Code::Unimplemented | Code::NotFound)
 }
 
-/// What it takes to ask an endpoint for its health, without holding the client.
-struct Question {
-    line: Line,
+/// What a health check of an endpoint needs, without holding the client.
+struct HealthQuery {
+    channel: PeerChannel,
     request: Request<HealthCheckRequest>,
-    within: Duration,
-    aside: bool,
+    timeout: Duration,
+    ejected: bool,
 }
 
-/// `None`: the client is gone.
-fn question(shared: &Weak<Shared>, at: usize) -> Option<Question> {
+/// `None`: the client is dropped.
+fn health_query(shared: &Weak<Shared>, at: usize) -> Option<HealthQuery> {
     let shared = shared.upgrade()?;
     let service = READINESS.to_owned();
-    Some(Question {
-        line: shared.endpoints[at].line.clone(),
+    Some(HealthQuery {
+        channel: shared.endpoints[at].channel.clone(),
         request: shared.credentials.on(HealthCheckRequest { service }),
-        within: shared.config.connect_timeout,
-        aside: shared.endpoints[at].aside.load(Ordering::Relaxed),
+        timeout: shared.config.connect_timeout,
+        ejected: shared.endpoints[at].ejected.load(Ordering::Relaxed),
     })
 }
 
-fn jittered(pause: Duration) -> Duration {
-    pause.mul_f64(rand::rng().random_range(0.5..1.0))
+fn jittered(delay: Duration) -> Duration {
+    delay.mul_f64(rand::rng().random_range(0.5..1.0))
 }
 
-/// Watches the health of an endpoint, and so asks it again while it is down. Owned by the client,
-/// which ends it.
+/// Watches the health of an endpoint, and so retries it while it is down. Owned by the client,
+/// which aborts it.
 pub(super) async fn watch(shared: Weak<Shared>, at: usize) {
-    const PAUSE_LEAST: Duration = Duration::from_millis(50);
-    const PAUSE_MOST: Duration = Duration::from_millis(500);
-    /// A server without a health service is asked again after this.
-    const UNKNOWN_PAUSE: Duration = Duration::from_secs(5);
-    let mut pause = PAUSE_LEAST;
-    while let Some(heard) = listen(&shared, at).await {
-        pause = match heard {
-            Heard::Something => PAUSE_LEAST,
-            Heard::NoHealthService => UNKNOWN_PAUSE,
-            Heard::Nothing => (pause * 2).min(PAUSE_MOST),
+    const BACKOFF_MIN: Duration = Duration::from_millis(50);
+    const BACKOFF_MAX: Duration = Duration::from_millis(500);
+    /// A server without a health service is checked at this interval.
+    const UNKNOWN_INTERVAL: Duration = Duration::from_secs(5);
+    let mut delay = BACKOFF_MIN;
+    while let Some(outcome) = watch_once(&shared, at).await {
+        delay = match outcome {
+            WatchOutcome::Watched => BACKOFF_MIN,
+            WatchOutcome::NoHealthService => UNKNOWN_INTERVAL,
+            WatchOutcome::Unreachable => (delay * 2).min(BACKOFF_MAX),
         };
-        tokio::time::sleep(jittered(pause)).await;
+        tokio::time::sleep(jittered(delay)).await;
     }
 }
 
-/// What came of listening to an endpoint.
-enum Heard {
-    /// It told its health, until its connection ended.
-    Something,
-    /// It lives, and has no health service.
+/// The outcome of watching an endpoint.
+enum WatchOutcome {
+    /// It reported its health until its connection ended.
+    Watched,
+    /// It answers, but has no health service.
     NoHealthService,
     /// It did not answer.
-    Nothing,
+    Unreachable,
 }
 
-/// Listens until the connection ends. `None`: the client is gone.
-async fn listen(weak: &Weak<Shared>, at: usize) -> Option<Heard> {
+/// Watches until the connection ends. `None`: the client is dropped.
+async fn watch_once(weak: &Weak<Shared>, at: usize) -> Option<WatchOutcome> {
     let note = |condition| weak.upgrade().map(|shared| shared.note(at, condition));
-    let asked = question(weak, at)?;
-    let first_word = asked.within;
-    let asked = async {
-        let mut health = HealthClient::new(asked.line);
-        let mut stream = health.watch(asked.request).await?.into_inner();
+    let query = health_query(weak, at)?;
+    let timeout = query.timeout;
+    let started = async {
+        let mut health = HealthClient::new(query.channel);
+        let mut stream = health.watch(query.request).await?.into_inner();
         let first = stream.next().await.transpose()?;
         Ok::<_, Status>((stream, first))
     };
-    match tokio::time::timeout(first_word, asked).await {
-        Ok(Ok((mut stream, mut told))) => {
-            while let Some(status) = told {
+    match tokio::time::timeout(timeout, started).await {
+        Ok(Ok((mut stream, mut next))) => {
+            while let Some(status) = next {
                 note(match status.status() {
                     ServingStatus::Serving => Condition::Ready,
                     ServingStatus::ServiceUnknown => Condition::Connecting,
                     ServingStatus::Unknown | ServingStatus::NotServing => Condition::NotServing,
                 })?;
-                told = stream.next().await.and_then(std::result::Result::ok);
+                next = stream.next().await.and_then(std::result::Result::ok);
             }
-            // Perhaps only to be made anew.
+            // The connection may only have reached its maximum age.
             note(Condition::Connecting)?;
-            Some(Heard::Something)
+            Some(WatchOutcome::Watched)
         }
         Ok(Err(status)) if has_no_health(&status) => {
             note(Condition::Ready)?;
-            Some(Heard::NoHealthService)
+            Some(WatchOutcome::NoHealthService)
         }
         failed => {
             let why = match failed {
                 Ok(Err(status)) => status::to_error(&status).to_string(),
-                _ => format!("nobody answered within {first_word:?}"),
+                _ => format!("no answer within {timeout:?}"),
             };
             weak.upgrade()?.endpoints[at]
-                .trouble
+                .last_error
                 .store(Some(Arc::new(why)));
             note(Condition::Down)?;
-            Some(Heard::Nothing)
+            Some(WatchOutcome::Unreachable)
         }
     }
 }

@@ -22,11 +22,11 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tracing::Instrument;
 
-use self::budget::Budget;
+use self::budget::RetryBudget;
+use self::channel::PeerChannel;
 use self::credentials::Credentials;
-use self::dial::SystemNames;
-use self::endpoint::Endpoint;
-use self::line::Line;
+use self::dial::SystemResolver;
+use self::endpoint::PeerEndpoint;
 use super::server::READINESS;
 use super::status;
 use super::traced;
@@ -36,7 +36,7 @@ use crate::error::{Error, ErrorKind, Result, WriteOutcome};
 use crate::op::Effect;
 use crate::trace;
 
-pub use dial::Names;
+pub use dial::HostResolver;
 pub use endpoint::Condition;
 
 /// Wants to know how the endpoints are.
@@ -56,9 +56,9 @@ pub struct PeerClient {
 struct Shared {
     config: PeerClientConfig,
     clock: Clock,
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<PeerEndpoint>,
     credentials: Credentials,
-    budget: Budget,
+    budget: RetryBudget,
     /// Counts the changes of conditions: whoever waits for an endpoint waits here.
     changes: watch::Sender<u64>,
     hooks: Mutex<Vec<Arc<dyn ConditionHook>>>,
@@ -86,7 +86,7 @@ impl PeerClient {
     /// # Errors
     /// `InvalidParameter` for an endpoint that cannot be one.
     pub fn new(config: PeerClientConfig, clock: Clock) -> Result<Self> {
-        Self::with_names(config, clock, Arc::new(SystemNames))
+        Self::with_names(config, clock, Arc::new(SystemResolver))
     }
 
     /// The same, with hosts looked up by `names`.
@@ -96,15 +96,15 @@ impl PeerClient {
     pub fn with_names(
         config: PeerClientConfig,
         clock: Clock,
-        names: Arc<dyn Names>,
+        names: Arc<dyn HostResolver>,
     ) -> Result<Self> {
         let endpoints = config.endpoints.iter().cloned();
-        let endpoint = |url| Endpoint::new(url, &config, Arc::clone(&names));
-        let endpoints: Result<Vec<Endpoint>> = endpoints.map(endpoint).collect();
+        let endpoint = |url| PeerEndpoint::new(url, &config, Arc::clone(&names));
+        let endpoints: Result<Vec<PeerEndpoint>> = endpoints.map(endpoint).collect();
         let shared = Shared {
             endpoints: endpoints?,
             credentials: Credentials::new(config.token_file.clone()),
-            budget: Budget::new(config.retry_ratio),
+            budget: RetryBudget::new(config.retry_ratio),
             config,
             clock,
             changes: watch::Sender::new(0),
@@ -148,7 +148,7 @@ impl PeerClient {
         self.shared.start().await?;
         let service = READINESS.to_owned();
         let message = HealthCheckRequest { service };
-        let ask = |line: Line, request: Request<HealthCheckRequest>| async move {
+        let ask = |line: PeerChannel, request: Request<HealthCheckRequest>| async move {
             HealthClient::new(line).check(request).await
         };
         let said = self
@@ -204,7 +204,9 @@ impl Shared {
     fn end(&self) {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         tasks.drain(..).for_each(|task| task.abort());
-        self.endpoints.iter().for_each(|each| each.line.leave());
+        self.endpoints
+            .iter()
+            .for_each(|each| each.channel.disconnect());
     }
 
     /// Takes note of what an endpoint says of itself, and tells whoever waits for one.
@@ -236,13 +238,13 @@ impl Shared {
         effect: Effect,
         deadline: Tick,
         message: Q,
-        send: impl Fn(Line, Request<Q>) -> W,
+        send: impl Fn(PeerChannel, Request<Q>) -> W,
     ) -> Result<A>
     where
         Q: Clone,
         W: Future<Output = std::result::Result<Response<A>, Status>>,
     {
-        self.budget.pay();
+        self.budget.deposit();
         let deadline = self.earlier(deadline);
         let (mut last, mut tried, mut attempts) = (None, None, 0);
         let mut pause = Duration::from_millis(10);
@@ -263,7 +265,7 @@ impl Shared {
             };
             // A connection that cannot be made costs the peer nothing.
             let free = failure.unsent && self.endpoints[at].condition() == Condition::Down;
-            if !failure.again || !(free || self.budget.take()) {
+            if !failure.again || !(free || self.budget.withdraw()) {
                 return Err(failure.error);
             }
             (last, tried) = (Some(failure.error), Some(at));
@@ -288,7 +290,7 @@ impl Shared {
         effect: Effect,
         deadline: Tick,
         message: &Q,
-        send: &impl Fn(Line, Request<Q>) -> W,
+        send: &impl Fn(PeerChannel, Request<Q>) -> W,
     ) -> std::result::Result<A, Failure>
     where
         Q: Clone,
@@ -301,9 +303,9 @@ impl Shared {
         let limit = if spare { left / 2 } else { left };
         let mut request = self.credentials.on(message.clone());
         request.metadata_mut().insert("grpc-timeout", told(left));
-        traced::carry(&mut request);
+        traced::inject(&mut request);
         let _busy = Busy::new(&endpoint.under_way);
-        let sending = pin!(send(endpoint.line.clone(), request));
+        let sending = pin!(send(endpoint.channel.clone(), request));
         let failure = match tokio::time::timeout(limit, sending).await {
             Ok(Ok(answer)) => {
                 self.answered(at);
@@ -387,7 +389,7 @@ impl Shared {
         }
         let urls: Vec<String> = self.endpoints.iter().map(|e| e.url.to_string()).collect();
         // Where the watchers tried first, no call has tried itself.
-        let found = || self.endpoints.iter().find_map(Endpoint::trouble);
+        let found = || self.endpoints.iter().find_map(PeerEndpoint::last_error);
         let why = last.as_ref().map(ToString::to_string);
         let why = why.or_else(|| found().map(|why| why.to_string()));
         let why = why.map(|why| format!(": {why}"));

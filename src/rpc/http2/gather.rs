@@ -1,9 +1,8 @@
-//! Many small messages in one write.
+//! Gathers many small messages into one write.
 //!
-//! HTTP/2 flushes whenever it has sent what there is, which with many calls at once means one system
-//! call for each message, and one awakening of the other end. Here a flush waits until the
-//! connection's task has nothing left to do in its turn; and where others are about to send,
-//! until they have had theirs.
+//! HTTP/2 flushes after every message. With many concurrent calls that is one system call, and one
+//! wakeup of the peer, per message. Here a flush is deferred until the connection's task has
+//! nothing left to do in its poll. If other tasks are about to send, they send first.
 
 use std::io;
 use std::pin::Pin;
@@ -17,86 +16,86 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Stream;
 
-/// As much is gathered at the most.
-const MOST: usize = 64 * 1024;
+/// At most this many bytes are gathered.
+const GATHER_MAX: usize = 64 * 1024;
 
-/// The turns of a connection's task. Cheap to clone.
+/// Schedules the flushes of a connection's task. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub(in crate::rpc) struct Turns(Arc<Shared>);
+pub(in crate::rpc) struct FlushScheduler(Arc<GatherShared>);
 
 #[derive(Debug, Default)]
-struct Shared {
-    /// A flush waits.
-    waiting: AtomicBool,
-    /// The flush that waits may be done.
+struct GatherShared {
+    /// A flush is deferred.
+    deferred: AtomicBool,
+    /// The deferred flush may run.
     due: AtomicBool,
-    /// How many may be about to send.
-    busy: AtomicUsize,
+    /// How many tasks may be about to send.
+    pending: AtomicUsize,
 }
 
-impl Turns {
-    /// Does the work of the connection. Every use of its stream has to happen inside.
-    pub(in crate::rpc) async fn of<F: Future>(&self, work: F) -> F::Output {
+impl FlushScheduler {
+    /// Runs the work of the connection. Its stream must only be used inside.
+    pub(in crate::rpc) async fn run<F: Future>(&self, work: F) -> F::Output {
         let mut work = std::pin::pin!(work);
         poll_fn(|cx| {
             let shared = &*self.0;
-            // What waited since the last turn has waited long enough.
+            // A flush deferred in the previous poll is due now.
             shared.due.store(
-                shared.waiting.swap(false, Ordering::Relaxed),
+                shared.deferred.swap(false, Ordering::Relaxed),
                 Ordering::Relaxed,
             );
             if let Poll::Ready(done) = work.as_mut().poll(cx) {
                 return Poll::Ready(done);
             }
-            if !shared.waiting.load(Ordering::Relaxed) {
+            if !shared.deferred.load(Ordering::Relaxed) {
                 return Poll::Pending;
             }
-            if shared.busy.load(Ordering::Relaxed) > 1 {
-                // Whoever is about to send comes first.
+            if shared.pending.load(Ordering::Relaxed) > 1 {
+                // Let the other tasks send first.
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            shared.waiting.store(false, Ordering::Relaxed);
+            shared.deferred.store(false, Ordering::Relaxed);
             shared.due.store(true, Ordering::Relaxed);
             work.as_mut().poll(cx)
         })
         .await
     }
 
-    /// Somebody is about to send, until the answer is dropped.
-    pub(in crate::rpc) fn busy(&self) -> Busy {
-        self.0.busy.fetch_add(1, Ordering::Relaxed);
-        Busy(self.clone())
+    /// Marks a task as about to send, until the guard is dropped.
+    pub(in crate::rpc) fn pending_send(&self) -> PendingSend {
+        self.0.pending.fetch_add(1, Ordering::Relaxed);
+        PendingSend(self.clone())
     }
 }
 
-/// Somebody who is about to send.
+/// A task that is about to send.
 #[derive(Debug)]
-pub(in crate::rpc) struct Busy(Turns);
+pub(in crate::rpc) struct PendingSend(FlushScheduler);
 
-impl Drop for Busy {
+impl Drop for PendingSend {
     fn drop(&mut self) {
-        self.0.0.busy.fetch_sub(1, Ordering::Relaxed);
+        self.0.0.pending.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// A stream whose writes are gathered.
-pub(in crate::rpc) struct Gathered {
+/// A stream that gathers its writes.
+pub(in crate::rpc) struct GatheredStream {
     stream: Box<dyn Stream>,
-    turns: Turns,
+    scheduler: FlushScheduler,
     bytes: BytesMut,
 }
 
-impl Gathered {
-    pub(in crate::rpc) fn new(stream: Box<dyn Stream>, turns: Turns) -> Self {
+impl GatheredStream {
+    pub(in crate::rpc) fn new(stream: Box<dyn Stream>, scheduler: FlushScheduler) -> Self {
         Self {
             stream,
-            turns,
+            scheduler,
             bytes: BytesMut::new(),
         }
     }
 
-    /// Writes what was gathered.
+    /// Writes the gathered bytes.
     fn write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.bytes.is_empty() {
             let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.bytes))?;
@@ -109,7 +108,7 @@ impl Gathered {
     }
 }
 
-impl AsyncRead for Gathered {
+impl AsyncRead for GatheredStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -119,13 +118,13 @@ impl AsyncRead for Gathered {
     }
 }
 
-impl AsyncWrite for Gathered {
+impl AsyncWrite for GatheredStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.bytes.len() >= MOST {
+        if self.bytes.len() >= GATHER_MAX {
             ready!(self.write_out(cx))?;
         }
         self.bytes.extend_from_slice(bytes);
@@ -133,9 +132,9 @@ impl AsyncWrite for Gathered {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let turns = &*self.turns.0;
-        if !self.bytes.is_empty() && !turns.due.load(Ordering::Relaxed) {
-            turns.waiting.store(true, Ordering::Relaxed);
+        let scheduler = &*self.scheduler.0;
+        if !self.bytes.is_empty() && !scheduler.due.load(Ordering::Relaxed) {
+            scheduler.deferred.store(true, Ordering::Relaxed);
             return Poll::Pending;
         }
         ready!(self.write_out(cx))?;
@@ -143,7 +142,7 @@ impl AsyncWrite for Gathered {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Nothing comes after this that could be worth waiting for.
+        // Nothing follows that is worth waiting for.
         ready!(self.write_out(cx))?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
@@ -153,7 +152,7 @@ impl AsyncWrite for Gathered {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.bytes.len() >= MOST {
+        if self.bytes.len() >= GATHER_MAX {
             ready!(self.write_out(cx))?;
         }
         slices
@@ -176,11 +175,11 @@ mod tests {
 
     use super::*;
 
-    /// Remembers each write.
+    /// Records each write.
     #[derive(Debug, Clone, Default)]
-    struct Written(Arc<Mutex<Vec<Vec<u8>>>>);
+    struct WriteLog(Arc<Mutex<Vec<Vec<u8>>>>);
 
-    impl Written {
+    impl WriteLog {
         fn all(&self) -> Vec<Vec<u8>> {
             self.0
                 .lock()
@@ -189,7 +188,7 @@ mod tests {
         }
     }
 
-    impl AsyncRead for Written {
+    impl AsyncRead for WriteLog {
         fn poll_read(
             self: Pin<&mut Self>,
             _cx: &mut Context<'_>,
@@ -199,7 +198,7 @@ mod tests {
         }
     }
 
-    impl AsyncWrite for Written {
+    impl AsyncWrite for WriteLog {
         fn poll_write(
             self: Pin<&mut Self>,
             _cx: &mut Context<'_>,
@@ -219,14 +218,14 @@ mod tests {
         }
     }
 
-    fn gathered() -> (Written, Turns, Gathered) {
-        let (written, turns) = (Written::default(), Turns::default());
-        let stream = Gathered::new(Box::new(written.clone()), turns.clone());
-        (written, turns, stream)
+    fn gathered() -> (WriteLog, FlushScheduler, GatheredStream) {
+        let (written, scheduler) = (WriteLog::default(), FlushScheduler::default());
+        let stream = GatheredStream::new(Box::new(written.clone()), scheduler.clone());
+        (written, scheduler, stream)
     }
 
-    /// Writes, and flushes as HTTP/2 does: without waiting for it.
-    async fn say(stream: &mut Gathered, bytes: &[u8]) {
+    /// Writes, and starts a flush as HTTP/2 does, without waiting for it.
+    async fn send(stream: &mut GatheredStream, bytes: &[u8]) {
         stream.write_all(bytes).await.unwrap();
         poll_fn(|cx| {
             let _later = Pin::new(&mut *stream).poll_flush(cx);
@@ -236,45 +235,45 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_said_in_one_turn_is_written_at_once() {
-        let (written, turns, mut stream) = gathered();
+    async fn messages_of_one_poll_are_one_write() {
+        let (written, scheduler, mut stream) = gathered();
         let work = async {
-            say(&mut stream, b"a").await;
-            say(&mut stream, b"b").await;
+            send(&mut stream, b"a").await;
+            send(&mut stream, b"b").await;
             assert_eq!(written.all().len(), 0);
             stream.flush().await.unwrap();
             assert_eq!(written.all(), [b"ab"]);
         };
-        turns.of(work).await;
+        scheduler.run(work).await;
     }
 
     #[tokio::test]
-    async fn whoever_is_about_to_send_comes_first() {
-        let (written, turns, mut stream) = gathered();
-        let _others = (turns.busy(), turns.busy());
-        let mut work = std::pin::pin!(turns.of(async { say_and_flush(&mut stream).await }));
-        // The turn ends, and is taken up again by whoever it woke.
+    async fn flush_waits_for_pending_sends() {
+        let (written, scheduler, mut stream) = gathered();
+        let _others = (scheduler.pending_send(), scheduler.pending_send());
+        let mut work = std::pin::pin!(scheduler.run(async { send_and_flush(&mut stream).await }));
+        // The poll ends, and the task has woken itself.
         assert!(work.as_mut().now_or_never().is_none());
         assert_eq!(written.all().len(), 0);
         work.await;
         assert_eq!(written.all(), [b"a"]);
     }
 
-    async fn say_and_flush(stream: &mut Gathered) {
+    async fn send_and_flush(stream: &mut GatheredStream) {
         stream.write_all(b"a").await.unwrap();
         stream.flush().await.unwrap();
     }
 
     #[tokio::test]
-    async fn nothing_is_kept_when_the_stream_ends_or_much_has_been_said() {
-        let (written, turns, mut stream) = gathered();
+    async fn full_buffer_and_shutdown_write_everything() {
+        let (written, scheduler, mut stream) = gathered();
         let work = async {
-            stream.write_all(&vec![1; MOST]).await.unwrap();
+            stream.write_all(&vec![1; GATHER_MAX]).await.unwrap();
             stream.write_all(b"more").await.unwrap();
-            assert_eq!(written.all().concat().len(), MOST);
+            assert_eq!(written.all().concat().len(), GATHER_MAX);
             stream.shutdown().await.unwrap();
-            assert_eq!(written.all().concat().len(), MOST + 4);
+            assert_eq!(written.all().concat().len(), GATHER_MAX + 4);
         };
-        turns.of(work).await;
+        scheduler.run(work).await;
     }
 }

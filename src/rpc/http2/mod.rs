@@ -11,16 +11,16 @@ use http_body::Frame;
 use prost::bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-pub(super) use gather::{Busy, Gathered, Turns};
+pub(super) use gather::{FlushScheduler, GatheredStream, PendingSend};
 
-/// Bytes in both directions, encrypted or not.
+/// A byte stream in both directions, encrypted or not.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// Returns once the other end gave no sign of life `within` that time, having been asked `every` so
-/// often. It never does where the connection has ended: that says so itself.
-pub(super) async fn silence(pings: Option<PingPong>, every: Duration, within: Duration) {
+/// Pings the peer every `every`; returns once a ping is not answered `within` that time. It never
+/// returns if the connection has ended: the connection itself reports that.
+pub(super) async fn ping_timeout(pings: Option<PingPong>, every: Duration, within: Duration) {
     let Some(mut pings) = pings else {
         return std::future::pending().await;
     };
@@ -34,21 +34,21 @@ pub(super) async fn silence(pings: Option<PingPong>, every: Duration, within: Du
     }
 }
 
-/// A request or an answer on its way in.
+/// The body of a request or response that is being received.
 #[derive(Debug)]
-pub(super) struct Incoming {
+pub(super) struct IncomingBody {
     body: RecvStream,
     ended: bool,
 }
 
-impl Incoming {
+impl IncomingBody {
     pub(super) fn new(body: RecvStream) -> Self {
         let ended = body.is_end_stream();
         Self { body, ended }
     }
 }
 
-impl http_body::Body for Incoming {
+impl http_body::Body for IncomingBody {
     type Data = Bytes;
     type Error = h2::Error;
 

@@ -1,4 +1,4 @@
-//! Connections on their way in: accepted, counted, and with TLS shaken hands with.
+//! Inbound connections: accepting, limiting their number, and the TLS handshake.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,72 +12,75 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::access::{Peer, names};
-use super::connection::{Manners, serve};
-use super::services::Services;
+use super::access::{ConnectionPeer, certificate_names};
+use super::connection::{ConnectionLimits, serve};
+use super::services::ServiceStack;
 use crate::rpc::http2::Stream;
 
-/// The listener, and what it needs for each connection.
-pub(super) struct Door {
+/// The listener, and what each connection needs.
+pub(super) struct Acceptor {
     pub(super) listener: TcpListener,
-    /// TLS as the files have it now.
+    /// The TLS configuration from the current files.
     pub(super) tls: Option<Arc<ArcSwap<ServerConfig>>>,
-    /// Places for connections.
-    pub(super) places: Arc<Semaphore>,
-    pub(super) services: Services,
-    pub(super) manners: Manners,
-    /// Ends listening, and connections in an orderly way.
+    /// One permit per connection.
+    pub(super) permits: Arc<Semaphore>,
+    pub(super) services: ServiceStack,
+    pub(super) limits: ConnectionLimits,
+    /// Stops listening, and shuts connections down gracefully.
     pub(super) stop: CancellationToken,
 }
 
-/// Accepts until it is told to stop, then waits for its connections. Each has a task of its own, so
-/// that a slow one delays nobody; they end with this task.
-pub(super) async fn accept(door: Door) {
+/// Accepts connections until `stop`, then waits for them to end. Each has its own task, so that a
+/// slow one delays no other; they end with this task.
+pub(super) async fn accept(acceptor: Acceptor) {
     let mut connections = JoinSet::new();
     loop {
-        let arrived = tokio::select! {
-            () = door.stop.cancelled() => break,
+        let accepted = tokio::select! {
+            () = acceptor.stop.cancelled() => break,
             _ended = connections.join_next(), if !connections.is_empty() => continue,
-            arrived = arrive(&door) => arrived,
+            accepted = accept_connection(&acceptor) => accepted,
         };
-        let Some((stream, address, place)) = arrived else {
+        let Some((stream, address, permit)) = accepted else {
             continue;
         };
-        let (tls, services) = (door.tls.clone(), door.services.clone());
-        let (manners, stop) = (door.manners, door.stop.clone());
+        let (tls, services) = (acceptor.tls.clone(), acceptor.services.clone());
+        let (limits, stop) = (acceptor.limits, acceptor.stop.clone());
         connections.spawn(async move {
-            let shaking = tokio::time::timeout(manners.keepalive_timeout, shake_hands(stream, tls));
-            // Who connects and says nothing must not hold a place for ever.
-            if let Ok(Some((stream, names))) = shaking.await {
-                let peer = Peer { address, names };
-                serve(stream, peer, services, manners, stop).await;
+            let handshake =
+                tokio::time::timeout(limits.keepalive_timeout, tls_handshake(stream, tls));
+            // A client that connects and sends nothing must not hold a permit forever.
+            if let Ok(Some((stream, names))) = handshake.await {
+                let peer = ConnectionPeer { address, names };
+                serve(stream, peer, services, limits, stop).await;
             }
-            drop(place);
+            drop(permit);
         });
     }
-    drop(door.listener);
+    drop(acceptor.listener);
     while connections.join_next().await.is_some() {}
 }
 
-/// A connection for which there is a place.
-async fn arrive(door: &Door) -> Option<(TcpStream, IpAddr, OwnedSemaphorePermit)> {
-    // Out of descriptors, for example: trying again at once would only burn the CPU.
-    const PAUSE: Duration = Duration::from_millis(50);
-    let place = Arc::clone(&door.places).acquire_owned().await.ok()?;
-    match door.listener.accept().await {
+/// A connection with its permit.
+async fn accept_connection(
+    acceptor: &Acceptor,
+) -> Option<(TcpStream, IpAddr, OwnedSemaphorePermit)> {
+    // Out of file descriptors, for example: an immediate retry would only burn CPU.
+    const RETRY_DELAY: Duration = Duration::from_millis(50);
+    let permit = Arc::clone(&acceptor.permits).acquire_owned().await.ok()?;
+    match acceptor.listener.accept().await {
         Ok((stream, from)) => {
             let _without = stream.set_nodelay(true);
-            Some((stream, from.ip(), place))
+            Some((stream, from.ip(), permit))
         }
         Err(error) => {
             tracing::warn!(%error, "a connection could not be accepted");
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(RETRY_DELAY).await;
             None
         }
     }
 }
 
-async fn shake_hands(
+async fn tls_handshake(
     stream: TcpStream,
     tls: Option<Arc<ArcSwap<ServerConfig>>>,
 ) -> Option<(Box<dyn Stream>, Arc<[String]>)> {
@@ -86,10 +89,10 @@ async fn shake_hands(
     };
     match TlsAcceptor::from(tls.load_full()).accept(stream).await {
         Ok(stream) => {
-            let shown = stream.get_ref().1.peer_certificates();
-            let leaf = shown.and_then(|certificates| certificates.first());
-            let known = leaf.map_or_else(Vec::new, |leaf| names(leaf));
-            Some((Box::new(stream), known.into()))
+            let certificates = stream.get_ref().1.peer_certificates();
+            let leaf = certificates.and_then(|certificates| certificates.first());
+            let names = leaf.map_or_else(Vec::new, |leaf| certificate_names(leaf));
+            Some((Box::new(stream), names.into()))
         }
         Err(error) => {
             tracing::debug!(%error, "a TLS handshake failed");

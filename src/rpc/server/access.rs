@@ -1,4 +1,4 @@
-//! Who calls, and what the caller may do. What no line of the table allows is denied.
+//! Authentication and authorization of callers. What no line of the table allows is denied.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -16,23 +16,23 @@ use crate::error::{Error, ErrorKind, Result, WriteOutcome};
 use crate::id::Namespace;
 use crate::rpc::status;
 
-/// What a connection says of whoever is at its other end.
+/// The client at the other end of a connection.
 #[derive(Debug, Clone)]
-pub(super) struct Peer {
+pub(super) struct ConnectionPeer {
     pub(super) address: IpAddr,
     /// The names in the client's certificate; empty without one.
     pub(super) names: Arc<[String]>,
 }
 
-/// Whoever made a request.
+/// The caller of a request.
 #[derive(Debug, Clone)]
-pub(super) struct Caller {
+pub(super) struct CallerIdentity {
     names: Arc<[String]>,
     address: IpAddr,
 }
 
-impl Caller {
-    /// How the caller is called in errors and logs.
+impl CallerIdentity {
+    /// The caller's name in errors and logs.
     fn shown(&self) -> String {
         self.names
             .first()
@@ -45,15 +45,15 @@ impl Caller {
     }
 }
 
-/// A bearer token and the caller that it stands for.
-struct Token {
+/// A bearer token and the caller that it authenticates.
+struct BearerToken {
     caller: Arc<[String]>,
     secret: Vec<u8>,
 }
 
-/// The tokens that are good now: several for one caller while they are being rotated.
+/// The valid tokens: several per caller while they are being rotated.
 #[derive(Default)]
-pub(super) struct Tokens(Vec<Token>);
+pub(super) struct Tokens(Vec<BearerToken>);
 
 impl std::fmt::Debug for Tokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -62,8 +62,8 @@ impl std::fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// Reads `caller token`, one a line; empty lines and those that begin with `#` mean nothing.
-    /// It blocks on the file system.
+    /// Reads lines `caller token`; empty lines and those that begin with `#` are ignored. It
+    /// blocks on the file system.
     pub(super) fn read(path: &Path) -> Result<Self> {
         let refused = |why: &str| {
             let text = format!("tokens_file {}: {why}", path.display());
@@ -78,24 +78,24 @@ impl Tokens {
 
     fn parse(text: &str) -> Option<Self> {
         // Shorter ones can be guessed.
-        const LEAST: usize = 16;
+        const LENGTH_MIN: usize = 16;
         let lines = text.lines().map(str::trim);
         let tokens = lines
             .filter(|line| !line.is_empty() && !line.starts_with('#'))
             .map(|line| {
                 let mut words = line.split_whitespace();
                 let (caller, secret) = (words.next()?, words.next()?);
-                let fits = words.next().is_none() && secret.len() >= LEAST;
-                fits.then(|| Token {
+                let fits = words.next().is_none() && secret.len() >= LENGTH_MIN;
+                fits.then(|| BearerToken {
                     caller: Arc::from([caller.to_owned()]),
                     secret: secret.as_bytes().to_vec(),
                 })
             });
-        let tokens: Option<Vec<Token>> = tokens.collect();
+        let tokens: Option<Vec<BearerToken>> = tokens.collect();
         tokens.filter(|tokens| !tokens.is_empty()).map(Self)
     }
 
-    /// Compares with every token, and with each in full: how long it takes tells nothing.
+    /// Compares every token in full, in constant time, so that the duration reveals nothing.
     fn caller(&self, given: &[u8]) -> Option<Arc<[String]>> {
         let mut found = None;
         for token in &self.0 {
@@ -107,10 +107,10 @@ impl Tokens {
     }
 }
 
-/// The names that a certificate gives its owner: those in the subject alternative name, and the
-/// namespace that a SPIFFE id or the DNS name of a Kubernetes service tells; the common name only
-/// where there are no others.
-pub(super) fn names(certificate: &[u8]) -> Vec<String> {
+/// The names of a certificate's owner: the subject alternative names, and the namespace in a
+/// SPIFFE id or in the DNS name of a Kubernetes service. The common name counts only if there
+/// are no others.
+pub(super) fn certificate_names(certificate: &[u8]) -> Vec<String> {
     let Ok((_, certificate)) = X509Certificate::from_der(certificate) else {
         return Vec::new();
     };
@@ -141,14 +141,14 @@ fn namespace_in(name: &str) -> Option<String> {
     (labels.next() == Some("svc")).then(|| namespace.to_owned())
 }
 
-/// Lets requests in, or not.
+/// Authenticates, rate-limits and authorizes requests.
 #[derive(Debug)]
 pub(super) struct Gate {
     clock: Clock,
     allowed: Vec<Allowed>,
-    /// The tokens that are good now; `None`: callers need none.
+    /// The valid tokens; `None`: callers need none.
     tokens: Option<ArcSwap<Tokens>>,
-    rate: Rate,
+    rate: RateLimiter,
 }
 
 impl Gate {
@@ -157,28 +157,28 @@ impl Gate {
             clock,
             allowed: config.allowed.clone(),
             tokens: tokens.map(ArcSwap::from_pointee),
-            rate: Rate::new(config.peer_rate),
+            rate: RateLimiter::new(config.peer_rate),
         }
     }
 
-    /// From now on these tokens are good.
+    /// Replaces the valid tokens.
     pub(super) fn replace(&self, tokens: Tokens) {
         if let Some(current) = &self.tokens {
             current.store(Arc::new(tokens));
         }
     }
 
-    /// Who calls, as the channel says: the token, else the certificate.
+    /// The caller's identity: by the token if tokens are configured, else by the certificate.
     pub(super) fn identify(
         &self,
         metadata: &MetadataMap,
         extensions: &Extensions,
-    ) -> std::result::Result<Caller, Status> {
-        let peer = extensions.get::<Peer>();
+    ) -> std::result::Result<CallerIdentity, Status> {
+        let peer = extensions.get::<ConnectionPeer>();
         let address = peer.map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.address);
         let Some(tokens) = &self.tokens else {
             let names = peer.map_or_else(|| Arc::from([]), |peer| Arc::clone(&peer.names));
-            return Ok(Caller { names, address });
+            return Ok(CallerIdentity { names, address });
         };
         let given = metadata.get("authorization").map(|value| value.as_bytes());
         let token = given.and_then(bearer).ok_or_else(|| {
@@ -188,15 +188,15 @@ impl Gate {
             .load()
             .caller(token)
             .ok_or_else(|| status::unauthenticated("this bearer token is not known here"))?;
-        Ok(Caller { names, address })
+        Ok(CallerIdentity { names, address })
     }
 
-    /// Whether the caller has not asked too often.
-    pub(super) fn within_rate(&self, caller: &Caller) -> Result<()> {
+    /// Checks the caller's rate limit.
+    pub(super) fn check_rate(&self, caller: &CallerIdentity) -> Result<()> {
         let now = self.clock.now();
         let within = match caller.names.first() {
-            Some(name) => self.rate.take(name, now),
-            None => self.rate.take(&caller.address.to_string(), now),
+            Some(name) => self.rate.allow(name, now),
+            None => self.rate.allow(&caller.address.to_string(), now),
         };
         if within {
             return Ok(());
@@ -209,10 +209,10 @@ impl Gate {
         Err(Error::new(ErrorKind::Overloaded, text).with_outcome(WriteOutcome::NotSent))
     }
 
-    /// Whether the table allows this caller this method on this namespace.
+    /// Checks that the table allows this caller this method on this namespace.
     pub(super) fn authorize(
         &self,
-        caller: &Caller,
+        caller: &CallerIdentity,
         method: &str,
         namespace: &Namespace,
     ) -> Result<()> {
@@ -238,30 +238,30 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"bearer ").then_some(token)
 }
 
-/// How often each caller asked: a bucket of one second's worth for each.
+/// A token bucket per caller, with the capacity of one second.
 #[derive(Debug)]
-struct Rate {
+struct RateLimiter {
     per_second: u32,
-    /// What is left to each, and since when. Never held across an await.
-    left: Mutex<HashMap<String, (f64, Tick)>>,
+    /// Each bucket's level, and the time of that level. Never held across an await.
+    buckets: Mutex<HashMap<String, (f64, Tick)>>,
 }
 
-impl Rate {
+impl RateLimiter {
     fn new(per_second: u32) -> Self {
         Self {
             per_second,
-            left: Mutex::default(),
+            buckets: Mutex::default(),
         }
     }
 
-    fn take(&self, whose: &str, now: Tick) -> bool {
-        /// More callers than this, and those with a full bucket are forgotten: it is the same.
+    fn allow(&self, caller: &str, now: Tick) -> bool {
+        /// Above this many callers, full buckets are evicted: a new bucket is full, too.
         const CALLERS_MAX: usize = 10_000;
         let full = f64::from(self.per_second);
         let filled =
             |left: f64, since: Tick| full.min(now.since(since).as_secs_f64().mul_add(full, left));
-        let mut buckets = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((left, since)) = buckets.get_mut(whose) {
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((left, since)) = buckets.get_mut(caller) {
             *left = filled(*left, *since);
             *since = now;
             if *left < 1.0 {
@@ -273,7 +273,7 @@ impl Rate {
         if buckets.len() >= CALLERS_MAX {
             buckets.retain(|_, (left, since)| filled(*left, *since) < full);
         }
-        buckets.insert(whose.to_owned(), (full - 1.0, now));
+        buckets.insert(caller.to_owned(), (full - 1.0, now));
         true
     }
 }
@@ -284,7 +284,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn several_tokens_are_good_at_once() {
+    fn several_tokens_are_valid_at_once() {
         let text = "# rotated on Monday\ngame 0123456789abcdef\n\ngame fedcba9876543210\n";
         let tokens = Tokens::parse(text).unwrap();
         for good in ["0123456789abcdef", "fedcba9876543210"] {
@@ -302,20 +302,20 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_tokens_that_cannot_be_meant_is_refused() {
+    fn malformed_token_file_is_refused() {
         for bad in ["", "# nothing\n", "game\n", "game short\n", "a b c\n"] {
             assert!(Tokens::parse(bad).is_none(), "{bad:?}");
         }
     }
 
     #[test]
-    fn tokens_do_not_show() {
+    fn debug_hides_tokens() {
         let tokens = Tokens::parse("game 0123456789abcdef").unwrap();
         assert!(!format!("{tokens:?}").contains("0123"));
     }
 
     #[test]
-    fn a_name_tells_its_namespace() {
+    fn namespace_is_read_from_a_name() {
         for (name, namespace) in [
             ("spiffe://cluster.local/ns/game/sa/default", Some("game")),
             ("spiffe://cluster.local/game", None),
@@ -336,12 +336,12 @@ mod tests {
             clock: Clock::System,
             allowed: lines.iter().map(read).collect(),
             tokens: None,
-            rate: Rate::new(2),
+            rate: RateLimiter::new(2),
         }
     }
 
-    fn caller(name: &str) -> Caller {
-        Caller {
+    fn caller(name: &str) -> CallerIdentity {
+        CallerIdentity {
             names: Arc::from([name.to_owned()]),
             address: IpAddr::from([127, 0, 0, 1]),
         }
@@ -366,13 +366,13 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_too_often_waits_a_moment() {
-        let rate = Rate::new(2);
+    fn rate_limit_refills_over_time() {
+        let rate = RateLimiter::new(2);
         let at = |ms| Tick::ZERO.after(Duration::from_millis(ms));
-        assert!(rate.take("a", at(0)) && rate.take("a", at(0)));
-        assert!(!rate.take("a", at(0)));
-        assert!(rate.take("b", at(0)));
-        assert!(rate.take("a", at(500)));
-        assert!(!rate.take("a", at(500)));
+        assert!(rate.allow("a", at(0)) && rate.allow("a", at(0)));
+        assert!(!rate.allow("a", at(0)));
+        assert!(rate.allow("b", at(0)));
+        assert!(rate.allow("a", at(500)));
+        assert!(!rate.allow("a", at(500)));
     }
 }

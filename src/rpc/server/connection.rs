@@ -1,8 +1,8 @@
-//! One HTTP/2 connection: its requests are handed to the services, and their answers sent back.
+//! One HTTP/2 connection: passes requests to the services, and sends their responses.
 //!
-//! A request that can be answered at once, because nobody has to be waited for, is answered on the
-//! connection's own task; every other one gets a task of its own. Nothing ends such a task but its
-//! work, which has a deadline: a caller who cancels never leaves half a change.
+//! A request that is ready at its first poll is answered on the connection's own task; every other
+//! request gets its own task. Such a task is never cancelled, it ends by its deadline: a caller
+//! that cancels never leaves half a change.
 
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
@@ -19,96 +19,99 @@ use prost::bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 
-use super::access::Peer;
-use super::services::Services;
+use super::access::ConnectionPeer;
+use super::services::ServiceStack;
 use crate::error::{Error, ErrorKind, WriteOutcome};
-use crate::rpc::http2::{Busy, Gathered, Incoming, Stream, Turns, silence};
+use crate::rpc::http2::{
+    FlushScheduler, GatheredStream, IncomingBody, PendingSend, Stream, ping_timeout,
+};
 use crate::rpc::status;
 
-/// How the server treats a connection.
+/// The limits of a connection.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Manners {
-    /// How many requests may be under way.
+pub(super) struct ConnectionLimits {
+    /// The maximum of concurrent requests.
     pub(super) max_streams: u32,
     pub(super) keepalive: Duration,
-    /// Also how long the first word may take.
+    /// Also the timeout of the handshake.
     pub(super) keepalive_timeout: Duration,
-    /// After how long it is ended in an orderly way.
+    /// The age at which it is shut down gracefully.
     pub(super) age: Duration,
-    /// How long its requests may go on after that.
+    /// How long its requests may continue after that.
     pub(super) grace: Duration,
-    /// How long a request may take. It ends by itself once it has arrived.
+    /// How long a request may take. A request that has arrived ends by its own deadline.
     pub(super) request_timeout: Duration,
 }
 
-/// How much of requests may be on its way before somebody reads it, on one connection.
+/// The flow-control window of a connection: request bytes that may be sent before they are read.
 const WINDOW: u32 = 1 << 20;
 const HEADERS_MAX: u32 = 16 * 1024;
 
-/// Serves a connection until it ends. Dropping it cuts the connection.
+/// Serves a connection until it ends. Dropping the future closes the connection.
 pub(super) async fn serve(
     stream: Box<dyn Stream>,
-    peer: Peer,
-    services: Services,
-    manners: Manners,
+    peer: ConnectionPeer,
+    services: ServiceStack,
+    limits: ConnectionLimits,
     stop: CancellationToken,
 ) {
-    let turns = Turns::default();
-    let stream = Gathered::new(stream, turns.clone());
-    let work = speak(stream, peer, services, manners, stop, turns.clone());
-    turns.of(work).await;
+    let scheduler = FlushScheduler::default();
+    let stream = GatheredStream::new(stream, scheduler.clone());
+    let work = handshake(stream, peer, services, limits, stop, scheduler.clone());
+    scheduler.run(work).await;
 }
 
-async fn speak(
-    stream: Gathered,
-    peer: Peer,
-    services: Services,
-    manners: Manners,
+async fn handshake(
+    stream: GatheredStream,
+    peer: ConnectionPeer,
+    services: ServiceStack,
+    limits: ConnectionLimits,
     stop: CancellationToken,
-    turns: Turns,
+    scheduler: FlushScheduler,
 ) {
     let mut builder = h2::server::Builder::new();
     builder
-        .max_concurrent_streams(manners.max_streams)
+        .max_concurrent_streams(limits.max_streams)
         .max_header_list_size(HEADERS_MAX)
         .initial_connection_window_size(WINDOW);
-    let shaking = tokio::time::timeout(manners.keepalive_timeout, builder.handshake(stream));
+    let shaking = tokio::time::timeout(limits.keepalive_timeout, builder.handshake(stream));
     let Ok(Ok(mut connection)) = shaking.await else {
         return;
     };
     let pings = connection.ping_pong();
-    let silence = silence(pings, manners.keepalive, manners.keepalive_timeout);
-    let work = take(&mut connection, &peer, &services, manners, stop, &turns);
+    let ping_timeout = ping_timeout(pings, limits.keepalive, limits.keepalive_timeout);
+    let work = accept_requests(&mut connection, &peer, &services, limits, stop, &scheduler);
     tokio::select! {
         () = work => {}
-        () = silence => tracing::debug!("a caller gave no sign of life in time"),
+        () = ping_timeout => tracing::debug!("a client did not answer a ping in time"),
     }
 }
 
-/// Takes requests until the connection ends: by its caller, by its age, or because the server
-/// stops, and in the last two cases when the requests under way have ended.
-async fn take(
-    connection: &mut Connection<Gathered, Bytes>,
-    peer: &Peer,
-    services: &Services,
-    manners: Manners,
+/// Accepts requests until the client closes the connection, it reaches its age, or the server
+/// stops. In the last two cases it ends when the requests in progress have ended.
+async fn accept_requests(
+    connection: &mut Connection<GatheredStream, Bytes>,
+    peer: &ConnectionPeer,
+    services: &ServiceStack,
+    limits: ConnectionLimits,
     stop: CancellationToken,
-    turns: &Turns,
+    scheduler: &FlushScheduler,
 ) {
-    let aged = tokio::time::sleep(manners.age);
-    let over = tokio::time::sleep(manners.age + manners.grace);
-    let (mut aged, mut over) = (pin!(aged), pin!(over));
+    let aged = tokio::time::sleep(limits.age);
+    let expired = tokio::time::sleep(limits.age + limits.grace);
+    let (mut aged, mut expired) = (pin!(aged), pin!(expired));
     let mut ending = false;
     loop {
         tokio::select! {
-            arrived = connection.accept() => match arrived {
-                Some(Ok((request, respond))) => {
+            accepted = connection.accept() => match accepted {
+                Some(Ok((request, sender))) => {
                     let (peer, services) = (peer.clone(), services.clone());
-                    let patience = manners.request_timeout * 2;
-                    begin(answer(request, respond, peer, services, patience, turns.busy()));
+                    let (timeout, pending) = (limits.request_timeout * 2, scheduler.pending_send());
+                    let response = respond(request, sender, peer, services, timeout, pending);
+                    spawn_unless_ready(response);
                 }
                 Some(Err(error)) => {
-                    tracing::debug!(%error, "a caller's connection broke");
+                    tracing::debug!(%error, "a client's connection was lost");
                     return;
                 }
                 None => return,
@@ -121,34 +124,34 @@ async fn take(
                 ending = true;
                 connection.graceful_shutdown();
             }
-            () = &mut over => return,
+            () = &mut expired => return,
         }
     }
 }
 
-/// Answers a request: now, if that is possible, else in a task of its own.
-fn begin(answering: impl Future<Output = ()> + Send + 'static) {
-    let mut answering = Box::pin(answering);
-    if answering.as_mut().now_or_never().is_none() {
-        tokio::spawn(answering);
+/// Answers a request: at once if it is ready, else in a task of its own.
+fn spawn_unless_ready(response: impl Future<Output = ()> + Send + 'static) {
+    let mut response = Box::pin(response);
+    if response.as_mut().now_or_never().is_none() {
+        tokio::spawn(response);
     }
 }
 
-/// A request that was not answered within `patience` has not arrived: one that has ends by its
-/// deadline, which is earlier.
-async fn answer(
+/// A request without a response within `timeout` has not arrived completely: one that has ends by
+/// its deadline, which is earlier.
+async fn respond(
     request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
-    peer: Peer,
-    services: Services,
-    patience: Duration,
-    busy: Busy,
+    mut sender: SendResponse<Bytes>,
+    peer: ConnectionPeer,
+    services: ServiceStack,
+    timeout: Duration,
+    pending: PendingSend,
 ) {
-    let mut request = request.map(Incoming::new);
+    let mut request = request.map(IncomingBody::new);
     request.extensions_mut().insert(peer);
-    // One request that goes wrong must not take down those beside it.
-    let answering = pin!(AssertUnwindSafe(services.call(request)).catch_unwind());
-    let response = match tokio::time::timeout(patience, answering).await {
+    // A request that panics must not take down the other requests.
+    let response = pin!(AssertUnwindSafe(services.call(request)).catch_unwind());
+    let response = match tokio::time::timeout(timeout, response).await {
         Ok(Ok(response)) => response,
         Ok(Err(_)) => {
             let text = "the operation ended without an answer";
@@ -162,18 +165,18 @@ async fn answer(
         }
     };
     let (parts, body) = response.into_parts();
-    let alone = body.is_end_stream();
-    // What follows, a stream of events perhaps, is nothing that others should wait for.
-    drop(busy);
-    let begun = respond.send_response(Response::from_parts(parts, ()), alone);
-    // Wherever sending fails, the caller has gone.
-    if let (Ok(stream), false) = (begun, alone) {
-        let _gone = send(body, stream).await;
+    let no_body = body.is_end_stream();
+    // The body may be a long stream of events: other tasks must not wait for it.
+    drop(pending);
+    let sent = sender.send_response(Response::from_parts(parts, ()), no_body);
+    // Where sending fails, the client has disconnected.
+    if let (Ok(stream), false) = (sent, no_body) {
+        let _disconnected = send(body, stream).await;
     }
 }
 
-/// What happens next to an answer that is being sent.
-enum Next {
+/// The next part of a response that is being sent.
+enum ResponsePart {
     Data(Bytes),
     Trailers(HeaderMap),
     End,
@@ -186,24 +189,26 @@ async fn send(body: Body, mut stream: SendStream<Bytes>) -> Result<(), h2::Error
             if let Poll::Ready(frame) = body.as_mut().poll_frame(cx) {
                 let next = match frame.transpose() {
                     Ok(Some(frame)) => match frame.into_data() {
-                        Ok(data) => Next::Data(data),
-                        Err(frame) => frame.into_trailers().map_or(Next::End, Next::Trailers),
+                        Ok(data) => ResponsePart::Data(data),
+                        Err(frame) => frame
+                            .into_trailers()
+                            .map_or(ResponsePart::End, ResponsePart::Trailers),
                     },
-                    Ok(None) => Next::End,
-                    Err(status) => Next::Trailers(trailers(&status)),
+                    Ok(None) => ResponsePart::End,
+                    Err(status) => ResponsePart::Trailers(trailers(&status)),
                 };
                 return Poll::Ready(Ok(next));
             }
-            // Whoever listens to events may have gone long before there is the next one.
+            // A subscriber may disconnect long before the next event.
             stream
                 .poll_reset(cx)
-                .map(|gone| Err(gone.map_or_else(|error| error, h2::Error::from)))
+                .map(|reset| Err(reset.map_or_else(|error| error, h2::Error::from)))
         })
         .await?;
         match next {
-            Next::Data(data) => send_data(&mut stream, data).await?,
-            Next::Trailers(trailers) => return stream.send_trailers(trailers),
-            Next::End => return stream.send_data(Bytes::new(), true),
+            ResponsePart::Data(data) => send_data(&mut stream, data).await?,
+            ResponsePart::Trailers(trailers) => return stream.send_trailers(trailers),
+            ResponsePart::End => return stream.send_data(Bytes::new(), true),
         }
     }
 }
@@ -214,7 +219,7 @@ fn trailers(status: &tonic::Status) -> HeaderMap {
     trailers
 }
 
-/// Sends as the caller has room for it.
+/// Sends as much as the client's flow-control window allows.
 async fn send_data(stream: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), h2::Error> {
     while !data.is_empty() {
         stream.reserve_capacity(data.len());

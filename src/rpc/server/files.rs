@@ -1,4 +1,4 @@
-//! The files that a server reads again when they change: certificates, keys, tokens.
+//! The files that a server reloads when they change: certificates, keys, tokens.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,24 +12,24 @@ use super::tls;
 use crate::config::{PeerServerConfig, ServerTls};
 use crate::error::Result;
 
-/// How soon a changed file counts.
-const EVERY: Duration = Duration::from_millis(500);
+/// How often the files are checked for changes.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Which files there are.
+/// The paths of the files.
 #[derive(Debug, Clone)]
 pub(super) struct Files {
     tls: Option<ServerTls>,
     tokens: Option<PathBuf>,
 }
 
-/// What the files hold.
+/// The content of the files.
 pub(super) struct Loaded {
     pub(super) tls: Option<ServerConfig>,
     pub(super) tokens: Option<Tokens>,
     pub(super) signature: Signature,
 }
 
-/// When each file was written last, and how long it is; `None`: it cannot be looked at.
+/// Each file's modification time and length; `None`: unreadable.
 type Signature = Vec<Option<(SystemTime, u64)>>;
 
 impl Files {
@@ -42,7 +42,7 @@ impl Files {
 
     /// Reads all of them. It blocks on the file system.
     pub(super) fn load(&self) -> Result<Loaded> {
-        // Looked at first: what is written while they are read is read again.
+        // Before the files are read: a change during the read causes another reload.
         let signature = self.signature();
         Ok(Loaded {
             tls: self.tls.as_ref().map(tls::server).transpose()?,
@@ -67,8 +67,8 @@ impl Files {
         paths.map(look).collect()
     }
 
-    /// Puts what changed files hold in the place of what they held. Files that cannot be used, as
-    /// in the middle of a rotation, change nothing and are read again.
+    /// Reloads the files when they change. Invalid files, as in the middle of a rotation, change
+    /// nothing and are read again.
     pub(super) async fn follow(
         self,
         tls: Option<Arc<ArcSwap<ServerConfig>>>,
@@ -80,7 +80,7 @@ impl Files {
         }
         let mut warned = None;
         loop {
-            tokio::time::sleep(EVERY).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
             let (files, known) = (self.clone(), seen.clone());
             let look = move || (files.signature() != known).then(|| files.load());
             match tokio::task::spawn_blocking(look).await {
@@ -92,12 +92,12 @@ impl Files {
                         gate.replace(tokens);
                     }
                     (seen, warned) = (loaded.signature, None);
-                    tracing::info!("the gRPC server's files have changed and were read again");
+                    tracing::info!("the gRPC server's files have changed and were reloaded");
                 }
                 Ok(Some(Err(error))) => {
                     let text = error.to_string();
                     if warned.as_ref() != Some(&text) {
-                        tracing::warn!(%error, "a changed file cannot be used; the old one counts");
+                        tracing::warn!(%error, "a changed file is invalid; the old one is kept");
                         warned = Some(text);
                     }
                 }

@@ -20,9 +20,9 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
-use self::accept::{Door, accept};
+use self::accept::{Acceptor, accept};
 use self::access::Gate;
-use self::connection::Manners;
+use self::connection::ConnectionLimits;
 use self::files::Files;
 use self::service::RouteHandler;
 use self::services::Services;
@@ -186,12 +186,12 @@ impl Shared {
         let gate = Arc::new(Gate::new(&self.config, first.tokens, self.clock.clone()));
         let (health, health_service) = health().await;
         let config = &self.config;
-        let door = Door {
+        let acceptor = Acceptor {
             listener,
             tls: tls.clone(),
-            places: Arc::new(Semaphore::new(config.max_connections)),
+            permits: Arc::new(Semaphore::new(config.max_connections)),
             services: self.services(Arc::clone(&gate), health_service),
-            manners: Manners {
+            limits: ConnectionLimits {
                 max_streams: config.max_streams,
                 keepalive: config.keepalive,
                 keepalive_timeout: config.keepalive_timeout,
@@ -202,7 +202,7 @@ impl Shared {
             stop: self.stop.clone(),
         };
         let tasks = [
-            tokio::spawn(accept(door)),
+            tokio::spawn(accept(acceptor)),
             tokio::spawn(files.follow(tls, gate, first.signature)),
             tokio::spawn(report(
                 health.clone(),
@@ -216,7 +216,7 @@ impl Shared {
         running.tasks = tasks.iter().map(|task| task.abort_handle()).collect();
     }
 
-    fn services(&self, gate: Arc<Gate>, health: HealthServer<HealthService>) -> Services {
+    fn services(&self, gate: Arc<Gate>, health: HealthServer<HealthService>) -> ServiceStack {
         let config = &self.config;
         let route = RouteHandler {
             operations: Arc::clone(&self.operations),

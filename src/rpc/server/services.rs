@@ -1,4 +1,4 @@
-//! What a server offers, by the path of the request.
+//! The services of a server, routed by the path of the request.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::rpc::messages::SERVICE_NAME;
 
 /// Every service. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct Services(Arc<All>);
+pub(super) struct ServiceStack(Arc<ServiceRoutes>);
 
 #[derive(Debug)]
 struct All {
@@ -27,29 +27,29 @@ struct All {
     others: Routes,
 }
 
-impl Services {
+impl ServiceStack {
     pub(super) fn new(
         route: RouteHandler,
         health: HealthServer<HealthService>,
         reflection: bool,
         gate: Arc<Gate>,
     ) -> Self {
-        // The schema is for callers, too: whoever may call nothing need not know it.
-        let known = move |request: tonic::Request<()>| {
+        // Only authenticated callers may read the schema.
+        let authenticated = move |request: tonic::Request<()>| {
             gate.identify(request.metadata(), request.extensions())?;
             Ok(request)
         };
         let mut others = Routes::builder();
         others.add_service(health);
-        // Both versions, because most tools still ask for the older one.
+        // Both versions, because most tools still use the older one.
         if let (true, Ok(current), Ok(older)) =
             (reflection, schema().build_v1(), schema().build_v1alpha())
         {
-            others.add_service(InterceptedService::new(current, known.clone()));
-            others.add_service(InterceptedService::new(older, known));
+            others.add_service(InterceptedService::new(current, authenticated.clone()));
+            others.add_service(InterceptedService::new(older, authenticated));
         }
         let others = others.routes().prepare();
-        Self(Arc::new(All { route, others }))
+        Self(Arc::new(ServiceRoutes { route, others }))
     }
 
     /// The answer to a request; an error is one, too.
@@ -64,7 +64,7 @@ impl Services {
     }
 }
 
-/// What tells callers the schema.
+/// The reflection service, which returns the schema.
 fn schema() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)

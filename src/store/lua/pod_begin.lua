@@ -1,11 +1,11 @@
--- pod_begin: take an incarnation for a pod process.
+-- pod_begin: acquire an incarnation for a pod process.
 -- KEYS[1] lease hash
 -- ARGV    lease, grace, gap (microseconds), pod, nonce, pod_uid
 -- reply   {verdict, incarnation, microseconds}: 'ok' | 'busy' with the time to wait
--- Atomic, because of two processes with one index exactly one may begin. A retry by the same
--- process (same nonce) gets the same incarnation. A container restarted inside one Kubernetes pod
--- (same pod UID) need not wait: Kubernetes runs one at a time. Beginning declares every earlier
--- incarnation dead.
+-- Atomic, because of two processes with one index exactly one may begin. It is idempotent: a retry
+-- by the same process (same nonce) gets the same incarnation. A container restarted inside one
+-- Kubernetes pod (same pod UID) need not wait: Kubernetes runs one at a time. Beginning declares
+-- every earlier incarnation dead.
 local lease, grace, gap = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local pod, nonce, pod_uid = ARGV[4], ARGV[5], ARGV[6]
 local incarnation, deadline = number('i:' .. pod), number('d:' .. pod)

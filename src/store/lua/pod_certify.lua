@@ -1,7 +1,7 @@
 -- pod_certify: declare a pod dead, for good.
 -- KEYS[1] lease hash, KEYS[2] state hash (its name is the event channel too)
 -- ARGV    pod
--- reply   {verdict, incarnation, microseconds}: 'unknown' | 'dead' | 'alive' for at most so long
+-- reply   {verdict, incarnation, microseconds}: 'unknown' | 'dead' | 'alive' for at most that time
 -- Atomic, because once a client has read 'dead' no renewal up to that incarnation may ever succeed.
 local pod = ARGV[1]
 local lease, grace, gap = times()

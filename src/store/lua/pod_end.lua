@@ -1,8 +1,8 @@
--- pod_end: a clean stop; successors need not wait, clients move the users at once.
+-- pod_end: a clean stop; successors need not wait, and clients move the users at once.
 -- KEYS[1] lease hash, KEYS[2] state hash (its name is the event channel too)
 -- ARGV    pod, incarnation
 -- reply   {verdict, incarnation, microseconds}: 'ok' | 'superseded' by that incarnation
--- Atomic, because only the process that holds the index may withdraw it.
+-- Atomic, because only the process that holds the index may release it.
 local pod, me = ARGV[1], tonumber(ARGV[2])
 local incarnation, dead = number('i:' .. pod), number('x:' .. pod)
 local speaks = string.match(field('w') or '', '^(%d+):') == pod

@@ -1,27 +1,27 @@
--- pod_renew: prove that a pod is alive and publish its state.
+-- pod_renew: renew a pod's lease and publish its state.
 -- KEYS[1] lease hash, KEYS[2] state hash (its name is the event channel too)
 -- ARGV    lease, grace, gap (microseconds), pod, incarnation, routing_state, state (a JSON object)
--- reply   {verdict, incarnation, leads}: 'ok', with 1 if this pod speaks for the service now |
+-- reply   {verdict, incarnation, leads}: 'ok', with 1 if this pod is the service's leader now |
 --         'dead' | 'superseded' by that incarnation
 -- Atomic, because a renewal and a death certificate exclude each other for good. A record lost in
--- a fail-over is made again. The store's time is put into the state. Once a lease period whoever
--- comes first drops the pods that have been dead for ten leases; their incarnations stay dead.
--- The lowest pod that renews speaks for the service: a pod takes that over if nobody does, if it
--- did so before, if the lease of whoever does is over, or from a higher pod.
+-- a failover is written again. The store's time is put into the state. The first renewal of each
+-- lease period evicts the pods that have been dead for ten leases; their incarnations stay dead.
+-- The lowest pod that renews is the leader. A pod becomes leader if there is none, if it was the
+-- leader before, if the leader's lease has expired, or if the leader's index is higher.
 local lease, grace, gap = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local pod, me = ARGV[4], tonumber(ARGV[5])
 local incarnation, deadline = number('i:' .. pod), number('d:' .. pod)
 local dead, sweep = number('x:' .. pod), number('sweep')
 local old = redis.call('HGET', KEYS[2], pod)
--- A later process ends this one for good, though it is certified dead as well: two processes that
--- both came back would take the index from each other for ever.
+-- A later process supersedes this one for good, even if that process is certified dead. Otherwise
+-- two processes that both came back would take the index from each other forever.
 if incarnation > me then
   return {'superseded', text(incarnation), 0}
 end
 if dead >= me then
   return {'dead', text(dead), 0}
 end
-tick(lease, grace, gap) -- first, because during a hold nobody is long dead
+tick(lease, grace, gap) -- first, because during a hold no pod is evicted
 local gone = {}
 if now >= sweep then
   local all = redis.call('HGETALL', lease_key)

@@ -2,12 +2,12 @@
 -- KEYS[1] lease hash, KEYS[2] state hash
 -- ARGV    (none)
 -- reply   {now, hold, held, grace, watchers, lease fields and values, state fields and values}; the
---         last two packed, because a client takes one string apart quicker than thousands
--- Atomic, because states and leases of two moments would show pods that never were. It writes the
--- time only when nobody else has for half a gap: then those who look keep the clock going, and
--- the death of every pod at once is not taken for an outage of the store. A store that takes no
--- writes (out of memory, too few replicas) can still be looked at. Who may not count the
--- connections that listen for events counts none.
+--         last two packed, because a client parses one string faster than thousands
+-- Atomic, because states and leases of two moments would show pods that never existed. It writes
+-- the time only if no call has for half a gap. So readers keep the clock going, and the death of
+-- every pod at once is not taken for an outage of the store. A store that rejects writes (out
+-- of memory, too few replicas) can still be read. A user without the permission to count
+-- subscribers counts none.
 local lease, grace, gap = times()
 local leases = cmsgpack.pack(redis.call('HGETALL', lease_key))
 local states = cmsgpack.pack(redis.call('HGETALL', KEYS[2]))

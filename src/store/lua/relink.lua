@@ -3,7 +3,7 @@
 -- ARGV    service, from_pod, from_persistent (1 | 0), dead_incarnation, to_pod, ttl_ms
 -- reply   {verdict, owner, pttl, previous}: 'made' | 'kept' | 'absent'
 -- Atomic compare-and-set: of many clients that found the same pod dead one moves the user, and
--- nobody moves a user whom a later incarnation has claimed meanwhile.
+-- no client moves a user whom a later incarnation has claimed meanwhile.
 local owner = redis.call('GET', KEYS[1])
 local left = redis.call('PTTL', KEYS[1])
 local record = redis.call('HGET', KEYS[3], ARGV[1])

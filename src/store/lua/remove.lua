@@ -1,9 +1,9 @@
--- remove: take the link away at once, or leave it as a hint for a grace period.
+-- remove: delete the link at once, or keep it as a hint for a grace period.
 -- KEYS[1] link, KEYS[2] the user's hash of persistent links
--- ARGV    service, owner ('' = whoever it is), grace_ms (0 = at once)
+-- ARGV    service, owner ('' = any), grace_ms (0 = at once)
 -- reply   {verdict, owner, pttl, previous}: 'removed' | 'kept' | 'absent'
--- Atomic, because the owner that was compared must be the owner that is removed. The user's hash
--- loses the service either way: it lists persistent links only.
+-- Atomic, because the owner that was compared must be the owner that is removed. The service is
+-- removed from the user's hash either way: it lists persistent links only.
 local owner = redis.call('GET', KEYS[1])
 local left = redis.call('PTTL', KEYS[1])
 redis.call('HEXISTS', KEYS[2], ARGV[1])

@@ -1,9 +1,9 @@
--- set: write the link whatever was there.
+-- set: write the link unconditionally.
 -- KEYS[1] link, KEYS[2] the user's hash of persistent links
 -- ARGV    service, pod, ttl_ms (-1 = persistent)
 -- reply   {verdict, owner, pttl, previous}: 'made'
--- Atomic, because the link and the hash must never tell two stories, and the previous owner is
--- the one that this call replaced.
+-- Atomic, because the link and the hash must never disagree, and the previous owner must be the
+-- one that this call replaced.
 local previous = redis.call('GET', KEYS[1])
 redis.call('HEXISTS', KEYS[2], ARGV[1]) -- of the wrong type? then fail before anything is written
 if ARGV[3] == '-1' then

@@ -1,9 +1,9 @@
--- try_set: write the link unless somebody else has a right to it.
+-- try_set: write the link unless another pod owns it.
 -- KEYS[1] link, KEYS[2] the user's hash of persistent links, KEYS[3] owner records
 -- ARGV    service, pod, ttl_ms (-1 = persistent)
 -- reply   {verdict, owner, pttl, previous}: 'made' | 'kept'
--- Atomic, because of two pods that try at once exactly one may win. Free to take are: no link, a
--- link that already names this pod, a temporary link that no owner record backs.
+-- Atomic, because of two pods that try at once exactly one may win. A link is free if it is absent,
+-- if it already names this pod, or if it is temporary and no owner record confirms it.
 local owner = redis.call('GET', KEYS[1])
 local left = redis.call('PTTL', KEYS[1])
 local record = redis.call('HGET', KEYS[3], ARGV[1])

@@ -1,4 +1,4 @@
-//! Leases in memory: the same rules as `lua/lease_clock.lua` and the scripts it heads.
+//! Leases in memory: the same rules as `lua/lease_clock.lua` and the scripts that include it.
 //!
 //! Times are microseconds of the store's clock, as they are on a server.
 
@@ -13,38 +13,38 @@ use crate::store::codec::{LeaseFields, StoreClock, micros};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A pod that has been dead for this many leases is forgotten, all but its incarnation.
-const FORGET_AFTER: u64 = 10;
+/// A pod that has been dead for this many leases is evicted, except for its incarnation.
+const EVICT_AFTER: u64 = 10;
 
 /// The leases and states of one service's pods.
 #[derive(Debug, Default)]
-pub(super) struct Service {
-    /// The last moment anybody was here.
+pub(super) struct ServiceLeases {
+    /// The time of the last access.
     last: u64,
-    /// After an outage nobody is declared dead before this moment.
+    /// After an outage no pod is declared dead before this time.
     hold: u64,
-    /// Pods whose lease reached this moment count as alive during the hold.
+    /// Pods whose lease reached this time count as alive during the hold.
     held: u64,
-    /// When the long dead are dropped next.
+    /// When pods that have been dead for long are evicted next.
     sweep: u64,
-    /// The times of the pod that wrote last, for those who only look.
-    times: Times,
+    /// The times of the pod that wrote last, for calls that only read.
+    times: LeaseMicros,
     pods: BTreeMap<PodIndex, Lease>,
     states: BTreeMap<PodIndex, Arc<PodState>>,
-    /// The pod that speaks for the service, and the end of its lease.
+    /// The leader of the service, and the end of its lease.
     leader: Option<(PodIndex, u64)>,
-    /// Something happened that listeners are to be told.
-    news: bool,
+    /// Something happened of which subscribers must be notified.
+    changed: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Times {
+struct LeaseMicros {
     lease: u64,
     grace: u64,
     gap: u64,
 }
 
-impl From<LeaseTimes> for Times {
+impl From<LeaseTimes> for LeaseMicros {
     fn from(times: LeaseTimes) -> Self {
         Self {
             lease: micros(times.lease),
@@ -61,21 +61,21 @@ struct Lease {
     pod_uid: String,
 }
 
-impl Service {
-    pub(super) fn begin(&mut self, who: &PodIdentity, times: LeaseTimes, now: u64) -> Begun {
-        let times = Times::from(times);
+impl ServiceLeases {
+    pub(super) fn begin(&mut self, identity: &PodIdentity, times: LeaseTimes, now: u64) -> Begun {
+        let times = LeaseMicros::from(times);
         let now = self.tick(times, now);
         self.times = times;
         let hold = self.hold;
-        let lease = self.pods.entry(who.pod).or_default();
+        let lease = self.pods.entry(identity.pod).or_default();
         let found = lease.fields;
         let alive = found.incarnation > found.dead;
-        if alive && lease.nonce == who.nonce {
+        if alive && lease.nonce == identity.nonce {
             lease.fields.deadline = found.deadline.max(now + times.lease);
             return Begun::Started(Incarnation::new(found.incarnation));
         }
         let till = hold.max(found.deadline + times.grace);
-        let same_pod = !who.pod_uid.is_empty() && lease.pod_uid == who.pod_uid;
+        let same_pod = !identity.pod_uid.is_empty() && lease.pod_uid == identity.pod_uid;
         if alive && now <= till && !same_pod {
             return Begun::Busy {
                 incarnation: Incarnation::new(found.incarnation),
@@ -89,8 +89,8 @@ impl Service {
             deadline: now + times.lease,
             dead,
         };
-        lease.nonce.clone_from(&who.nonce);
-        lease.pod_uid.clone_from(&who.pod_uid);
+        lease.nonce.clone_from(&identity.nonce);
+        lease.pod_uid.clone_from(&identity.pod_uid);
         Begun::Started(Incarnation::new(incarnation))
     }
 
@@ -103,12 +103,12 @@ impl Service {
         if found.dead >= me {
             return Renewed::Dead;
         }
-        let times = Times::from(times);
-        // First, because during a hold nobody is long dead.
+        let times = LeaseMicros::from(times);
+        // First, because during a hold no pod is evicted.
         let now = self.tick(times, now);
-        self.forget_the_long_dead(state.pod_id, times.lease, now);
+        self.evict_dead_pods(state.pod_id, times.lease, now);
         let known = self.states.get(&state.pod_id);
-        self.news = found.deadline <= now
+        self.changed = found.deadline <= now
             || known.is_none_or(|known| {
                 known.routing_state != state.routing_state || known.incarnation != state.incarnation
             });
@@ -145,7 +145,7 @@ impl Service {
         };
         self.states.remove(&pod);
         self.leader = self.leader.filter(|(leader, _)| *leader != pod);
-        self.news = true;
+        self.changed = true;
         true
     }
 
@@ -161,7 +161,7 @@ impl Service {
         self.tick(self.times, now);
         if let Certificate::Dead(incarnation) = foretold.certificate {
             self.pods.entry(pod).or_default().fields.dead = incarnation.get();
-            self.news = true;
+            self.changed = true;
         }
         foretold.certificate
     }
@@ -174,7 +174,7 @@ impl Service {
         self.shown(self.clock_at(now))
     }
 
-    /// What `pods` and `certify` would say.
+    /// What `pods` and `certify` would return.
     pub(super) fn inspect(&self, now: u64) -> Inspection {
         let clock = self.clock_at(now);
         let certificates = self.pods.iter().filter_map(|(pod, lease)| {
@@ -202,9 +202,9 @@ impl Service {
         }
     }
 
-    /// Whether something happened that listeners are to be told; they are told once.
-    pub(super) fn take_news(&mut self) -> bool {
-        std::mem::take(&mut self.news)
+    /// Whether subscribers must be notified; `true` only once per change.
+    pub(super) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
     }
 
     fn lease(&self, pod: PodIndex) -> LeaseFields {
@@ -214,16 +214,16 @@ impl Service {
             .unwrap_or_default()
     }
 
-    /// Moves the store's clock, which never runs backwards. A silence longer than the gap is an
-    /// outage: everyone gets a fresh lease and grace.
-    fn tick(&mut self, times: Times, now: u64) -> u64 {
+    /// Advances the store's clock, which never runs backwards. A time without access longer than
+    /// the gap is an outage: every pod gets a new lease and grace.
+    fn tick(&mut self, times: LeaseMicros, now: u64) -> u64 {
         let clock = self.ticked(times, now);
         (self.hold, self.held, self.last) = (clock.hold, clock.held, clock.now);
         clock.now
     }
 
-    /// What `tick` would make of the clock.
-    fn ticked(&self, times: Times, now: u64) -> StoreClock {
+    /// The clock as `tick` would set it.
+    fn ticked(&self, times: LeaseMicros, now: u64) -> StoreClock {
         let now = now.max(self.last);
         let (mut hold, mut held) = (self.hold, self.held);
         if self.last > 0 && times.gap > 0 && now - self.last > times.gap {
@@ -244,7 +244,7 @@ impl Service {
         self.ticked(self.times, now)
     }
 
-    fn forget_the_long_dead(&mut self, me: PodIndex, lease_time: u64, now: u64) {
+    fn evict_dead_pods(&mut self, me: PodIndex, lease_time: u64, now: u64) {
         if now < self.sweep {
             return;
         }
@@ -253,8 +253,8 @@ impl Service {
             return;
         }
         for (pod, lease) in &mut self.pods {
-            let long_dead = lease.fields.deadline + FORGET_AFTER * lease_time < now;
-            if *pod != me && long_dead {
+            let expired = lease.fields.deadline + EVICT_AFTER * lease_time < now;
+            if *pod != me && expired {
                 let incarnation = lease.fields.incarnation;
                 let fields = LeaseFields {
                     incarnation,

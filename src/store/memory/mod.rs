@@ -23,7 +23,7 @@ use crate::id::{Namespace, ServiceId, ServiceName, Tag};
 use crate::op::{Call, CallName, Effect, Operation, Reply, reply_to_call};
 use crate::route::state::WorkloadState;
 
-use lease::Service;
+use lease::ServiceLeases;
 use links::Links;
 use listeners::Listeners;
 
@@ -67,7 +67,7 @@ trait Apply: Operation {
 #[derive(Default)]
 struct Tables {
     links: Links,
-    services: HashMap<ServiceId, Service>,
+    services: HashMap<ServiceId, ServiceLeases>,
     listeners: Listeners,
     /// Each with its end.
     workloads: HashMap<ServiceId, (WorkloadState, Tick)>,

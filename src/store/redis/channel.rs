@@ -1,8 +1,8 @@
-//! The channel of events: a second connection, on which the server says that pods changed.
+//! The event channel: a second connection, on which the server announces changes of pods.
 //!
-//! All subscriptions of an executor share it. The first makes it, and it ends with the last. It
-//! is not made anew by itself: when it breaks, every subscription ends, and whoever wants to hear
-//! more listens again at a pace of their own, looking at the pods meanwhile.
+//! All subscriptions of a store share it. The first one opens it, and the last one closes it. It
+//! does not reconnect by itself: when it is lost, every subscription ends. A subscriber that wants
+//! more events subscribes again at its own pace, and polls the pods meanwhile.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,62 +23,64 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::op::Effect;
 use crate::store::Changes;
 
-/// The connection is asked for a sign of life this often: a half-open one brings no events, and
-/// looks as if there were none.
-const PING_EVERY: Duration = Duration::from_secs(5);
+/// How often the connection is pinged: a half-open one delivers no events, which looks like a
+/// service without changes.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The channel as calls see it. Dropping it ends every subscription.
 pub(super) struct Channel {
     dialer: Arc<Dialer>,
     clock: Clock,
     /// Never held across an await.
-    door: Mutex<Door>,
+    state: Mutex<ChannelState>,
 }
 
-enum Door {
-    /// Nobody has listened yet.
+enum ChannelState {
+    /// No subscription yet.
     Idle,
-    /// The task that owns the connection, started by the first subscription on the runtime of
+    /// The task that owns the connection, spawned by the first subscription on the runtime of
     /// that call. It ends with the last subscription, when the connection is lost, with
     /// [`Channel::close`], or when the channel is dropped.
-    Open(UnboundedSender<Request>, JoinHandle<()>),
+    Open(UnboundedSender<ChannelRequest>, JoinHandle<()>),
     /// Closed for good.
     Closed,
 }
 
-/// Somebody who waits for a subscription.
-struct Request {
+/// A caller that waits for its subscription.
+struct ChannelRequest {
     name: String,
-    /// `None`: the last subscription ended at this very moment, so ask the next task.
-    answer: oneshot::Sender<Result<Option<Changes>>>,
+    /// `None`: the task is ending because the last subscription just ended; ask the next task.
+    reply: oneshot::Sender<Result<Option<Changes>>>,
 }
 
 impl Channel {
-    /// A channel that nobody listens on yet. No I/O, no task.
+    /// A channel without subscriptions. No I/O, no task.
     pub(super) fn new(dialer: Dialer, clock: Clock) -> Self {
         Self {
             dialer: Arc::new(dialer),
             clock,
-            door: Mutex::new(Door::Idle),
+            state: Mutex::new(ChannelState::Idle),
         }
     }
 
     /// Subscribes. When this returns, the server has confirmed it: no later event is missed.
-    pub(super) async fn listen(&self, name: &str, deadline: Tick) -> Result<Changes> {
+    pub(super) async fn subscribe(&self, name: &str, deadline: Tick) -> Result<Changes> {
         loop {
             let left = deadline.since(self.clock.now());
             if left.is_zero() {
                 let why = "the deadline had passed before the call";
                 return Err(Error::new(ErrorKind::Timeout, why));
             }
-            let (answer, answered) = oneshot::channel();
+            let (reply, receiver) = oneshot::channel();
             let name = name.to_owned();
-            self.ask(Request { name, answer })?;
-            match tokio::time::timeout(left, answered).await {
+            self.send(ChannelRequest { name, reply })?;
+            match tokio::time::timeout(left, receiver).await {
                 Ok(Ok(Ok(Some(changes)))) => return Ok(changes),
                 Ok(Ok(Ok(None))) => {}
                 Ok(Ok(Err(error))) => return Err(error),
-                Ok(Err(_)) if matches!(*self.door(), Door::Closed) => return Err(closed()),
+                Ok(Err(_)) if matches!(*self.state(), ChannelState::Closed) => {
+                    return Err(closed());
+                }
                 Ok(Err(_)) => return Err(self.dialer.unavailable("the connection was lost")),
                 Err(_) => {
                     let text = format!("the store did not confirm a subscription within {left:?}");
@@ -88,12 +90,13 @@ impl Channel {
         }
     }
 
-    fn ask(&self, mut request: Request) -> Result<()> {
-        let mut door = self.door();
-        match &*door {
-            Door::Closed => return Err(closed()),
-            Door::Idle => {}
-            Door::Open(requests, _) => match requests.send(request) {
+    /// Hands the request to the task; spawns one if none runs.
+    fn send(&self, mut request: ChannelRequest) -> Result<()> {
+        let mut state = self.state();
+        match &*state {
+            ChannelState::Closed => return Err(closed()),
+            ChannelState::Idle => {}
+            ChannelState::Open(requests, _) => match requests.send(request) {
                 Ok(()) => return Ok(()),
                 // That task has ended.
                 Err(returned) => request = returned.0,
@@ -103,152 +106,152 @@ impl Channel {
             Error::new(ErrorKind::Internal, "a store was used outside of a runtime")
                 .caused_by(error)
         })?;
-        // Without a bound, because behind each request somebody waits.
+        // Unbounded, because a caller waits for each request.
         let (requests, inbox) = mpsc::unbounded_channel();
-        // It cannot fail: the inbox is here.
+        // It cannot fail: the receiver is still here.
         let _ = requests.send(request);
-        let task = runtime.spawn(carry(Arc::clone(&self.dialer), inbox));
-        *door = Door::Open(requests, task);
+        let task = runtime.spawn(run(Arc::clone(&self.dialer), inbox));
+        *state = ChannelState::Open(requests, task);
         Ok(())
     }
 
     /// Ends every subscription for good. Calls that wait fail with `Closed`.
     pub(super) async fn close(&self) {
-        let door = std::mem::replace(&mut *self.door(), Door::Closed);
-        if let Door::Open(_, task) = door {
+        let state = std::mem::replace(&mut *self.state(), ChannelState::Closed);
+        if let ChannelState::Open(_, task) = state {
             task.abort();
-            // It was cancelled, or it had ended: either is what was asked for.
+            // Cancelled or already finished: both are fine.
             let _ = task.await;
         }
     }
 
-    fn door(&self) -> MutexGuard<'_, Door> {
-        self.door.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, ChannelState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        if let Door::Open(_, task) = &*self.door() {
+        if let ChannelState::Open(_, task) = &*self.state() {
             task.abort();
         }
     }
 }
 
-/// Who listens to what. It goes with the task: then every subscription ends.
+/// The subscribers of each Redis channel. It is dropped with the task: every subscription ends.
 #[derive(Default)]
-struct Table {
+struct SubscriptionTable {
     /// Never held across an await.
-    listeners: Mutex<HashMap<String, Vec<Sender<()>>>>,
-    /// Somebody listens no more.
-    left: Arc<Notify>,
+    subscribers: Mutex<HashMap<String, Vec<Sender<()>>>>,
+    /// A subscription was dropped.
+    dropped: Arc<Notify>,
 }
 
-impl Table {
-    fn listeners(&self) -> MutexGuard<'_, HashMap<String, Vec<Sender<()>>>> {
-        self.listeners
+impl SubscriptionTable {
+    fn subscribers(&self) -> MutexGuard<'_, HashMap<String, Vec<Sender<()>>>> {
+        self.subscribers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a listener; says whether the server must be asked for the channel.
+    /// Adds a subscriber; returns whether the server must be asked for the channel.
     fn add(&self, name: &str) -> (Changes, bool) {
-        let (tell, changes) = Changes::channel(Some(Arc::clone(&self.left)));
-        let mut listeners = self.listeners();
-        let first = !listeners.contains_key(name);
-        listeners.entry(name.to_owned()).or_default().push(tell);
+        let (sender, changes) = Changes::channel(Some(Arc::clone(&self.dropped)));
+        let mut subscribers = self.subscribers();
+        let first = !subscribers.contains_key(name);
+        subscribers.entry(name.to_owned()).or_default().push(sender);
         (changes, first)
     }
 
     fn remove(&self, name: &str) {
-        self.listeners().remove(name);
+        self.subscribers().remove(name);
     }
 
-    /// Takes out the channels that nobody listens to any more.
-    fn abandoned(&self) -> Vec<String> {
-        let mut listeners = self.listeners();
-        for tell in listeners.values_mut() {
-            tell.retain(|tell| !tell.is_closed());
+    /// Removes and returns the channels without subscribers.
+    fn take_unused(&self) -> Vec<String> {
+        let mut subscribers = self.subscribers();
+        for senders in subscribers.values_mut() {
+            senders.retain(|sender| !sender.is_closed());
         }
-        let gone = listeners.extract_if(|_, tell| tell.is_empty());
-        gone.map(|(name, _)| name).collect()
+        let unused = subscribers.extract_if(|_, senders| senders.is_empty());
+        unused.map(|(name, _)| name).collect()
     }
 
     fn is_empty(&self) -> bool {
-        self.listeners().is_empty()
+        self.subscribers().is_empty()
     }
 
-    /// Passes on what the server said without being asked.
-    fn hear(&self, said: &PushInfo) {
-        let (PushKind::Message, Some(Value::BulkString(name))) = (&said.kind, said.data.first())
+    /// Notifies the subscribers of a pushed message.
+    fn dispatch(&self, push: &PushInfo) {
+        let (PushKind::Message, Some(Value::BulkString(name))) = (&push.kind, push.data.first())
         else {
             return;
         };
         let Ok(name) = std::str::from_utf8(name) else {
             return;
         };
-        for tell in self.listeners().get(name).into_iter().flatten() {
-            // Full: an event waits already, and one is as good as two.
-            let _ = tell.try_send(());
+        for sender in self.subscribers().get(name).into_iter().flatten() {
+            // Full: an event is pending already, and one stands for all.
+            let _ = sender.try_send(());
         }
     }
 }
 
 /// The task: one connection, from the first subscription to the last.
-async fn carry(dialer: Arc<Dialer>, mut inbox: UnboundedReceiver<Request>) {
-    let table = Arc::new(Table::default());
-    let ear = Arc::clone(&table);
-    let ear = Arc::new(move |said: PushInfo| {
-        ear.hear(&said);
+async fn run(dialer: Arc<Dialer>, mut inbox: UnboundedReceiver<ChannelRequest>) {
+    let table = Arc::new(SubscriptionTable::default());
+    let dispatcher = Arc::clone(&table);
+    let handler = Arc::new(move |push: PushInfo| {
+        dispatcher.dispatch(&push);
         Ok::<(), ()>(())
     });
-    let end = match dialer.dial_to_hear(ear).await {
+    let end = match dialer.dial_with_push(handler).await {
         Err(failure) => Err(failure.error),
         Ok((connection, driver)) => tokio::select! {
             () = driver => Err(dialer.unavailable("the connection was lost")),
-            error = signs_of_life(&dialer, connection.clone()) => Err(error),
+            error = ping_periodically(&dialer, connection.clone()) => Err(error),
             end = serve(&dialer, &table, connection, &mut inbox) => end,
         },
     };
     inbox.close();
     while let Ok(request) = inbox.try_recv() {
-        // Whoever has gone away meanwhile does not mind.
-        let _ = request.answer.send(end.clone().map(|()| None));
+        // The caller may have given up meanwhile.
+        let _ = request.reply.send(end.clone().map(|()| None));
     }
 }
 
-/// Asks for a sign of life every now and then. Returns when there was none.
-async fn signs_of_life(dialer: &Dialer, mut connection: MultiplexedConnection) -> Error {
+/// Pings the server periodically. Returns when a ping was not answered.
+async fn ping_periodically(dialer: &Dialer, mut connection: MultiplexedConnection) -> Error {
     let ping = redis::cmd("PING");
     loop {
-        tokio::time::sleep(PING_EVERY).await;
-        // An error of the server is a sign of life too.
-        let answer = connection.send_packed_command(&ping);
-        if let Err(error) = in_time(dialer, "a PING was not answered", answer).await {
+        tokio::time::sleep(PING_INTERVAL).await;
+        // A server error proves that the connection works, too.
+        let reply = connection.send_packed_command(&ping);
+        if let Err(error) = with_timeout(dialer, "a PING was not answered", reply).await {
             return error;
         }
     }
 }
 
-/// Serves those who come and those who leave, one after the other. Returns when nobody listens
-/// any more, or with the reason why nobody can.
+/// Serves subscriptions and their ends one after the other. Returns when no subscription is
+/// left, or with the reason why none can be served.
 async fn serve(
     dialer: &Dialer,
-    table: &Table,
+    table: &SubscriptionTable,
     mut connection: MultiplexedConnection,
-    inbox: &mut UnboundedReceiver<Request>,
+    inbox: &mut UnboundedReceiver<ChannelRequest>,
 ) -> Result<()> {
     loop {
         tokio::select! {
             request = inbox.recv() => match request {
-                Some(request) => admit(dialer, table, &mut connection, request).await?,
+                Some(request) => subscribe(dialer, table, &mut connection, request).await?,
                 None => return Ok(()),
             },
-            () = table.left.notified() => {}
+            () = table.dropped.notified() => {}
         }
-        for name in table.abandoned() {
-            // Refused or not: nobody here passes its messages on any more.
-            exchange(dialer, &mut connection, "UNSUBSCRIBE", &name).await?;
+        for name in table.take_unused() {
+            // Refused or not: the table no longer dispatches its messages.
+            send_command(dialer, &mut connection, "UNSUBSCRIBE", &name).await?;
         }
         if table.is_empty() && inbox.is_empty() {
             return Ok(());
@@ -256,20 +259,20 @@ async fn serve(
     }
 }
 
-async fn admit(
+async fn subscribe(
     dialer: &Dialer,
-    table: &Table,
+    table: &SubscriptionTable,
     connection: &mut MultiplexedConnection,
-    request: Request,
+    request: ChannelRequest,
 ) -> Result<()> {
-    // It is in the table before the server is asked, so that it hears the first event too.
+    // In the table before the server is asked, so that the first event is dispatched too.
     let (changes, first) = table.add(&request.name);
     let reply = if first {
-        exchange(dialer, connection, "SUBSCRIBE", &request.name).await
+        send_command(dialer, connection, "SUBSCRIBE", &request.name).await
     } else {
         Ok(Value::Okay)
     };
-    let (answer, broken) = match reply {
+    let (reply, connected) = match reply {
         Ok(Value::ServerError(error)) => {
             table.remove(&request.name);
             (Err(refusal(&error, Effect::Read).0), Ok(()))
@@ -277,13 +280,13 @@ async fn admit(
         Ok(_) => (Ok(Some(changes)), Ok(())),
         Err(error) => (Err(error.clone()), Err(error)),
     };
-    // Whoever has stopped waiting drops the subscription with the answer.
-    let _ = request.answer.send(answer);
-    broken
+    // A caller that has stopped waiting drops the subscription with the reply.
+    let _ = request.reply.send(reply);
+    connected
 }
 
 /// One command and its confirmation. A half-open connection confirms nothing.
-async fn exchange(
+async fn send_command(
     dialer: &Dialer,
     connection: &mut MultiplexedConnection,
     command: &str,
@@ -291,19 +294,19 @@ async fn exchange(
 ) -> Result<Value> {
     let mut packed = redis::cmd(command);
     packed.arg(name);
-    let answer = connection.send_packed_command(&packed);
-    in_time(dialer, "a subscription was not confirmed", answer).await
+    let reply = connection.send_packed_command(&packed);
+    with_timeout(dialer, "a subscription was not confirmed", reply).await
 }
 
-/// Waits for an answer as long as for a connection.
-async fn in_time(
+/// Waits for a reply no longer than for a connection.
+async fn with_timeout(
     dialer: &Dialer,
-    silence: &'static str,
-    answer: impl Future<Output = RedisResult<Value>>,
+    on_timeout: &'static str,
+    reply: impl Future<Output = RedisResult<Value>>,
 ) -> Result<Value> {
-    match tokio::time::timeout(dialer.timeout(), answer).await {
+    match tokio::time::timeout(dialer.timeout(), reply).await {
         Ok(Ok(reply)) => Ok(reply),
         Ok(Err(_)) => Err(dialer.unavailable("the connection was lost")),
-        Err(_) => Err(dialer.unavailable(silence)),
+        Err(_) => Err(dialer.unavailable(on_timeout)),
     }
 }

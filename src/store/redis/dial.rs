@@ -1,4 +1,4 @@
-//! Making one connection: socket, TLS, login, and a first sign of life.
+//! Establishing one connection: socket, TLS, login, and a first ping.
 
 use std::fmt;
 use std::future::Future;
@@ -26,51 +26,51 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{invalid, shown};
 use crate::op::Effect;
 
-/// Moves bytes between the connection and the socket, as long as it is polled. It ends when the
-/// connection is lost, and dropping it closes the socket.
+/// Moves bytes between the connection and the socket while it is polled. It ends when the
+/// connection is lost; dropping it closes the socket.
 pub(super) type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A connection that has answered, with its driver.
-pub(super) type Dialled = (MultiplexedConnection, Driver);
+/// A connection that has answered a ping, with its driver.
+pub(super) type DialedConnection = (MultiplexedConnection, Driver);
 
-/// Hears what the server says without being asked. The driver calls it, so it must not wait.
-pub(super) type Ear = Arc<dyn AsyncPushSender>;
+/// Receives push messages of the server. The driver calls it, so it must not block.
+pub(super) type PushHandler = Arc<dyn AsyncPushSender>;
 
-/// Half-open connections are found by the kernel too: a probe after ten seconds of silence...
+/// The kernel detects half-open connections too: a first probe after this idle time...
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
-/// ...then one every three seconds...
+/// ...then one at this interval...
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
-/// ...and what was sent must be acknowledged within this time.
+/// ...and sent bytes must be acknowledged within this time.
 const USER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Calls that may wait in line for the socket before callers wait themselves.
+/// Calls that may be queued for the socket before callers wait.
 const QUEUE: usize = 1024;
 
-/// Why no connection came about.
+/// Why no connection was established.
 #[derive(Debug, Clone)]
-pub(super) struct Failure {
+pub(super) struct DialFailure {
     pub(super) error: Error,
-    /// Somebody has to change something first: a password, a file, a permission. A call need not
-    /// wait for the next attempt then.
-    pub(super) hopeless: bool,
+    /// An operator must change something first: a password, a file, a permission. A call need
+    /// not wait for the next attempt.
+    pub(super) permanent: bool,
 }
 
-impl Failure {
-    pub(super) fn passing(error: Error) -> Self {
+impl DialFailure {
+    pub(super) fn transient(error: Error) -> Self {
         Self {
             error,
-            hopeless: false,
+            permanent: false,
         }
     }
 
-    fn hopeless(error: Error) -> Self {
+    fn permanent(error: Error) -> Self {
         Self {
             error,
-            hopeless: true,
+            permanent: true,
         }
     }
 }
 
-/// Where to connect, and as whom.
+/// Where to connect, and with which login.
 pub(super) struct Dialer {
     address: ServerAddress,
     tls: Option<(TlsFiles, ServerName<'static>)>,
@@ -106,39 +106,48 @@ impl Dialer {
         self.address.connect_timeout
     }
 
-    /// Connects, logs in and asks for a sign of life.
-    pub(super) async fn dial(&self) -> std::result::Result<Dialled, Failure> {
+    /// Connects, logs in and pings the server.
+    pub(super) async fn dial(&self) -> std::result::Result<DialedConnection, DialFailure> {
         self.dial_as(None).await
     }
 
-    /// The same for a connection that may subscribe: it speaks RESP3, and `ear` hears what comes.
-    pub(super) async fn dial_to_hear(&self, ear: Ear) -> std::result::Result<Dialled, Failure> {
-        self.dial_as(Some(ear)).await
+    /// The same for a connection that subscribes: it uses RESP3; `handler` receives the pushes.
+    pub(super) async fn dial_with_push(
+        &self,
+        handler: PushHandler,
+    ) -> std::result::Result<DialedConnection, DialFailure> {
+        self.dial_as(Some(handler)).await
     }
 
-    async fn dial_as(&self, ear: Option<Ear>) -> std::result::Result<Dialled, Failure> {
+    async fn dial_as(
+        &self,
+        handler: Option<PushHandler>,
+    ) -> std::result::Result<DialedConnection, DialFailure> {
         let limit = self.timeout();
-        tokio::time::timeout(limit, self.attempt(ear))
+        tokio::time::timeout(limit, self.attempt(handler))
             .await
             .unwrap_or_else(|_| {
-                Err(Failure::passing(
+                Err(DialFailure::transient(
                     self.unavailable(&format!("no answer within {limit:?}")),
                 ))
             })
     }
 
-    async fn attempt(&self, ear: Option<Ear>) -> std::result::Result<Dialled, Failure> {
-        let unreachable = |error: io::Error| Failure::passing(self.io_error(error));
+    async fn attempt(
+        &self,
+        handler: Option<PushHandler>,
+    ) -> std::result::Result<DialedConnection, DialFailure> {
+        let unreachable = |error: io::Error| DialFailure::transient(self.io_error(error));
         match &self.address.endpoint {
             StoreEndpoint::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(unreachable)?;
-                self.login(stream, ear).await
+                self.login(stream, handler).await
             }
             StoreEndpoint::Tcp(host, port) => {
                 let stream = connect(host, *port).await.map_err(unreachable)?;
                 match &self.tls {
-                    None => self.login(stream, ear).await,
-                    Some((files, name)) => self.secure(stream, files, name, ear).await,
+                    None => self.login(stream, handler).await,
+                    Some((files, name)) => self.secure(stream, files, name, handler).await,
                 }
             }
         }
@@ -149,50 +158,56 @@ impl Dialer {
         stream: TcpStream,
         files: &TlsFiles,
         name: &ServerName<'static>,
-        ear: Option<Ear>,
-    ) -> std::result::Result<Dialled, Failure> {
+        handler: Option<PushHandler>,
+    ) -> std::result::Result<DialedConnection, DialFailure> {
         let files = files.clone();
         let connector = tokio::task::spawn_blocking(move || tls::connector(&files)).await;
         let connector = connector
-            .map_err(|error| Failure::passing(self.unavailable("TLS failed").caused_by(error)))?
-            .map_err(Failure::hopeless)?;
+            .map_err(|error| {
+                DialFailure::transient(self.unavailable("TLS failed").caused_by(error))
+            })?
+            .map_err(DialFailure::permanent)?;
         let stream = match connector.connect(name.clone(), stream).await {
             Ok(stream) => stream,
             Err(error) => {
-                // A certificate that is refused will be refused again; a broken socket need not.
-                let hopeless = tls_error(&error).is_some();
+                // A refused certificate is refused again; a broken socket is transient.
+                let permanent = tls_error(&error).is_some();
                 let error = self.io_error(error);
-                return Err(Failure { hopeless, error });
+                return Err(DialFailure { permanent, error });
             }
         };
-        let (stream, seen) = Witness::new(stream);
-        let dialled = self.login(stream, ear).await;
-        dialled.map_err(|failure| match seen.get() {
+        let (stream, captured) = TlsErrorCapture::new(stream);
+        let dialed = self.login(stream, handler).await;
+        dialed.map_err(|failure| match captured.get() {
             Some(error) => {
                 let text = format!("TLS was refused: {error}");
-                Failure::hopeless(self.unavailable(&text).caused_by(error.clone()))
+                DialFailure::permanent(self.unavailable(&text).caused_by(error.clone()))
             }
             None => failure,
         })
     }
 
-    async fn login<S>(&self, stream: S, ear: Option<Ear>) -> std::result::Result<Dialled, Failure>
+    async fn login<S>(
+        &self,
+        stream: S,
+        handler: Option<PushHandler>,
+    ) -> std::result::Result<DialedConnection, DialFailure>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        // The login commands are sent below, where their errors can be told apart.
+        // The login commands are sent below, where their errors can be distinguished.
         let mut greeting = RedisConnectionInfo::default().set_skip_set_lib_name();
         let mut config = AsyncConnectionConfig::new()
             .set_response_timeout(None)
             .set_connection_timeout(None)
             .set_pipeline_buffer_size(QUEUE);
-        if let Some(ear) = ear {
-            greeting = self.greet_in_resp3(greeting);
-            config = config.set_push_sender(ear);
+        if let Some(handler) = handler {
+            greeting = self.resp3_greeting(greeting);
+            config = config.set_push_sender(handler);
         }
-        let made = MultiplexedConnection::new_with_config(&greeting, stream, config).await;
-        let broken = |error: redis::RedisError| self.not_greeted(&error);
-        let (mut connection, driver) = made.map_err(broken)?;
+        let connected = MultiplexedConnection::new_with_config(&greeting, stream, config).await;
+        let failed = |error: redis::RedisError| self.handshake_failure(&error);
+        let (mut connection, driver) = connected.map_err(failed)?;
         let mut driver: Driver = Box::pin(driver);
         let (commands, steps) = self.login_commands();
         let replies = {
@@ -200,18 +215,18 @@ impl Dialer {
                 std::pin::pin!(connection.send_packed_commands(&commands, 0, steps.len()));
             tokio::select! {
                 replies = &mut replies => replies,
-                // The driver has told the waiting commands why it ended.
+                // The driver has failed the waiting commands with the reason why it ended.
                 () = &mut driver => replies.await,
             }
         };
-        for (step, reply) in steps.iter().zip(replies.map_err(broken)?) {
-            self.judge(*step, &reply)?;
+        for (step, reply) in steps.iter().zip(replies.map_err(failed)?) {
+            self.check(*step, &reply)?;
         }
         Ok((connection, driver))
     }
 
-    /// RESP3 begins with a HELLO, and a server that wants a password wants it in there.
-    fn greet_in_resp3(&self, greeting: RedisConnectionInfo) -> RedisConnectionInfo {
+    /// RESP3 begins with a HELLO, which must carry the password if the server requires one.
+    fn resp3_greeting(&self, greeting: RedisConnectionInfo) -> RedisConnectionInfo {
         let mut greeting = greeting.set_protocol(ProtocolVersion::RESP3);
         if let Some(username) = &self.address.username {
             greeting = greeting.set_username(username);
@@ -222,21 +237,21 @@ impl Dialer {
         }
     }
 
-    fn not_greeted(&self, error: &RedisError) -> Failure {
+    fn handshake_failure(&self, error: &RedisError) -> DialFailure {
         match error.code() {
-            None => Failure::passing(self.unavailable(&error.to_string())),
+            None => DialFailure::transient(self.unavailable(&error.to_string())),
             Some(code @ ("NOAUTH" | "WRONGPASS" | "NOPERM")) => {
-                Failure::hopeless(self.refused(code))
+                DialFailure::permanent(self.login_refused(code))
             }
-            // Something in between that only knows the older protocol. Its text is not passed on.
+            // A proxy that only knows RESP2. Its text is not passed on.
             Some(code) => {
                 let error = self.unavailable("the server does not speak RESP3");
-                Failure::passing(error.with("server_code", code))
+                DialFailure::transient(error.with("server_code", code))
             }
         }
     }
 
-    fn login_commands(&self) -> (Pipeline, Vec<Step>) {
+    fn login_commands(&self) -> (Pipeline, Vec<DialStep>) {
         let mut commands = Pipeline::new();
         let mut steps = Vec::new();
         if let Some(password) = &self.address.password {
@@ -244,30 +259,30 @@ impl Dialer {
                 .cmd("AUTH")
                 .arg(self.address.username.as_deref())
                 .arg(password);
-            steps.push(Step::Login);
+            steps.push(DialStep::Login);
         }
         if self.address.db != 0 {
             commands.cmd("SELECT").arg(self.address.db);
-            steps.push(Step::Database);
+            steps.push(DialStep::SelectDb);
         }
         commands.cmd("HELLO");
-        steps.push(Step::Role);
+        steps.push(DialStep::Role);
         commands.cmd("PING");
-        steps.push(Step::SignOfLife);
+        steps.push(DialStep::Ping);
         for (name, value) in [
             ("LIB-NAME", "podlink"),
             ("LIB-VER", env!("CARGO_PKG_VERSION")),
         ] {
             commands.cmd("CLIENT").arg("SETINFO").arg(name).arg(value);
-            steps.push(Step::Courtesy);
+            steps.push(DialStep::ClientInfo);
         }
         (commands, steps)
     }
 
-    fn judge(&self, step: Step, reply: &Value) -> std::result::Result<(), Failure> {
+    fn check(&self, step: DialStep, reply: &Value) -> std::result::Result<(), DialFailure> {
         match (step, reply) {
-            (Step::Login, Value::ServerError(error)) => {
-                Err(Failure::hopeless(self.refused(code(error))))
+            (DialStep::Login, Value::ServerError(error)) => {
+                Err(DialFailure::permanent(self.login_refused(code(error))))
             }
             (Step::Database, Value::ServerError(error)) => Err(self.no_database(error)),
             (Step::SignOfLife, Value::ServerError(error)) => {
@@ -278,64 +293,66 @@ impl Dialer {
                     hopeless,
                 })
             }
-            // A replica must not be read either: it may not have heard of a link yet.
-            (Step::Role, hello) if is_replica(hello) => {
+            // A replica must not be read either: a link may not have been replicated yet.
+            (DialStep::Role, hello) if is_replica(hello) => {
                 let error = self.unavailable("the server is a read-only replica");
-                Err(Failure::passing(error.with("server_code", "READONLY")))
+                Err(DialFailure::transient(
+                    error.with("server_code", "READONLY"),
+                ))
             }
             _ => Ok(()),
         }
     }
 
-    /// The text of a refused AUTH is not passed on: some servers repeat the command in it.
-    fn refused(&self, code: &str) -> Error {
+    /// The text of a refused AUTH is not passed on: some servers echo the command in it.
+    fn login_refused(&self, code: &str) -> Error {
         let text = "the store refused the user name or the password";
-        self.at(Error::new(ErrorKind::StoreAuthentication, text))
+        self.with_endpoint(Error::new(ErrorKind::StoreAuthentication, text))
             .with("server_code", code)
     }
 
     fn no_database(&self, error: &ServerError) -> Failure {
         let (refused, _) = refusal(error, Effect::Read);
         if refused.kind() == ErrorKind::StoreAuthentication {
-            return Failure::hopeless(self.at(refused));
+            return DialFailure::permanent(self.with_endpoint(refused));
         }
         let given = self.address.db.to_string();
         let allowed = format!(
             "one of the store's databases ({})",
             error.details().unwrap_or_default()
         );
-        Failure::hopeless(self.at(invalid("db", &given, &allowed)))
+        DialFailure::permanent(self.with_endpoint(invalid("db", &given, &allowed)))
     }
 
-    /// A `StoreUnavailable` that names the endpoint, and nothing else of the address.
+    /// A `StoreUnavailable` that names the endpoint and no other part of the address.
     pub(super) fn unavailable(&self, why: &str) -> Error {
         let text = format!(
             "no connection to {}: {why}",
-            ShownEndpoint(&self.address.endpoint)
+            EndpointText(&self.address.endpoint)
         );
-        self.at(Error::new(ErrorKind::StoreUnavailable, text))
+        self.with_endpoint(Error::new(ErrorKind::StoreUnavailable, text))
     }
 
     fn io_error(&self, error: io::Error) -> Error {
         self.unavailable(&error.to_string()).caused_by(error)
     }
 
-    fn at(&self, error: Error) -> Error {
-        error.with("store", ShownEndpoint(&self.address.endpoint))
+    fn with_endpoint(&self, error: Error) -> Error {
+        error.with("store", EndpointText(&self.address.endpoint))
     }
 }
 
-/// One command of the login, and what its reply decides.
+/// One command of the login; its reply is checked by step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
+enum DialStep {
     Login,
-    Database,
-    /// HELLO without arguments changes nothing and tells the role. A proxy or an ACL may not
-    /// know it; then a replica shows itself with the first READONLY.
+    SelectDb,
+    /// HELLO without arguments changes nothing and returns the role. A proxy or an ACL may
+    /// reject it; then the first READONLY reveals a replica.
     Role,
     /// PING fails while the server loads its data or has lost its primary.
-    SignOfLife,
-    Courtesy,
+    Ping,
+    ClientInfo,
 }
 
 /// Whether the reply to HELLO is that of a replica.
@@ -355,7 +372,7 @@ pub(super) fn is_replica(hello: &Value) -> bool {
     }
 }
 
-/// Asks all addresses of the host at once; the first that answers is taken.
+/// Connects to all addresses of the host at once; the first that answers wins.
 async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
     let attempts: Vec<_> = tokio::net::lookup_host((host, port))
         .await?
@@ -382,7 +399,7 @@ async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
 /// An endpoint as people write it.
 pub(super) struct ShownEndpoint<'a>(pub(super) &'a StoreEndpoint);
 
-impl fmt::Display for ShownEndpoint<'_> {
+impl fmt::Display for EndpointText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             StoreEndpoint::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),

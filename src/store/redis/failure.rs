@@ -1,4 +1,4 @@
-//! What the server's errors mean: for the caller, for the write, and for the connection.
+//! Classifies the server's errors: for the caller, for the write, and for the connection.
 
 use redis::ServerError;
 
@@ -14,23 +14,23 @@ pub(super) fn with_outcome(error: Error, effect: Effect, outcome: WriteOutcome) 
 }
 
 /// One row of the table of server errors.
-struct Meaning {
+struct ErrorClass {
     kind: ErrorKind,
     retryable: bool,
-    /// Whether the server said it before it changed anything.
+    /// Whether the server refused the call before it changed anything.
     refused: bool,
-    /// Whether another connection may lead to a better answer.
+    /// Whether a new connection may succeed.
     redial: bool,
 }
 
-/// The codes that a server prefixes its errors with, as far as they mean something here.
+/// The class of a server error, by the code that the server prefixes it with.
 ///
-/// Every script reads and checks before its first write, so an error that a first command can
+/// Every script reads and checks before its first write. So an error that a first command can
 /// raise (a wrong type, no memory, no permission) means that nothing was written.
-fn meaning(code: &str) -> Meaning {
+fn classify(code: &str) -> ErrorClass {
     use ErrorKind::{Redis, StoreAuthentication, StoreUnavailable};
     let (kind, retryable, refused, redial) = match code {
-        // A fail-over made it a replica. The name may lead to the new primary by now.
+        // A failover made it a replica. The name may resolve to the new primary by now.
         "READONLY" => (StoreUnavailable, true, true, true),
         "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "BUSY" | "NOREPLICAS" => {
             (StoreUnavailable, true, true, false)
@@ -41,7 +41,7 @@ fn meaning(code: &str) -> Meaning {
         "WRONGTYPE" | "NOSCRIPT" | "MOVED" | "ASK" | "CROSSSLOT" => (Redis, false, true, false),
         _ => (Redis, false, false, false),
     };
-    Meaning {
+    ErrorClass {
         kind,
         retryable,
         refused,
@@ -52,31 +52,31 @@ fn meaning(code: &str) -> Meaning {
 /// The error that the caller gets, and whether the connection should be made anew.
 pub(super) fn refusal(error: &ServerError, effect: Effect) -> (Error, bool) {
     let code = code(error);
-    let meaning = meaning(code);
-    let said = error.details().unwrap_or_default();
+    let class = classify(code);
+    let details = error.details().unwrap_or_default();
     // A script may lack the permission for its second write only.
-    let half_way = code == "NOPERM" && said.contains("script");
-    let outcome = if meaning.refused && !half_way {
+    let partial = code == "NOPERM" && details.contains("script");
+    let outcome = if class.refused && !partial {
         WriteOutcome::NotSent
     } else {
         WriteOutcome::Unknown
     };
-    let said = if meaning.kind == ErrorKind::StoreAuthentication {
-        without_user(said)
+    let details = if class.kind == ErrorKind::StoreAuthentication {
+        without_user(details)
     } else {
-        said
+        details
     };
-    let text = format!("the store answered {code}: {}", cut(said));
-    let mut told = Error::new(meaning.kind, text).with("server_code", code);
-    if meaning.retryable {
-        told = told.retryable();
+    let text = format!("the store answered {code}: {}", truncated(details));
+    let mut error = Error::new(class.kind, text).with("server_code", code);
+    if class.retryable {
+        error = error.retryable();
     }
     (with_outcome(told, effect, outcome), meaning.redial)
 }
 
-/// The code of a server error. An error inside a script keeps its code since Redis 7; Redis 6.2
-/// calls everything ERR and puts the code into the text, and a missing permission still is
-/// told in words.
+/// The code of a server error. An error inside a script keeps its code since Redis 7. Redis 6.2
+/// calls everything ERR and puts the code into the text. A missing permission has no code in
+/// either, only words.
 pub(super) fn code(error: &ServerError) -> &str {
     const IN_TEXT: [&str; 8] = [
         "READONLY",
@@ -110,7 +110,7 @@ pub(super) fn code(error: &ServerError) -> &str {
     named.unwrap_or(code)
 }
 
-/// What is missing, without the name of the user who misses it: a user name is half a credential.
+/// The missing permission, without the user's name: a user name is half a credential.
 fn without_user(text: &str) -> &str {
     const BEGINNINGS: [&str; 4] = [
         "no permission",
@@ -124,12 +124,12 @@ fn without_user(text: &str) -> &str {
         .unwrap_or("permission denied")
 }
 
-/// A server's text is somebody else's: enough of it to recognise, not all of it.
-fn cut(text: &str) -> String {
-    const MOST: usize = 200;
+/// A server's text is untrusted: enough of it to recognise the error, not all of it.
+fn truncated(text: &str) -> String {
+    const CHARS_MAX: usize = 200;
     text.chars()
         .filter(|c| !c.is_control())
-        .take(MOST)
+        .take(CHARS_MAX)
         .collect()
 }
 
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_told_and_who_misses_it_is_not() {
+    fn missing_permission_without_user_name() {
         let rows = [
             (
                 "NOPERM User canary has no permissions to run the 'get' command",

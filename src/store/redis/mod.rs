@@ -1,6 +1,7 @@
 //! The shared truth on one Redis or Valkey server.
 
 mod channel;
+mod connection;
 mod dial;
 mod encode;
 mod failure;
@@ -13,7 +14,7 @@ mod stats;
 mod supervisor;
 mod tags;
 mod tls;
-mod witness;
+mod tls_capture;
 
 use std::fmt;
 use std::time::Duration;
@@ -31,6 +32,7 @@ use crate::id::ServiceId;
 use crate::op::{Call, CallName, Effect, Reply};
 
 use channel::Channel;
+use connection::{Connection, ConnectionEnd};
 use dial::Dialer;
 use encode::{decode, encode};
 use failure::{refusal, with_outcome};
@@ -40,7 +42,7 @@ pub use stats::Stats;
 
 /// A store on one server.
 pub struct RedisStore {
-    line: Line,
+    node: Node,
     channel: Channel,
 }
 
@@ -52,7 +54,7 @@ enum Request<'a> {
 }
 
 impl Request<'_> {
-    async fn send(self, mut live: Live) -> RedisResult<Value> {
+    async fn send(self, mut live: Connection) -> RedisResult<Value> {
         match self {
             Self::One(command) => live.connection.send_packed_command(command).await,
             Self::Many(commands, count) => live
@@ -73,7 +75,7 @@ impl RedisStore {
     /// `InvalidParameter` if TLS could never check the host's name.
     pub fn new(address: &ServerAddress, clock: Clock) -> Result<Self> {
         Ok(Self {
-            line: Line::new(Dialer::new(address)?, clock.clone()),
+            node: Node::new(Dialer::new(address)?, clock.clone()),
             channel: Channel::new(Dialer::new(address)?, clock),
         })
     }
@@ -81,7 +83,7 @@ impl RedisStore {
     /// What happened to the connection so far.
     #[must_use]
     pub fn stats(&self) -> &Stats {
-        self.line.stats()
+        self.node.stats()
     }
 
     /// Sends a request, waits for the reply, and judges it.
@@ -102,7 +104,7 @@ impl RedisStore {
         request: Request<'_>,
         effect: Effect,
         deadline: Tick,
-    ) -> Result<(Value, Live)> {
+    ) -> Result<(Value, Connection)> {
         loop {
             let live = self.line.connection(deadline).await;
             let live = live.map_err(|error| with_outcome(error, effect, WriteOutcome::NotSent))?;
@@ -115,7 +117,7 @@ impl RedisStore {
                     live.answered();
                     return Ok((reply, live));
                 }
-                Ok(Err(_)) if self.line.is_closed() => closed(),
+                Ok(Err(_)) if self.node.is_closed() => closed(),
                 Ok(Err(error)) => {
                     live.condemn(End::Lost);
                     if effect == Effect::Read {
@@ -230,7 +232,11 @@ fn judged(reply: Value, live: &Live, effect: Effect) -> Result<Value> {
     let (error, redial) = refusal(error, effect);
     if redial {
         let demoted = error.kind() == ErrorKind::StoreUnavailable;
-        live.condemn(if demoted { End::Demoted } else { End::Refused });
+        live.retire(if demoted {
+            ConnectionEnd::Demoted
+        } else {
+            ConnectionEnd::Refused
+        });
     }
     Err(error)
 }

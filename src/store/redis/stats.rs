@@ -1,8 +1,8 @@
-//! What happened to the connection, as plain counters.
+//! Counters of the connection's events.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counters of one executor. They only rise.
+/// Counters of one store. They only increase.
 #[derive(Debug, Default)]
 pub struct Stats {
     connects: AtomicU64,
@@ -29,14 +29,14 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Connections made.
+    /// Connections established.
     connects, count_connect;
     /// Attempts to connect that failed.
     failed_dials, count_failed_dial;
-    /// Connections lost or given up.
+    /// Connections lost or retired.
     disconnects, count_disconnect;
     /// Calls that were sent and not answered in time.
     timeouts, count_timeout;
-    /// Scripts sent with their source, because the server did not know them.
+    /// Scripts sent with their source, because the server did not have them.
     script_loads, count_script_load;
 }

@@ -1,90 +1,93 @@
-//! The supervisor: one task that dials, moves the connection's bytes and dials again.
+//! The supervisor: one task that dials, drives the connection and reconnects when it is lost.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
-use super::dial::{Dialled, Failure};
-use super::line::{Shared, State};
-use super::live::Live;
+use super::connection::Connection;
+use super::dial::{DialFailure, DialedConnection};
+use super::node::{NodeShared, NodeState};
 
-/// The rest after the first failed attempt to connect...
-const REST_LEAST: Duration = Duration::from_millis(50);
-/// ...and the longest, before jitter (which at most doubles it).
-const REST_MOST: Duration = Duration::from_millis(500);
-/// A connection that lasted this long was a good one: the next attempt need not rest.
-const STEADY: Duration = Duration::from_secs(1);
-/// How long a connection that is given up may still deliver the answers it owes.
-const DRAIN: Duration = Duration::from_millis(250);
+/// The backoff after the first failed attempt to connect...
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+/// ...and the longest one, before jitter (which at most doubles it).
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
+/// A connection that lasted this long was stable: the reconnect needs no backoff.
+const STABLE_AFTER: Duration = Duration::from_secs(1);
+/// How long a retired connection may still deliver responses to requests that were sent.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// Tells calls when the supervisor has gone, also if its runtime dropped it.
-struct Watching(Arc<Shared>);
+/// Sets the state to `Idle` when the supervisor ends, also if its runtime drops it.
+struct IdleOnDrop(Arc<NodeShared>);
 
-impl Drop for Watching {
+impl Drop for IdleOnDrop {
     fn drop(&mut self) {
-        self.0.go(State::Idle);
+        self.0.transition(NodeState::Idle);
     }
 }
 
-/// Keeps the line up until it is dropped.
-pub(super) async fn supervise(shared: Arc<Shared>) {
-    let watching = Watching(shared);
-    let shared = &watching.0;
-    let mut rests = rests();
+/// Keeps the node connected until the task is dropped.
+pub(super) async fn supervise(shared: Arc<NodeShared>) {
+    let guard = IdleOnDrop(shared);
+    let shared = &guard.0;
+    let mut backoff = backoff();
     let mut failed = None;
     loop {
-        shared.go(State::Dialing(failed.take()));
+        shared.transition(NodeState::Dialing(failed.take()));
         let began = shared.clock.now();
         let (failure, connected) = match shared.dialer.dial().await {
-            Ok(dialled) => (serve(shared, dialled).await, true),
+            Ok(dialed) => (serve(shared, dialed).await, true),
             Err(failure) => {
                 shared.stats.count_failed_dial();
                 (failure, false)
             }
         };
-        if connected && shared.clock.now().since(began) >= STEADY {
-            rests = self::rests();
+        if connected && shared.clock.now().since(began) >= STABLE_AFTER {
+            backoff = self::backoff();
         } else {
-            // A connection that breaks at once, time and again, is as bad as none.
-            rest(shared, &failure, &mut rests).await;
+            // A connection that breaks at once, every time, is as bad as a failed attempt.
+            back_off(shared, &failure, &mut backoff).await;
         }
         failed = Some(failure);
     }
 }
 
-fn rests() -> ExponentialBackoff {
+fn backoff() -> ExponentialBackoff {
     ExponentialBuilder::new()
-        .with_min_delay(REST_LEAST)
-        .with_max_delay(REST_MOST)
+        .with_min_delay(BACKOFF_MIN)
+        .with_max_delay(BACKOFF_MAX)
         .without_max_times()
         .with_jitter()
         .build()
 }
 
-async fn rest(shared: &Shared, failure: &Failure, rests: &mut ExponentialBackoff) {
-    let rest = rests.next().unwrap_or(REST_MOST);
-    shared.go(State::Resting(failure.clone(), shared.clock.deadline(rest)));
-    tokio::time::sleep(rest).await;
+async fn back_off(shared: &NodeShared, failure: &DialFailure, backoff: &mut ExponentialBackoff) {
+    let delay = backoff.next().unwrap_or(BACKOFF_MAX);
+    shared.transition(NodeState::BackingOff(
+        failure.clone(),
+        shared.clock.deadline(delay),
+    ));
+    tokio::time::sleep(delay).await;
 }
 
-/// Carries one connection until it ends, and says how it ended.
-async fn serve(shared: &Shared, (connection, mut driver): Dialled) -> Failure {
+/// Drives one connection until it ends; returns why it ended.
+async fn serve(shared: &NodeShared, (multiplexed, mut driver): DialedConnection) -> DialFailure {
     shared.stats.count_connect();
-    let live = Live::new(connection.clone());
-    let health = live.health();
-    shared.go(State::Up(live));
+    let connection = Connection::new(multiplexed.clone());
+    let health = connection.health();
+    shared.transition(NodeState::Up(connection));
     let end = health
-        .watch(connection, &mut driver, shared.dialer.timeout())
+        .watch(multiplexed, &mut driver, shared.dialer.timeout())
         .await;
     shared.stats.count_disconnect();
-    let failure = Failure::passing(shared.dialer.unavailable(end.as_str()));
-    // Callers must see that the connection has gone before the driver drops their calls.
-    shared.go(State::Dialing(Some(failure.clone())));
-    if end.still_answers() {
-        // Only calls that wait for an answer hold the connection now, so the driver ends by
-        // itself with the last of them. Dropped, it would leave them in doubt.
-        let _ = tokio::time::timeout(DRAIN, &mut driver).await;
+    let failure = DialFailure::transient(shared.dialer.unavailable(end.as_str()));
+    // Callers must see that the connection is gone before the driver drops their calls.
+    shared.transition(NodeState::Dialing(Some(failure.clone())));
+    if end.may_still_respond() {
+        // Only calls that wait for a response hold the connection now, so the driver ends by
+        // itself with the last of them. Dropping it would leave their outcome unknown.
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, &mut driver).await;
     }
     failure
 }

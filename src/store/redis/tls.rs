@@ -1,4 +1,4 @@
-//! TLS: the files are read every time a connection is made, so rotated files work.
+//! TLS: the files are read for every connection, so that rotated files take effect.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use tokio_rustls::TlsConnector;
 use crate::config::TlsFiles;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Reads the files and makes a connector of them. It blocks on the file system.
+/// Reads the files and builds a connector. It blocks on the file system.
 ///
-/// The crypto provider is named here, not installed for the whole process: whatever else runs in
-/// this Python process keeps its own choice.
+/// The crypto provider is passed here, not installed for the whole process: other libraries in
+/// the same Python process keep their own choice.
 pub(super) fn connector(files: &TlsFiles) -> Result<TlsConnector> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
@@ -42,7 +42,7 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore> {
         }
         return Ok(roots);
     }
-    // A system's store may hold a certificate or two that rustls does not take; the rest count.
+    // A system's store may hold certificates that rustls does not accept; the others are used.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
         return Err(unusable(

@@ -1,5 +1,5 @@
-//! The line to the server: what calls get while the server misbehaves, and that everything
-//! mends itself when the server does.
+//! The supervised node: what calls get while the server fails, and that the node recovers when
+//! the server does.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ pub(crate) const TTL: Duration = Duration::from_secs(3600);
 /// Long enough for a healthy server, short enough to wait for in a test.
 pub(crate) const SHORT: Duration = Duration::from_millis(300);
 
-/// A store at this address, with its counters in reach.
+/// A store at this address, with access to its counters.
 pub(crate) fn store(address: &ServerAddress) -> Arc<RedisStore> {
     Arc::new(RedisStore::new(address, Clock::System).unwrap())
 }
@@ -41,7 +41,7 @@ pub(crate) async fn set(store: &RedisStore, time: Duration) -> Result<Placed> {
         .await
 }
 
-/// Asks until the store answers; every error until then must be one that says "try again".
+/// Retries until the store answers; every error until then must be retryable.
 pub(crate) async fn recovers(store: &RedisStore) {
     let answers = async || match get(store, Duration::from_secs(2)).await {
         Ok(_) => Some(()),
@@ -86,9 +86,9 @@ async fn a_server_that_is_down_at_first_is_found_when_it_comes() {
         text.contains(&format!("127.0.0.1:{}", server.port)),
         "{text}"
     );
-    assert!(text.contains("refused"), "the cause is told: {text}");
+    assert!(text.contains("refused"), "the cause is reported: {text}");
     assert!(store.stats().failed_dials() >= 1);
-    // A call that may take long enough waits for the server and never sees an error.
+    // A call with a long enough deadline waits for the server and never fails.
     let waiting = Arc::clone(&store);
     let call = tokio::spawn(async move { get(&waiting, PATIENCE).await });
     server.restart().await;
@@ -100,7 +100,7 @@ async fn a_server_that_is_down_at_first_is_found_when_it_comes() {
 async fn a_call_does_not_wait_when_waiting_cannot_help() {
     let server = Server::stopped(Kind::Valkey, &[]);
     let store = store(&server.address());
-    // The next attempt comes later than these deadlines once the rests have grown.
+    // The next attempt begins after these deadlines once the backoff has grown.
     let quick = async || {
         let (began, time) = (Clock::System.now(), Duration::from_millis(200));
         let error = get(&store, time).await.unwrap_err();
@@ -128,7 +128,7 @@ async fn a_crash_in_mid_flight_is_told_and_survived() {
     let mut server = Server::start(Kind::Valkey).await;
     let store = store(&server.address());
     get(&store, PATIENCE).await.unwrap();
-    // Frozen, so that what is sent stays without an answer until the crash.
+    // Frozen, so that sent requests get no response until the crash.
     server.freeze();
     let spawn = |write: bool| {
         let store = Arc::clone(&store);
@@ -152,7 +152,7 @@ async fn a_crash_in_mid_flight_is_told_and_survived() {
     assert!(error.is_retryable());
     assert!(
         !read.is_finished(),
-        "a read does no harm twice, so it waits for the server"
+        "a read is idempotent, so it waits for the server"
     );
     server.restart().await;
     read.await.unwrap().unwrap();
@@ -166,7 +166,7 @@ async fn a_crash_in_mid_flight_is_told_and_survived() {
     );
 }
 
-/// Both calls have left this process: their bytes lie in the socket of the frozen server.
+/// Waits until both calls are sent: their bytes are queued in the frozen server's socket.
 pub(crate) async fn wait_until_sent(server: &Server) {
     let port = format!(":{:04X}", server.port);
     let waiting = async || {
@@ -215,7 +215,7 @@ async fn crashes_under_load_lose_no_call_in_silence() {
         server.kill();
         server.restart().await;
         recovers(&store).await;
-        eventually("it is connected anew", async || {
+        eventually("it is reconnected", async || {
             (store.stats().connects() > before).then_some(())
         })
         .await;
@@ -224,7 +224,7 @@ async fn crashes_under_load_lose_no_call_in_silence() {
     for load in loads {
         errors += load.await.unwrap();
     }
-    // Each crash can only hit what is in flight: one call of each of the eight.
+    // Each crash can only affect calls in flight: one of each of the eight tasks.
     assert!(errors <= 3 * 8, "{errors} calls failed");
 }
 
@@ -239,7 +239,7 @@ async fn one_unanswered_call_makes_the_supervisor_ask_for_a_sign_of_life() {
     assert!(error.is_retryable());
     assert_eq!(store.stats().timeouts(), 1);
     let given_up = async || (store.stats().disconnects() == 1).then_some(());
-    eventually("the half-open connection is given up", given_up).await;
+    eventually("the half-open connection is retired", given_up).await;
     server.thaw();
     recovers(&store).await;
 }
@@ -259,7 +259,7 @@ async fn three_unanswered_calls_are_enough() {
         is(&error, ErrorKind::Timeout, None);
     }
     let given_up = async || (store.stats().disconnects() == 1).then_some(());
-    eventually("the connection is given up", given_up).await;
+    eventually("the connection is retired", given_up).await;
     server.thaw();
     recovers(&store).await;
 }

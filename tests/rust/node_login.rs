@@ -1,4 +1,4 @@
-//! Logging in: who is let in, what a refusal says (never a credential), and that it mends itself.
+//! Login: which users are accepted, what a refusal reports (never a credential), and recovery.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use podlink::store::RedisStore;
 use crate::ask::Ask;
 use crate::contract::leases::{TIMES, service, state};
 use crate::contract::on_every_server;
-use crate::line::{get, is, set, store, within};
+use crate::node::{get, is, set, store, within};
 use crate::server::{PATIENCE, Raw, Server, address, eventually};
 use crate::stage::{Stage, pod, user};
 
@@ -28,7 +28,7 @@ on_every_server!(
     a_socket_file_will_do,
 );
 
-/// Neither may ever be seen.
+/// No error may contain these.
 const SECRETS: [&str; 2] = ["canary-password", "canary-user"];
 
 fn server(stage: &Stage) -> &Server {
@@ -42,7 +42,7 @@ fn with(server: &Server, credentials: &str, path: &str) -> ServerAddress {
     )
 }
 
-/// The error of a call that could take its time, but must not.
+/// The error of a call with a long deadline, which must fail at once.
 async fn refused_at_once(store: &RedisStore) -> Error {
     let began = Clock::System.now();
     let error = set(store, PATIENCE).await.unwrap_err();
@@ -65,11 +65,11 @@ async fn not_let_in(store: &RedisStore) {
     );
     assert!(
         !error.is_retryable(),
-        "somebody has to change something first"
+        "an operator must change something first"
     );
 }
 
-/// Asks until the store lets us in; until then it may only say that it does not.
+/// Retries until the login succeeds; until then every error must be a refused login.
 async fn let_in(store: &RedisStore) {
     let inside = async || match get(store, Duration::from_secs(2)).await {
         Ok(_) => Some(()),
@@ -78,7 +78,7 @@ async fn let_in(store: &RedisStore) {
             None
         }
     };
-    eventually("the store lets us in", inside).await;
+    eventually("the login succeeds", inside).await;
 }
 
 async fn a_wrong_password_is_told_at_once_and_mended_by_the_server(stage: Stage) {
@@ -100,7 +100,7 @@ async fn a_missing_password_is_told(stage: Stage) {
     server(&stage)
         .raw()
         .run(&["CONFIG", "SET", "requirepass", "right"]);
-    // Neither with a database nor without.
+    // With a database and without.
     for url in ["redis://127.0.0.1:PORT", "redis://127.0.0.1:PORT/3"] {
         let url = url.replace("PORT", &server(&stage).port.to_string());
         not_let_in(&store(&address(&url, &[]))).await;
@@ -149,7 +149,7 @@ async fn a_user_comes_and_goes(stage: Stage) {
 async fn a_missing_permission_is_told_and_mended_by_the_server(stage: Stage) {
     let mut raw = server(&stage).raw();
     let store = store(&with(server(&stage), "canary-user:canary-password", ""));
-    // No right to scripts; to scripts but not to SET inside them; to no key; to nothing at login.
+    // No scripts; scripts, but no SET inside them; no keys; no commands.
     for (rights, outcome) in [
         (
             vec!["~*", "+@all", "-evalsha", "-eval"],
@@ -171,10 +171,10 @@ async fn a_missing_permission_is_told_and_mended_by_the_server(stage: Stage) {
         raw.run(&create);
         let out = async || {
             let error = refused_at_once(&store).await;
-            // To change a user may also cost its connections.
+            // Changing a user may also close its connections.
             (!error.is_retryable()).then_some(error)
         };
-        let error = eventually("the right is missing", out).await;
+        let error = eventually("the permission is missing", out).await;
         is(&error, ErrorKind::StoreAuthentication, Some(outcome));
         assert_eq!(raw.number(&["DBSIZE"]), 0, "{rights:?}");
         raw.run(&[
@@ -193,8 +193,8 @@ async fn a_missing_permission_is_told_and_mended_by_the_server(stage: Stage) {
     }
 }
 
-/// What the documentation may tell an operator to grant. Without the right to publish, a renewal
-/// is only slower to be noticed.
+/// The permissions that the documentation may list. Without the permission to publish, a renewal
+/// is only noticed later.
 async fn these_permissions_are_enough(stage: Stage) {
     let mut raw = server(&stage).raw();
     let grant = |raw: &mut Raw, more: &[&str]| {

@@ -1,4 +1,4 @@
-//! A server that answers, but refuses: out of memory, a replica, loading, without scripts.
+//! A server that answers, but refuses calls: out of memory, a replica, loading, without scripts.
 
 use podlink::error::{Error, ErrorKind, WriteOutcome};
 use podlink::op::PodsReading;
@@ -6,7 +6,7 @@ use podlink::route::link::Persist;
 
 use crate::ask::Ask;
 use crate::contract::on_every_server;
-use crate::line::{SHORT, TTL, get, is, recovers, set, store, within};
+use crate::node::{SHORT, TTL, get, is, recovers, set, store, within};
 use crate::server::{Kind, PATIENCE, Raw, Server, eventually};
 use crate::stage::{Stage, pod, user};
 
@@ -17,7 +17,7 @@ async fn a_replica_is_neither_read_nor_written() {
         let store = store(&server.address());
         set(&store, PATIENCE).await.unwrap();
         let mut raw = server.raw();
-        // Nobody listens on port 1: a primary that is gone.
+        // No process listens on port 1: the primary is unreachable.
         raw.run(&["REPLICAOF", "127.0.0.1", "1"]);
         for persist in [Persist::For(TTL), Persist::Forever] {
             let error = store
@@ -48,8 +48,8 @@ fn is_a_replica(error: &Error, outcome: Option<WriteOutcome>) {
     );
 }
 
-/// Story: a client that only reads is never told READONLY, so it would follow a demoted primary
-/// for ever. The sign of life asks for the role too.
+/// Story: a client that only reads never gets READONLY, so it would read a demoted primary
+/// forever. So the periodic ping checks the role too.
 #[tokio::test]
 async fn a_reader_leaves_a_demoted_primary() {
     let server = Server::start(Kind::Valkey).await;
@@ -57,8 +57,8 @@ async fn a_reader_leaves_a_demoted_primary() {
     get(&store, PATIENCE).await.unwrap();
     let mut raw = server.raw();
     raw.run(&["REPLICAOF", "127.0.0.1", "1"]);
-    assert!(get(&store, PATIENCE).await.is_ok(), "nobody has looked yet");
-    // An unanswered call makes the supervisor look at once.
+    assert!(get(&store, PATIENCE).await.is_ok(), "no ping was sent yet");
+    // An unanswered call makes the supervisor ping at once.
     server.freeze();
     is(
         &get(&store, SHORT).await.unwrap_err(),
@@ -82,7 +82,7 @@ async fn a_server_that_loads_its_data_is_waited_for() {
         }
         raw.run(&["SAVE"]);
         server.kill();
-        // A millisecond for each key, and a look at the clients now and then.
+        // Loading takes a millisecond per key, and clients are served now and then.
         server.set_args(&[
             "--key-load-delay",
             "1000",
@@ -94,7 +94,7 @@ async fn a_server_that_loads_its_data_is_waited_for() {
         assert_eq!(
             found,
             Some(pod(1)),
-            "the answer is that of a server that knows everything"
+            "the answer is that of a server with all its data"
         );
     }
 }
@@ -196,7 +196,7 @@ async fn refuses_writes(
             "{error:?}"
         );
     }
-    // Users are found and pods are seen while nothing can be written.
+    // Links and pods can be read while nothing can be written.
     assert_eq!(get(&store, PATIENCE).await.unwrap(), Some(pod(1)));
     let looked = async || {
         let pods = store
@@ -204,7 +204,7 @@ async fn refuses_writes(
             .await
             .unwrap();
         assert_eq!(pods.records.len(), 1);
-        // Nobody could renew for longer than the gap: an outage, so the pod is held to be alive.
+        // No renewal for longer than the gap: an outage, so the pod counts as alive.
         let micros = raw.text(&["HGET", "sf:{ns:state:svc}#lease", "clk"]);
         let now = raw.text(&["TIME"]).replace(' ', "");
         let silent = now
@@ -213,7 +213,7 @@ async fn refuses_writes(
             .saturating_sub(micros.parse().unwrap());
         (silent > 1_000_000).then(|| assert!(!pods.records[0].lease_left.is_zero()))
     };
-    eventually("nobody has written for a second", looked).await;
+    eventually("no write for a second", looked).await;
     assert_eq!(raw.everything(), before);
     allow(&mut raw);
     assert!(
@@ -230,6 +230,6 @@ async fn refuses_writes(
     assert_eq!(
         store.stats().connects(),
         1,
-        "none of this is the connection's fault"
+        "the connection is not replaced"
     );
 }

@@ -1,4 +1,4 @@
-//! How a line ends: closed, dropped, or with the runtime of its first call.
+//! How a node ends: closed, dropped, or with the runtime of its first call.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::line::{SHORT, get, is, set, store, wait_until_sent, within};
 use crate::server::{Kind, PATIENCE, Raw, Server, eventually};
 use crate::stage::{pod, service_id};
 
-/// How many connections the server has, the asking one included.
+/// How many connections the server has, including this test's own.
 pub(crate) fn connections(raw: &mut Raw) -> usize {
     raw.text(&["CLIENT", "LIST"])
         .lines()
@@ -21,7 +21,7 @@ pub(crate) fn connections(raw: &mut Raw) -> usize {
 
 async fn connections_fall_to(raw: &mut Raw, count: usize) {
     let fallen = async || (connections(raw) == count).then_some(());
-    eventually("the connection is gone", fallen).await;
+    eventually("the connection is closed", fallen).await;
 }
 
 #[tokio::test]
@@ -103,8 +103,8 @@ async fn dropping_the_store_ends_its_connection() {
     connections_fall_to(&mut raw, 1).await;
 }
 
-/// Story: the supervisor lives on the runtime of the first call. When that runtime ends (a loop in
-/// a thread, a test) the store must not be lost to everybody else.
+/// Story: the supervisor runs on the runtime of the first call. When that runtime ends (a loop in
+/// a thread, a test), the store must still work on other runtimes.
 #[test]
 fn a_store_outlives_the_runtime_of_its_first_call() {
     let runtime = || tokio::runtime::Runtime::new().unwrap();

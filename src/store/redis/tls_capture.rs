@@ -1,8 +1,8 @@
-//! A stream that remembers why TLS failed.
+//! A stream that captures the TLS error that ended it.
 //!
-//! In TLS 1.3 a server looks at the client's certificate after the client thinks that the
-//! handshake is over: its refusal arrives with the first read, deep inside the redis client, which
-//! says no more than that the connection broke.
+//! In TLS 1.3 a server verifies the client's certificate after the client has finished the
+//! handshake. Its alert arrives with the first read, deep inside the redis client, which only
+//! reports that the connection was lost.
 
 use std::io;
 use std::pin::Pin;
@@ -11,31 +11,31 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What was seen: the TLS error that ended the stream, if one did.
-pub(super) type Seen = Arc<OnceLock<rustls::Error>>;
+/// The TLS error that ended the stream, if one did.
+pub(super) type CapturedTlsError = Arc<OnceLock<rustls::Error>>;
 
-/// The stream itself.
-pub(super) struct Witness<S> {
+/// A stream whose first TLS error is kept.
+pub(super) struct TlsErrorCapture<S> {
     stream: S,
-    seen: Seen,
+    captured: CapturedTlsError,
 }
 
-impl<S> Witness<S> {
-    pub(super) fn new(stream: S) -> (Self, Seen) {
-        let seen = Seen::default();
-        let witness = Self {
+impl<S> TlsErrorCapture<S> {
+    pub(super) fn new(stream: S) -> (Self, CapturedTlsError) {
+        let captured = CapturedTlsError::default();
+        let stream = Self {
             stream,
-            seen: Arc::clone(&seen),
+            captured: Arc::clone(&captured),
         };
-        (witness, seen)
+        (stream, captured)
     }
 
-    fn watched<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn capture<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if let Poll::Ready(Err(error)) = &result
             && let Some(error) = tls_error(error)
         {
-            // Only the first one says why.
-            let _known_already = self.seen.set(error.clone());
+            // Only the first error is the cause.
+            let _already_captured = self.captured.set(error.clone());
         }
         result
     }
@@ -46,30 +46,30 @@ pub(super) fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Witness<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for TlsErrorCapture<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.stream).poll_read(cx, into);
-        self.watched(read)
+        self.capture(read)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Witness<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for TlsErrorCapture<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.watched(written)
+        self.capture(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        self.watched(flushed)
+        self.capture(flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -82,7 +82,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Witness<S> {
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
-        self.watched(written)
+        self.capture(written)
     }
 
     fn is_write_vectored(&self) -> bool {
