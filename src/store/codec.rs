@@ -40,7 +40,7 @@ pub(super) struct LinkReply<'a> {
 }
 
 impl<'a> LinkReply<'a> {
-    /// Takes the reply of the script that worked on this link.
+    /// Decodes the reply of the script that was called on this link.
     pub(super) fn decode(reply: Value, link: &'a LinkId) -> Result<Self> {
         let [verdict, owner, left, previous] = parts(reply)?;
         Ok(Self {

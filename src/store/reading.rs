@@ -17,24 +17,24 @@ use crate::op::{Inspection, Pods, PodsReading, ReadState, ReadStates};
 use crate::route::link::Foretold;
 use crate::route::state::{PodRecord, PodState};
 
-/// The state of a pod, if exactly this was read for it.
-fn same<'a>(last: &'a PodsReading, pod: PodIndex, entry: &[u8]) -> Option<&'a Arc<PodState>> {
+/// The state of a pod, if it was decoded from exactly these bytes.
+fn unchanged<'a>(last: &'a PodsReading, pod: PodIndex, entry: &[u8]) -> Option<&'a Arc<PodState>> {
     let ReadStates { packed, states } = &*last.0;
-    let known = states.get(at(states, pod, |known| known.pod)?)?;
+    let known = states.get(position(states, pod, |known| known.pod)?)?;
     (packed.get(known.entry.clone()) == Some(entry)).then_some(&known.state)
 }
 
-/// The reply of `pods`; `last` is what was read the last time.
+/// Decodes the reply of `pods`; `last` is the previous reading.
 pub(super) fn pods(reply: Value, last: &PodsReading) -> Result<Pods> {
-    Shown::decode(reply)?.pods(last)
+    PodsReply::decode(reply)?.pods(last)
 }
 
 /// Decodes the reply of `inspect`, which has the shape of that of `pods`.
 pub(super) fn inspection(reply: Value) -> Result<Inspection> {
     let reply = PodsReply::decode(reply)?;
     Ok(Inspection {
-        certificates: shown.certificates()?,
-        pods: shown.pods(&PodsReading::default())?,
+        certificates: reply.certificates()?,
+        pods: reply.pods(&PodsReading::default())?,
     })
 }
 
@@ -82,8 +82,8 @@ impl PodsReply {
                 lease.set(field, value);
             }
         })?;
-        let shown = states.iter().filter_map(|ReadState { pod, state, .. }| {
-            let (_, lease) = *leases.get(at(&leases, *pod, |(pod, _)| *pod)?)?;
+        let records = states.iter().filter_map(|ReadState { pod, state, .. }| {
+            let (_, lease) = *leases.get(position(&leases, *pod, |(pod, _)| *pod)?)?;
             (lease.incarnation == state.incarnation.get()).then(|| PodRecord {
                 lease_left: self.clock.lease_left(lease),
                 state: Arc::clone(state),
@@ -124,15 +124,15 @@ fn position<T>(sorted: &[T], pod: PodIndex, index: impl Fn(&T) -> PodIndex) -> O
 /// The fields that cannot be decoded, and why.
 type Corrupt = Vec<(String, String)>;
 
-/// The states that can be read, in the order of the pods, and the others.
+/// The states that can be decoded, sorted by pod, and the others.
 fn read_states(packed: &[u8], last: &PodsReading) -> Result<(Vec<ReadState>, Corrupt)> {
     let fields = Packed::open(packed)?;
     let (mut states, mut corrupt) = (Vec::with_capacity(fields.len()), Vec::new());
     for field in fields {
         let Field { entry, name, value } = field?;
         let pod = str::from_utf8(name).ok().and_then(PodIndex::parse);
-        let same = pod.and_then(|pod| same(last, pod, packed.get(entry.clone())?));
-        let state = match same {
+        let unchanged = pod.and_then(|pod| unchanged(last, pod, packed.get(entry.clone())?));
+        let state = match unchanged {
             Some(state) => Ok(Arc::clone(state)),
             None => read_state(pod, value).map(Arc::new),
         };
@@ -261,7 +261,7 @@ mod tests {
             ("4", &zero),
         ];
         let mut last = PodsReading::default();
-        // The second time from what the first has left.
+        // The second time with the first reading.
         for _ in 0..2 {
             let pods = pods(reply(&LEASES, &states), &last).unwrap();
             assert_eq!(pods.records.len(), 1);

@@ -14,7 +14,7 @@ use podlink::op::PodsReading;
 use podlink::store::{Changes, RedisStore, Store};
 use tokio::runtime::Runtime;
 
-use crate::ask::Ask;
+use crate::ask::Ask as _;
 use crate::contract::events::{ended, told};
 use crate::node::{SHORT, get, is, set, store, within};
 use crate::server::{Kind, PATIENCE, Raw, Server, address, eventually, free_port};

@@ -17,7 +17,7 @@ use podlink::id::Namespace;
 use podlink::op::{Get, LinkSource, SetIfAbsent, expected};
 use podlink::route::pick::Strategy;
 use podlink::rpc::Peer;
-use podlink::rpc::client::{Names, PeerClient};
+use podlink::rpc::client::{HostResolver, PeerClient};
 use podlink::rpc::server::Server;
 use podlink::store::MemoryStore;
 

@@ -11,8 +11,8 @@ use podlink::id::PodIndex;
 use podlink::route::link::Placed;
 use podlink::store::RedisStore;
 
-use crate::ask::Ask;
-use crate::line_end::connections;
+use crate::ask::Ask as _;
+use crate::node_end::connections;
 use crate::server::{Kind, PATIENCE, Server, eventually};
 use crate::stage::{pod, user};
 

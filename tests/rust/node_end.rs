@@ -6,8 +6,8 @@ use podlink::error::{ErrorKind, WriteOutcome};
 use podlink::op::PodsReading;
 use podlink::store::Store;
 
-use crate::ask::Ask;
-use crate::line::{SHORT, get, is, set, store, wait_until_sent, within};
+use crate::ask::Ask as _;
+use crate::node::{SHORT, get, is, set, store, wait_until_sent, within};
 use crate::server::{Kind, PATIENCE, Raw, Server, eventually};
 use crate::stage::{pod, service_id};
 

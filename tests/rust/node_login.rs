@@ -10,7 +10,7 @@ use podlink::op::{PodsReading, Renewed};
 use podlink::route::link::{Persist, Removal};
 use podlink::store::RedisStore;
 
-use crate::ask::Ask;
+use crate::ask::Ask as _;
 use crate::contract::leases::{TIMES, service, state};
 use crate::contract::on_every_server;
 use crate::node::{get, is, set, store, within};

@@ -4,7 +4,7 @@ use podlink::error::{Error, ErrorKind, WriteOutcome};
 use podlink::op::PodsReading;
 use podlink::route::link::Persist;
 
-use crate::ask::Ask;
+use crate::ask::Ask as _;
 use crate::contract::on_every_server;
 use crate::node::{SHORT, TTL, get, is, recovers, set, store, within};
 use crate::server::{Kind, PATIENCE, Raw, Server, eventually};

@@ -2,10 +2,10 @@
 
 mod budget;
 mod calls;
+mod channel;
 mod credentials;
 mod dial;
 mod endpoint;
-mod line;
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

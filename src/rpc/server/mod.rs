@@ -25,7 +25,7 @@ use self::access::Gate;
 use self::connection::ConnectionLimits;
 use self::files::Files;
 use self::service::RouteHandler;
-use self::services::Services;
+use self::services::ServiceStack;
 use super::messages::SERVICE_NAME;
 use super::{Peer, tls};
 use crate::clock::{Clock, Tick};
@@ -230,7 +230,7 @@ impl Shared {
             max_message_bytes: config.max_message_bytes,
             stop: self.stop.clone(),
         };
-        Services::new(route, health, config.reflection, gate)
+        ServiceStack::new(route, health, config.reflection, gate)
     }
 
     /// Waits until no request is under way.

@@ -21,12 +21,12 @@ use crate::error::{Error, ErrorKind, Result, WriteOutcome};
 use crate::id::Namespace;
 use crate::op::{Call, expected};
 use crate::proto::{Codec, v1};
-use crate::rpc::http2::Incoming;
+use crate::rpc::http2::IncomingBody;
 use crate::rpc::messages::{Method, WATCH, match_method};
 use crate::rpc::{Peer, convert, status, traced};
 use crate::trace;
 
-type HttpRequest = http::Request<Incoming>;
+type HttpRequest = http::Request<IncomingBody>;
 type HttpResponse = http::Response<Body>;
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
@@ -81,7 +81,7 @@ impl RouteHandler {
 
     async fn answer<M: Method>(&self, request: Request<M::Request>) -> Answer<M::Response> {
         let deadline = self.deadline(request.metadata());
-        let caller = traced::carried(request.metadata());
+        let caller = traced::extract(request.metadata());
         let read = |request| {
             let operation = M::read(request, self.max_batch)?;
             let asked = M::asked(&operation);
@@ -141,7 +141,7 @@ impl RouteHandler {
             .gate
             .identify(request.metadata(), request.extensions())?;
         let checked = || {
-            self.gate.within_rate(&caller)?;
+            self.gate.check_rate(&caller)?;
             let (asked, namespace) = read(request.into_inner())?;
             self.gate.authorize(&caller, method, &namespace)?;
             self.serves(&namespace)?;

@@ -13,7 +13,7 @@ use tower_service::Service as _;
 use super::access::Gate;
 use super::service::RouteHandler;
 use crate::proto::DESCRIPTORS;
-use crate::rpc::http2::Incoming;
+use crate::rpc::http2::IncomingBody;
 use crate::rpc::messages::SERVICE_NAME;
 
 /// Every service. Cheap to clone.
@@ -21,7 +21,7 @@ use crate::rpc::messages::SERVICE_NAME;
 pub(super) struct ServiceStack(Arc<ServiceRoutes>);
 
 #[derive(Debug)]
-struct All {
+struct ServiceRoutes {
     route: RouteHandler,
     /// Health and, if wanted, the schema.
     others: Routes,
@@ -52,15 +52,15 @@ impl ServiceStack {
         Self(Arc::new(ServiceRoutes { route, others }))
     }
 
-    /// The answer to a request; an error is one, too.
-    pub(super) async fn call(&self, request: Request<Incoming>) -> Response<Body> {
+    /// The response to a request; errors are responses, too.
+    pub(super) async fn call(&self, request: Request<IncomingBody>) -> Response<Body> {
         let path = request.uri().path().strip_prefix('/');
         let method = path.and_then(|path| path.strip_prefix(SERVICE_NAME)?.strip_prefix('/'));
         if let Some(method) = method.map(ToOwned::to_owned) {
             return self.0.route.serve(&method, request).await;
         }
-        let answer = self.0.others.clone().call(request.map(Body::new)).await;
-        answer.unwrap_or_else(|never| match never {})
+        let response = self.0.others.clone().call(request.map(Body::new)).await;
+        response.unwrap_or_else(|never| match never {})
     }
 }
 

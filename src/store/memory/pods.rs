@@ -1,6 +1,6 @@
 //! What the operations on pods do to the tables.
 
-use super::lease::Service;
+use super::lease::ServiceLeases;
 use super::{Apply, Moment, Tables};
 use crate::error::Result;
 use crate::id::ServiceId;
@@ -11,11 +11,11 @@ use crate::route::link::Certificate;
 
 impl Tables {
     /// Acts on the leases of a service, and publishes what the act has changed.
-    fn with_service<T>(&mut self, id: &ServiceId, act: impl FnOnce(&mut Service) -> T) -> T {
+    fn with_service<T>(&mut self, id: &ServiceId, act: impl FnOnce(&mut ServiceLeases) -> T) -> T {
         let service = self.services.entry(id.clone()).or_default();
         let answer = act(service);
-        if service.take_news() {
-            self.listeners.tell(id);
+        if service.take_changed() {
+            self.listeners.notify(id);
         }
         answer
     }
@@ -23,21 +23,22 @@ impl Tables {
 
 impl Apply for PodBegin {
     fn apply(&self, tables: &mut Tables, now: Moment) -> Result<Begun> {
-        let begin = |service: &mut Service| service.begin(&self.pod, self.times, now.micros);
+        let begin = |service: &mut ServiceLeases| service.begin(&self.pod, self.times, now.micros);
         Ok(tables.with_service(&self.pod.service, begin))
     }
 }
 
 impl Apply for PodRenew {
     fn apply(&self, tables: &mut Tables, now: Moment) -> Result<Renewed> {
-        let renew = |service: &mut Service| service.renew(&self.state, self.times, now.micros);
+        let renew =
+            |service: &mut ServiceLeases| service.renew(&self.state, self.times, now.micros);
         Ok(tables.with_service(&self.service, renew))
     }
 }
 
 impl Apply for PodEnd {
     fn apply(&self, tables: &mut Tables, now: Moment) -> Result<bool> {
-        let end = |service: &mut Service| service.end(self.pod, self.incarnation, now.micros);
+        let end = |service: &mut ServiceLeases| service.end(self.pod, self.incarnation, now.micros);
         Ok(tables.with_service(&self.service, end))
     }
 }
@@ -48,7 +49,7 @@ impl Apply for PodCertify {
         if !tables.services.contains_key(&self.service) {
             return Ok(Certificate::Unknown);
         }
-        let certify = |service: &mut Service| service.certify(self.pod, now.micros);
+        let certify = |service: &mut ServiceLeases| service.certify(self.pod, now.micros);
         Ok(tables.with_service(&self.service, certify))
     }
 }
@@ -70,7 +71,7 @@ impl Apply for ReadPods {
 
 impl Apply for Inspect {
     fn apply(&self, tables: &mut Tables, now: Moment) -> Result<Inspection> {
-        let without_pods = Service::default();
+        let without_pods = ServiceLeases::default();
         let service = tables.services.get(&self.service).unwrap_or(&without_pods);
         let mut found = service.inspect(now.micros);
         found.pods.watchers = tables.listeners.count(&self.service);

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use super::dial::Dialer;
 use super::failure::refusal;
-use super::line::closed;
+use super::node::closed;
 use crate::clock::{Clock, Tick};
 use crate::error::{Error, ErrorKind, Result};
 use crate::op::Effect;

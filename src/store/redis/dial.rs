@@ -20,7 +20,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::failure::{code, refusal};
 use super::tls;
-use super::witness::{Witness, tls_error};
+use super::tls_capture::{TlsErrorCapture, tls_error};
 use crate::config::{ServerAddress, StoreEndpoint, TlsFiles};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{invalid, shown};
@@ -284,13 +284,13 @@ impl Dialer {
             (DialStep::Login, Value::ServerError(error)) => {
                 Err(DialFailure::permanent(self.login_refused(code(error))))
             }
-            (Step::Database, Value::ServerError(error)) => Err(self.no_database(error)),
-            (Step::SignOfLife, Value::ServerError(error)) => {
+            (DialStep::SelectDb, Value::ServerError(error)) => Err(self.database_refused(error)),
+            (DialStep::Ping, Value::ServerError(error)) => {
                 let (error, _) = refusal(error, Effect::Read);
-                let hopeless = error.kind() == ErrorKind::StoreAuthentication;
-                Err(Failure {
-                    error: self.at(error),
-                    hopeless,
+                let permanent = error.kind() == ErrorKind::StoreAuthentication;
+                Err(DialFailure {
+                    error: self.with_endpoint(error),
+                    permanent,
                 })
             }
             // A replica must not be read either: a link may not have been replicated yet.
@@ -311,7 +311,7 @@ impl Dialer {
             .with("server_code", code)
     }
 
-    fn no_database(&self, error: &ServerError) -> Failure {
+    fn database_refused(&self, error: &ServerError) -> DialFailure {
         let (refused, _) = refusal(error, Effect::Read);
         if refused.kind() == ErrorKind::StoreAuthentication {
             return DialFailure::permanent(self.with_endpoint(refused));
@@ -396,8 +396,8 @@ async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// An endpoint as people write it.
-pub(super) struct ShownEndpoint<'a>(pub(super) &'a StoreEndpoint);
+/// Displays an endpoint as in a URL.
+pub(super) struct EndpointText<'a>(pub(super) &'a StoreEndpoint);
 
 impl fmt::Display for EndpointText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,7 +5,7 @@ use redis::ServerError;
 use crate::error::{Error, ErrorKind, WriteOutcome};
 use crate::op::Effect;
 
-/// Adds what is known about a write to its error. A read has no outcome.
+/// Adds the write outcome, if the call is a write.
 pub(super) fn with_outcome(error: Error, effect: Effect, outcome: WriteOutcome) -> Error {
     match effect {
         Effect::Read => error,
@@ -49,7 +49,7 @@ fn classify(code: &str) -> ErrorClass {
     }
 }
 
-/// The error that the caller gets, and whether the connection should be made anew.
+/// The error that the caller gets, and whether the node should reconnect.
 pub(super) fn refusal(error: &ServerError, effect: Effect) -> (Error, bool) {
     let code = code(error);
     let class = classify(code);
@@ -71,7 +71,7 @@ pub(super) fn refusal(error: &ServerError, effect: Effect) -> (Error, bool) {
     if class.retryable {
         error = error.retryable();
     }
-    (with_outcome(told, effect, outcome), meaning.redial)
+    (with_outcome(error, effect, outcome), class.redial)
 }
 
 /// The code of a server error. An error inside a script keeps its code since Redis 7. Redis 6.2
@@ -275,9 +275,12 @@ mod tests {
                 "permission denied",
             ),
         ];
-        for (line, told) in rows {
+        for (line, expected) in rows {
             let text = refusal(&server_error(line), Effect::Read).0.to_string();
-            assert!(text.contains(told) && !text.contains("canary"), "{text}");
+            assert!(
+                text.contains(expected) && !text.contains("canary"),
+                "{text}"
+            );
         }
     }
 

@@ -42,12 +42,12 @@ impl RedisStore {
     async fn get_piece(&self, piece: BatchGet, deadline: Tick) -> Result<Vec<Option<PodIndex>>> {
         let command = piece.encode(Form::Hash)?;
         let request = Request::One(&command);
-        let (reply, live) = self.answer(request, Effect::Read, deadline).await?;
+        let (reply, connection) = self.answer(request, Effect::Read, deadline).await?;
         let mut found = if is_forbidden(&reply) {
             // The login may GET and not MGET, and what follows asks for each link by GET.
             vec![None; piece.uids.len()]
         } else {
-            piece.decode(judged(reply, &live, Effect::Read)?)?
+            piece.decode(judged(reply, &connection, Effect::Read)?)?
         };
         // MGET says "nothing" of a key of the wrong type, too: GET tells the two apart.
         let mut commands = Pipeline::new();
@@ -63,12 +63,12 @@ impl RedisStore {
             commands.cmd("GET").arg(key);
         }
         let request = Request::Many(&commands, absent.len());
-        let (replies, live) = self.answer(request, Effect::Read, deadline).await?;
+        let (replies, connection) = self.answer(request, Effect::Read, deadline).await?;
         let Value::Array(replies) = replies else {
             return Err(codec::misshapen(&replies));
         };
         for ((key, pod), reply) in absent.iter_mut().zip(replies) {
-            let reply = judged(reply, &live, Effect::Read)
+            let reply = judged(reply, &connection, Effect::Read)
                 .map_err(|error| error.with("key", key.as_str()))?;
             **pod = codec::pod(&reply, || key.clone())?;
         }
@@ -130,16 +130,16 @@ impl RedisStore {
             }
             let request = Request::Many(&commands, calls.len());
             match self.answer(request, effect, deadline).await? {
-                (Value::Array(replies), live) if replies.len() == calls.len() => {
-                    Ok((replies, live))
+                (Value::Array(replies), connection) if replies.len() == calls.len() => {
+                    Ok((replies, connection))
                 }
                 (other, _) => Err(after(effect, codec::misshapen(&other))),
             }
         };
         match sent.await {
-            Ok((replies, live)) => {
+            Ok((replies, connection)) => {
                 let each = replies.into_iter().zip(effects);
-                each.map(|(reply, effect)| judged(reply, &live, effect))
+                each.map(|(reply, effect)| judged(reply, &connection, effect))
                     .collect()
             }
             Err(error) => calls.iter().map(|_| Err(Error::clone(&error))).collect(),

@@ -5,10 +5,9 @@ mod connection;
 mod dial;
 mod encode;
 mod failure;
-mod line;
 mod links;
-mod live;
 mod many;
+mod node;
 mod pods;
 mod stats;
 mod supervisor;
@@ -36,8 +35,7 @@ use connection::{Connection, ConnectionEnd};
 use dial::Dialer;
 use encode::{decode, encode};
 use failure::{refusal, with_outcome};
-use line::{Line, closed};
-use live::{End, Live};
+use node::{Node, closed};
 pub use stats::Stats;
 
 /// A store on one server.
@@ -54,10 +52,10 @@ enum Request<'a> {
 }
 
 impl Request<'_> {
-    async fn send(self, mut live: Connection) -> RedisResult<Value> {
+    async fn send(self, mut connection: Connection) -> RedisResult<Value> {
         match self {
-            Self::One(command) => live.connection.send_packed_command(command).await,
-            Self::Many(commands, count) => live
+            Self::One(command) => connection.connection.send_packed_command(command).await,
+            Self::Many(commands, count) => connection
                 .connection
                 .send_packed_commands(commands, 0, count)
                 .await
@@ -93,8 +91,8 @@ impl RedisStore {
         effect: Effect,
         deadline: Tick,
     ) -> Result<Value> {
-        let (reply, live) = self.answer(request, effect, deadline).await?;
-        judged(reply, &live, effect)
+        let (reply, connection) = self.answer(request, effect, deadline).await?;
+        judged(reply, &connection, effect)
     }
 
     /// Sends a request and waits for the reply, whatever it says. A read whose connection breaks
@@ -106,20 +104,21 @@ impl RedisStore {
         deadline: Tick,
     ) -> Result<(Value, Connection)> {
         loop {
-            let live = self.line.connection(deadline).await;
-            let live = live.map_err(|error| with_outcome(error, effect, WriteOutcome::NotSent))?;
-            let left = deadline.since(self.line.clock().now());
+            let connection = self.node.connection(deadline).await;
+            let connection =
+                connection.map_err(|error| with_outcome(error, effect, WriteOutcome::NotSent))?;
+            let left = deadline.since(self.node.clock().now());
             if left.is_zero() {
                 return Err(with_outcome(late(), effect, WriteOutcome::NotSent));
             }
-            let error = match tokio::time::timeout(left, request.send(live.clone())).await {
+            let error = match tokio::time::timeout(left, request.send(connection.clone())).await {
                 Ok(Ok(reply)) => {
-                    live.answered();
-                    return Ok((reply, live));
+                    connection.answered();
+                    return Ok((reply, connection));
                 }
                 Ok(Err(_)) if self.node.is_closed() => closed(),
                 Ok(Err(error)) => {
-                    live.condemn(End::Lost);
+                    connection.retire(ConnectionEnd::Lost);
                     if effect == Effect::Read {
                         continue;
                     }
@@ -127,7 +126,7 @@ impl RedisStore {
                 }
                 Err(_) => {
                     self.stats().count_timeout();
-                    live.unanswered(left);
+                    connection.unanswered(left);
                     unanswered(left)
                 }
             };
@@ -178,19 +177,19 @@ impl Store for RedisStore {
 
     async fn subscribe(&self, service: &ServiceId, deadline: Tick) -> Result<Changes> {
         let name = key::state(service);
-        let changes = self.channel.listen(&name, deadline).await;
+        let changes = self.channel.subscribe(&name, deadline).await;
         changes.map_err(|error| error.in_call(CallName::Subscribe))
     }
 
     async fn close(&self) {
         self.channel.close().await;
-        self.line.close().await;
+        self.node.close().await;
     }
 
     fn report(&self) -> ConnectionReport {
         let stats = self.stats();
         ConnectionReport {
-            up: self.line.is_up(),
+            up: self.node.is_up(),
             connects: stats.connects(),
             failed_dials: stats.failed_dials(),
             disconnects: stats.disconnects(),
@@ -220,7 +219,7 @@ fn unanswered(waited: Duration) -> Error {
 }
 
 /// The reply, or what the server's error means. A missing script is the caller's to mend.
-fn judged(reply: Value, live: &Live, effect: Effect) -> Result<Value> {
+fn judged(reply: Value, connection: &Connection, effect: Effect) -> Result<Value> {
     let error = match &reply {
         Value::ServerError(error) if error.kind() != Some(ServerErrorKind::NoScript) => error,
         Value::Array(values) => match values.iter().find_map(server_error) {
@@ -232,7 +231,7 @@ fn judged(reply: Value, live: &Live, effect: Effect) -> Result<Value> {
     let (error, redial) = refusal(error, effect);
     if redial {
         let demoted = error.kind() == ErrorKind::StoreUnavailable;
-        live.retire(if demoted {
+        connection.retire(if demoted {
             ConnectionEnd::Demoted
         } else {
             ConnectionEnd::Refused
