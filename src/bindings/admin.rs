@@ -4,15 +4,18 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 use super::error::OrRaise;
 use super::grpc_server::address;
+use super::operations::started;
 use super::queue::{Answer, CompletionQueue};
 use super::runtime::Owned;
 use super::store::StoreCore;
 use super::telemetry::snapshot_of;
 use crate::clock::{Clock, Tick};
 use crate::error::{Error, ErrorKind, Result};
+use crate::op::{OperationName, Ping};
 use crate::rpc::admin::{AdminPages, AdminServer};
 use crate::store::Store;
 use crate::telemetry::{Metrics, openmetrics};
@@ -20,7 +23,7 @@ use crate::telemetry::{Metrics, openmetrics};
 /// The pages about the drivers on one store.
 #[derive(Debug)]
 struct Pages {
-    executor: Arc<dyn Store>,
+    store: Arc<dyn Store>,
     metrics: Arc<Metrics>,
 }
 
@@ -36,7 +39,7 @@ impl AdminPages for Pages {
         if let Some(trouble) = self.metrics.trouble() {
             return Err(trouble);
         }
-        self.executor.ping(deadline).await
+        self.store.ask(Ping, deadline).await
     }
 
     fn pods(&self) -> String {
@@ -56,7 +59,7 @@ impl AdminCore {
     fn new(store: &StoreCore, listen: &Bound<'_, PyAny>, insecure: bool) -> PyResult<Self> {
         let py = listen.py();
         let pages = Pages {
-            executor: store.executor(py)?,
+            store: store.store(py)?,
             metrics: Arc::clone(store.metrics(py)?),
         };
         let listen = address(listen)?;
@@ -66,13 +69,24 @@ impl AdminCore {
         })
     }
 
-    fn start(&self, py: Python<'_>, queue: &CompletionQueue, waiter: Py<PyAny>) -> PyResult<()> {
+    /// Starts an operation; its end is delivered to `waiter` by `queue`.
+    fn start(
+        &self,
+        queue: &CompletionQueue,
+        waiter: Py<PyAny>,
+        operation: &str,
+        arguments: &Bound<'_, PyTuple>,
+        timeout: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let py = arguments.py();
+        let (started, _) = started(queue, waiter, operation, arguments, timeout)?;
         let server = self.server.get(py)?.clone();
-        queue.spawn(py, waiter, async move {
-            let address = server.start().await;
-            address
-                .map(|address| Answer::Text(address.to_string()))
-                .map_err(|error| error.during("start"))
+        if started.name != OperationName::Start {
+            return Err(started.unknown(py));
+        }
+        started.run(py, async move {
+            let address = server.start().await?;
+            Ok(Answer::Text(address.to_string()))
         })
     }
 

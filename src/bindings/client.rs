@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyString, PyTuple};
 
 use super::argument;
 use super::config::ClientSettings;
@@ -13,20 +13,20 @@ use super::grpc_client::{GrpcClientCore, peer_table};
 use super::hook::{Hook, PythonChooser, PythonLostPod};
 use super::info::{InfoCore, Registration};
 use super::log;
+use super::operations::{Arguments, Started, started, users_by_pod};
 use super::queue::{Answer, CompletionQueue};
 use super::runtime::{self, Owned};
 use super::service::ServiceCore;
 use super::store::StoreCore;
-use crate::clock::{Clock, Tick};
+use crate::clock::Clock;
 use crate::driver::client::{ClientDriver, PodChooser};
-use crate::driver::states::StateCache;
 use crate::id::{LinkId, Namespace, ServiceId};
+use crate::op::OperationName;
 
 /// A client driver.
 #[pyclass(frozen, module = "podlink._podlink")]
 pub(super) struct ClientCore {
     driver: Owned<ClientDriver>,
-    states: Owned<Arc<StateCache>>,
     /// The services that were answered from the cache first. A program names its services by the
     /// same few objects again and again: those need not be read each time.
     recent: [OnceLock<Recent>; 4],
@@ -64,18 +64,17 @@ impl ClientCore {
         };
         let peers = peer_table(py, store, &own, &peers)?;
         let driver = ClientDriver::new(
-            store.executor(py)?,
+            store.store(py)?,
             Clock::System,
             own,
             config.0.clone(),
             info.driver(py)?,
             chooser,
-            peers,
+            &peers,
         );
         driver.report_to(store.metrics(py)?);
         Ok(Self {
             driver: Owned::new(driver),
-            states: Owned::new(info.driver(py)?.states()),
             recent: Default::default(),
         })
     }
@@ -142,85 +141,21 @@ impl ClientCore {
         Ok((ServiceCore::new(links), named))
     }
 
-    fn compute_linked_pod(
+    /// Starts an operation; its end is delivered to `waiter` by `queue`.
+    fn start(
         &self,
         queue: &CompletionQueue,
         waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
+        operation: &str,
+        arguments: &Bound<'_, PyTuple>,
         timeout: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let py = namespace.py();
-        let driver = self.driver.get(py)?;
-        let names = (
-            argument::namespace(namespace)?,
-            argument::text("uid", uid)?,
-            argument::text("service_name", service_name)?,
-        );
-        let deadline = self.deadline(timeout)?;
-        let runtime = runtime::handle(py)?;
-        let _runtime = runtime.enter();
-        let arrivals = queue.arrivals(py)?;
-        // Nobody is noted as waiting for a call that is refused here.
-        let caller = || queue.caller(arrivals, waiter);
-        driver.compute_for(names, deadline, caller).or_raise(py)
-    }
-
-    fn get_linked_pod(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let (driver, link) = self.target(namespace, uid, service_name)?;
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(namespace.py(), waiter, async move {
-            let pod = driver.get_linked_pod(link, deadline).await;
-            pod.map(Answer::MaybePod)
-                .map_err(|error| error.during("get_linked_pod"))
-        })
-    }
-
-    fn get_linked_pod_in_cache_or_if_persist(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let (driver, link) = self.target(namespace, uid, service_name)?;
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(namespace.py(), waiter, async move {
-            let pod = driver
-                .get_linked_pod_in_cache_or_if_persist(link, deadline)
-                .await;
-            pod.map(Answer::MaybePod)
-                .map_err(|error| error.during("get_linked_pod_in_cache_or_if_persist"))
-        })
-    }
-
-    fn get_linked_pod_not_cache(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let (driver, link) = self.target(namespace, uid, service_name)?;
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(namespace.py(), waiter, async move {
-            let pod = driver.get_linked_pod_not_cache(link, deadline).await;
-            pod.map(Answer::MaybePod)
-                .map_err(|error| error.during("get_linked_pod_not_cache"))
-        })
+        let py = arguments.py();
+        let (started, given) = started(queue, waiter, operation, arguments, timeout)?;
+        match started.name {
+            OperationName::ComputeLinkedPod => self.compute(started, given),
+            _ => self.start_other(py, started, given),
+        }
     }
 
     fn get_linked_in_cache(
@@ -264,103 +199,6 @@ impl ClientCore {
         Ok(previous.map(|pod| pod.get()))
     }
 
-    fn get_link_service(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let py = namespace.py();
-        let driver = self.driver.get(py)?.clone();
-        let namespace = driver
-            .resolve(argument::namespace(namespace)?)
-            .or_raise(py)?;
-        let uid = argument::uid(uid)?;
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(py, waiter, async move {
-            let services = driver.get_link_service(&namespace, &uid, deadline).await;
-            services
-                .map(Answer::Services)
-                .map_err(|error| error.during("get_link_service"))
-        })
-    }
-
-    fn batch_get_linked_pod(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uids: Vec<Bound<'_, PyAny>>,
-        service_name: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let py = namespace.py();
-        let driver = self.driver.get(py)?.clone();
-        let namespace = driver
-            .resolve(argument::namespace(namespace)?)
-            .or_raise(py)?;
-        let service = ServiceId {
-            namespace,
-            service: argument::service(service_name)?,
-        };
-        let uids: PyResult<Vec<_>> = uids.iter().map(argument::uid).collect();
-        let (uids, deadline) = (uids?, self.deadline(timeout)?);
-        queue.spawn(py, waiter, async move {
-            let users = driver.batch_get_linked_pod(&service, uids, deadline).await;
-            users
-                .map(Answer::Users)
-                .map_err(|error| error.during("batch_get_linked_pod"))
-        })
-    }
-
-    /// The explanation as JSON; its names are those of `podlink.Explanation`.
-    fn explain(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let (driver, link) = self.target(namespace, uid, service_name)?;
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(namespace.py(), waiter, async move {
-            let told = driver.explain(link, deadline).await;
-            told.and_then(|told| told.json())
-                .map(Answer::Text)
-                .map_err(|error| error.during("explain"))
-        })
-    }
-
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "they are the operation's, and the waiter"
-    )]
-    fn set_linked_pod_if_absent(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        pod_index: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let py = namespace.py();
-        let (driver, link) = self.target(namespace, uid, service_name)?;
-        let pod = argument::pod_index(pod_index)?;
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(py, waiter, async move {
-            let owner = driver.set_linked_pod_if_absent(link, pod, deadline).await;
-            owner
-                .map(Answer::Pod)
-                .map_err(|error| error.during("set_linked_pod_if_absent"))
-        })
-    }
-
     /// Calls `hook` for every pod that is lost.
     fn on_pod_lost(
         &self,
@@ -370,9 +208,8 @@ impl ClientCore {
     ) -> PyResult<Registration> {
         let hook = Hook::new(hook, queue, py)?;
         let driver = self.driver.get(py)?;
-        let audience = driver.on_pod_lost(Arc::new(PythonLostPod(hook)));
-        let states = Arc::clone(self.states.get(py)?);
-        Ok(Registration::new(states, audience, None))
+        let subscription = driver.on_pod_lost(Arc::new(PythonLostPod(hook)));
+        Ok(Registration::new(subscription))
     }
 
     /// Every counter by name.
@@ -393,6 +230,90 @@ pub(super) fn as_str<'a>(given: &'a Bound<'_, PyAny>) -> Option<&'a str> {
 }
 
 impl ClientCore {
+    /// The miss path: the names are read as they are, and many calls share a batch.
+    fn compute(&self, started: Started<'_>, given: Arguments<'_, '_>) -> PyResult<()> {
+        let py = given.py();
+        let driver = self.driver.get(py)?;
+        let deadline = driver.deadline(given.timeout()?);
+        let [namespace, uid, service] = given.all()?;
+        let names = (
+            argument::namespace(&namespace)?,
+            argument::text("uid", &uid)?,
+            argument::text("service_name", &service)?,
+        );
+        let runtime = runtime::handle(py)?;
+        let _runtime = runtime.enter();
+        let (queue, waiter) = started.waiter();
+        let arrivals = queue.arrivals(py)?;
+        // No waiter is kept of a call that is refused here.
+        let caller = || queue.caller(arrivals, waiter);
+        driver.compute_for(names, deadline, caller).or_raise(py)
+    }
+
+    fn start_other(
+        &self,
+        py: Python<'_>,
+        started: Started<'_>,
+        mut given: Arguments<'_, '_>,
+    ) -> PyResult<()> {
+        let driver = self.driver.get(py)?.clone();
+        let deadline = driver.deadline(given.timeout()?);
+        let resolve = |name: Option<&str>| driver.resolve(name);
+        match started.name {
+            OperationName::GetLinkedPod => {
+                let link = given.link(resolve)?;
+                started.run(py, async move {
+                    let pod = driver.get_linked_pod(link, deadline).await;
+                    pod.map(Answer::MaybePod)
+                })
+            }
+            OperationName::GetLinkedPodInCacheOrIfPersist => {
+                let link = given.link(resolve)?;
+                started.run(py, async move {
+                    let pod = driver.get_linked_pod_in_cache_or_if_persist(link, deadline);
+                    pod.await.map(Answer::MaybePod)
+                })
+            }
+            OperationName::GetLinkedPodNotCache => {
+                let link = given.link(resolve)?;
+                started.run(py, async move {
+                    let link = driver.get_linked_pod_not_cache(link, deadline).await?;
+                    Ok(Answer::MaybePod(link.map(|link| link.pod)))
+                })
+            }
+            OperationName::GetLinkService => {
+                let (namespace, uid) = (given.namespace(resolve)?, given.uid()?);
+                started.run(py, async move {
+                    let services = driver.get_link_service(&namespace, &uid, deadline).await;
+                    services.map(Answer::Services)
+                })
+            }
+            OperationName::BatchGetLinkedPod => {
+                let (service, uids) = given.batch(resolve)?;
+                started.run(py, async move {
+                    let pods = driver.batch_get_linked_pod(&service, uids.clone(), deadline);
+                    Ok(users_by_pod(uids, pods.await?))
+                })
+            }
+            OperationName::SetLinkedPodIfAbsent => {
+                let (link, pod) = (given.link(resolve)?, given.pod_index()?);
+                started.run(py, async move {
+                    let owner = driver.set_linked_pod_if_absent(link, pod, deadline).await;
+                    owner.map(Answer::Pod)
+                })
+            }
+            // As JSON; its names are those of `podlink.Explanation`.
+            OperationName::Explain => {
+                let link = given.link(resolve)?;
+                started.run(py, async move {
+                    let explanation = driver.explain(link, deadline).await?;
+                    explanation.json().map(Answer::Text)
+                })
+            }
+            _ => Err(started.unknown(py)),
+        }
+    }
+
     pub(super) fn driver(&self, py: Python<'_>) -> PyResult<&ClientDriver> {
         self.driver.get(py)
     }
@@ -410,10 +331,5 @@ impl ClientCore {
             .or_raise(py)?;
         let link = argument::link(namespace, uid, service_name)?;
         Ok((driver, link))
-    }
-
-    fn deadline(&self, timeout: &Bound<'_, PyAny>) -> PyResult<Tick> {
-        let given = argument::timeout(timeout)?;
-        Ok(self.driver.get(timeout.py())?.deadline(given))
     }
 }

@@ -2,26 +2,34 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 use super::argument;
 use super::config::seconds;
 use super::error::{OrRaise, raise};
 use super::hook::{Hook, PythonConditionHook};
+use super::operations::{Arguments, Started, started, users_by_pod};
 use super::queue::{Answer, CompletionQueue};
 use super::runtime::{self, Owned};
 use super::store::StoreCore;
-use crate::clock::{Clock, Tick};
+use crate::clock::Clock;
 use crate::config::{Balance, PeerClientConfig, PeerUrl, TlsFiles};
+use crate::driver::foreign::{ForeignNamespace, ForeignNamespaces};
 use crate::driver::info::States;
-use crate::error::Error;
-use crate::id::{LinkId, Namespace, ServiceId, Tag, invalid, shown};
-use crate::route::link::{Persist, Removal};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{Namespace, invalid, shown};
+use crate::op::{
+    BatchGet, Call, Compute, Get, GetTag, LinkSource, Operation, OperationName, PodsReading,
+    ReadPods, Remove, Reply, Services, Set, SetIfAbsent, TrySet,
+};
+use crate::route::link::{Placed, StoredLink};
 use crate::route::state::PodRecord;
 use crate::rpc::client::PeerClient;
-use crate::rpc::{LinkOperations, Source};
+use crate::rpc::{MeteredPeer, Peer};
 
 /// The figures of a `podlink.GrpcClientConfig`; they are checked with the endpoints.
 #[pyclass(frozen, module = "podlink._podlink")]
@@ -69,6 +77,8 @@ impl GrpcClientSettings {
 pub(super) struct GrpcClientCore {
     client: Owned<PeerClient>,
     namespace: Option<Namespace>,
+    /// What drivers share, by namespace and store. Never held across an await.
+    foreign: Mutex<HashMap<(Namespace, usize), Weak<ForeignNamespace>>>,
 }
 
 #[pymethods]
@@ -118,300 +128,33 @@ impl GrpcClientCore {
         Ok(Self {
             client: Owned::new(client),
             namespace,
+            foreign: Mutex::default(),
         })
     }
 
-    fn compute_linked_pod(
+    /// Starts an operation; its end is delivered to `waiter` by `queue`.
+    fn start(
         &self,
         queue: &CompletionQueue,
         waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
+        operation: &str,
+        arguments: &Bound<'_, PyTuple>,
         timeout: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let (client, link) = self.target(namespace, uid, service_name)?;
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(namespace.py(), waiter, async move {
-            let found = client.compute(&link, deadline).await;
-            found
-                .map(|found| Answer::Pod(found.pod))
-                .map_err(|error| error.during("compute_linked_pod"))
-        })
-    }
-
-    fn get_linked_pod(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let (client, link) = self.target(namespace, uid, service_name)?;
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(namespace.py(), waiter, async move {
-            let found = get(&client, &link, Source::CacheOrStore, deadline).await;
-            found.map_err(|error| error.during("get_linked_pod"))
-        })
-    }
-
-    fn get_linked_pod_not_cache(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let (client, link) = self.target(namespace, uid, service_name)?;
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(namespace.py(), waiter, async move {
-            let found = get(&client, &link, Source::Store, deadline).await;
-            found.map_err(|error| error.during("get_linked_pod_not_cache"))
-        })
-    }
-
-    fn get_linked_pod_in_cache_or_if_persist(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let (client, link) = self.target(namespace, uid, service_name)?;
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(namespace.py(), waiter, async move {
-            let found = get(&client, &link, Source::CacheOrPersistent, deadline).await;
-            found.map_err(|error| error.during("get_linked_pod_in_cache_or_if_persist"))
-        })
-    }
-
-    fn batch_get_linked_pod(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uids: Vec<Bound<'_, PyAny>>,
-        service_name: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let (client, service) = self.service(namespace, service_name)?;
-        let mut seen = std::collections::HashSet::with_capacity(uids.len());
-        let uids: PyResult<Vec<_>> = uids.iter().map(argument::uid).collect();
-        let (mut uids, deadline) = (uids?, self.deadline(timeout)?);
-        uids.retain(|uid| seen.insert(uid.clone()));
-        queue.spawn(namespace.py(), waiter, async move {
-            let users = client.batch_get(&service, uids, deadline).await;
-            users
-                .map(Answer::Users)
-                .map_err(|error| error.during("batch_get_linked_pod"))
-        })
-    }
-
-    fn get_link_service(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let client = self.client.get(namespace.py())?.clone();
-        let (name, uid) = (self.namespace(namespace)?, argument::uid(uid)?);
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(namespace.py(), waiter, async move {
-            let services = client.services(&name, &uid, deadline).await;
-            services
-                .map(Answer::Services)
-                .map_err(|error| error.during("get_link_service"))
-        })
-    }
-
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "they are the operation's, and the waiter"
-    )]
-    fn set_linked_pod_if_absent(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        pod_index: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let (client, link) = self.target(namespace, uid, service_name)?;
-        let pod = argument::pod_index(pod_index)?;
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(namespace.py(), waiter, async move {
-            let found = client.set_if_absent(&link, pod, deadline).await;
-            found
-                .map(|found| Answer::Pod(found.pod))
-                .map_err(|error| error.during("set_linked_pod_if_absent"))
-        })
-    }
-
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "they are the operation's, and the waiter"
-    )]
-    fn set_linked_pod(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        pod_index: &Bound<'_, PyAny>,
-        persist_seconds: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let (client, link) = self.target(namespace, uid, service_name)?;
-        let pod = argument::pod_index(pod_index)?;
-        let persist = persist(persist_seconds)?;
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(namespace.py(), waiter, async move {
-            let previous = client.set(&link, pod, persist, deadline).await;
-            previous
-                .map(Answer::MaybePod)
-                .map_err(|error| error.during("set_linked_pod"))
-        })
-    }
-
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "they are the operation's, and the waiter"
-    )]
-    fn try_set_linked_pod(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        pod_index: &Bound<'_, PyAny>,
-        persist_seconds: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let (client, link) = self.target(namespace, uid, service_name)?;
-        let pod = argument::pod_index(pod_index)?;
-        let persist = persist(persist_seconds)?;
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(namespace.py(), waiter, async move {
-            let tried = client.try_set(&link, pod, persist, deadline).await;
-            tried
-                .map(|(won, owner)| Answer::Won(won, owner))
-                .map_err(|error| error.during("try_set_linked_pod"))
-        })
-    }
-
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "they are the operation's, and the waiter"
-    )]
-    fn remove_linked_pod(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        persist_seconds: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let (client, link) = self.target(namespace, uid, service_name)?;
-        let (removal, deadline) = (removal(persist_seconds)?, self.deadline(timeout)?);
-        queue.spawn(namespace.py(), waiter, async move {
-            let removed = client.remove(&link, None, removal, deadline).await;
-            removed
-                .map(Answer::Flag)
-                .map_err(|error| error.during("remove_linked_pod"))
-        })
-    }
-
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "they are the operation's, and the waiter"
-    )]
-    fn remove_linked_pod_with_id(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        pod_index: &Bound<'_, PyAny>,
-        persist_seconds: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let (client, link) = self.target(namespace, uid, service_name)?;
-        let owner = argument::pod_index(pod_index)?;
-        let (removal, deadline) = (removal(persist_seconds)?, self.deadline(timeout)?);
-        queue.spawn(namespace.py(), waiter, async move {
-            let removed = client.remove(&link, Some(owner), removal, deadline).await;
-            removed
-                .map(Answer::Flag)
-                .map_err(|error| error.during("remove_linked_pod_with_id"))
-        })
-    }
-
-    fn get_all_service_state(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let (client, service) = self.service(namespace, service_name)?;
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(namespace.py(), waiter, async move {
-            let pods = client.pods(&service, deadline).await;
-            pods.map(|pods| Answer::States(alive(pods)))
-                .map_err(|error| error.during("get_all_service_state"))
-        })
-    }
-
-    fn get_service_name_by_tag(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        tag: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let py = namespace.py();
+        let py = arguments.py();
+        let (started, given) = started(queue, waiter, operation, arguments, timeout)?;
         let client = self.client.get(py)?.clone();
-        let name = self.namespace(namespace)?;
-        let tag = Tag::new(argument::text("tag", tag)?).or_raise(py)?;
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(py, waiter, async move {
-            let service = client.service_by_tag(&name, &tag, deadline).await;
-            service
-                .map(Answer::Name)
-                .map_err(|error| error.during("get_service_name_by_tag"))
-        })
-    }
-
-    fn check_health(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let client = self.client.get(timeout.py())?.clone();
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(timeout.py(), waiter, async move {
-            let healthy = client.check_health(deadline).await;
-            healthy
-                .map(Answer::Flag)
-                .map_err(|error| error.during("check_health"))
+        let deadline = client.deadline(given.timeout()?);
+        if started.name == OperationName::CheckHealth {
+            return started.run(py, async move {
+                let healthy = client.check_health(deadline).await;
+                healthy.map(Answer::Flag)
+            });
+        }
+        let (operation, answer) = self.operation(py, &started, given)?;
+        started.run(py, async move {
+            let reply = client.call(&operation, deadline).await?;
+            answer(reply).ok_or_else(mismatched)
         })
     }
 
@@ -445,90 +188,167 @@ impl GrpcClientCore {
 }
 
 impl GrpcClientCore {
-    fn operations(&self, py: Python<'_>) -> PyResult<Arc<dyn LinkOperations>> {
-        Ok(Arc::new(self.client.get(py)?.clone()))
+    /// What a peer is asked for, and how its reply becomes an answer.
+    fn operation(
+        &self,
+        py: Python<'_>,
+        started: &Started<'_>,
+        mut given: Arguments<'_, '_>,
+    ) -> PyResult<(Call, Answering)> {
+        let resolve = |name: Option<&str>| self.resolve(name);
+        let pod = |link: StoredLink| link.pod;
+        Ok(match started.name {
+            OperationName::ComputeLinkedPod => {
+                let link = given.link(resolve)?;
+                let answer = answering::<Compute>(move |link| Answer::Pod(pod(link)));
+                (Compute { link }.into(), answer)
+            }
+            OperationName::GetLinkedPod
+            | OperationName::GetLinkedPodNotCache
+            | OperationName::GetLinkedPodInCacheOrIfPersist => {
+                let (link, from) = (given.link(resolve)?, source(started.name));
+                let answer = answering::<Get>(move |link| Answer::MaybePod(link.map(pod)));
+                (Get { link, from }.into(), answer)
+            }
+            OperationName::BatchGetLinkedPod => {
+                let (service, uids) = given.batch(resolve)?;
+                let asked = uids.clone();
+                let answer = answering::<BatchGet>(move |pods| users_by_pod(asked, pods));
+                (BatchGet { service, uids }.into(), answer)
+            }
+            OperationName::GetLinkService => {
+                let (namespace, uid) = (given.namespace(resolve)?, given.uid()?);
+                let services = Services { namespace, uid };
+                (services.into(), answering::<Services>(Answer::Services))
+            }
+            OperationName::SetLinkedPodIfAbsent => {
+                let set = SetIfAbsent {
+                    link: given.link(resolve)?,
+                    pod: given.pod_index()?,
+                    // The peer has a TTL of its own.
+                    ttl: Duration::ZERO,
+                };
+                let answer = answering::<SetIfAbsent>(|placed| Answer::Pod(placed.link.pod));
+                (set.into(), answer)
+            }
+            OperationName::SetLinkedPod => {
+                let set = Set {
+                    link: given.link(resolve)?,
+                    pod: given.pod_index()?,
+                    persist: given.persist()?,
+                };
+                (set.into(), answering::<Set>(Answer::MaybePod))
+            }
+            OperationName::TrySetLinkedPod => {
+                let set = TrySet {
+                    link: given.link(resolve)?,
+                    pod: given.pod_index()?,
+                    persist: given.persist()?,
+                };
+                let won = |placed: Placed| Answer::Won(placed.made, placed.link.pod);
+                (set.into(), answering::<TrySet>(won))
+            }
+            OperationName::RemoveLinkedPod | OperationName::RemoveLinkedPodWithId => {
+                let link = given.link(resolve)?;
+                let named = started.name == OperationName::RemoveLinkedPodWithId;
+                let owner = named.then(|| given.pod_index()).transpose()?;
+                let removal = given.removal()?;
+                let remove = Remove {
+                    link,
+                    owner,
+                    removal,
+                };
+                let answer = answering::<Remove>(|removed| Answer::Flag(removed.done));
+                (remove.into(), answer)
+            }
+            OperationName::GetAllServiceState => {
+                let read = ReadPods {
+                    service: given.service_id(resolve)?,
+                    last: PodsReading::default(),
+                };
+                let answer = answering::<ReadPods>(|pods| Answer::States(alive(pods.records)));
+                (read.into(), answer)
+            }
+            OperationName::GetServiceNameByTag => {
+                let (namespace, tag) = (given.namespace(resolve)?, given.tag()?);
+                let get = GetTag { namespace, tag };
+                (get.into(), answering::<GetTag>(Answer::Name))
+            }
+            _ => return Err(started.unknown(py)),
+        })
     }
 
-    fn namespace(&self, given: &Bound<'_, PyAny>) -> PyResult<Namespace> {
-        let py = given.py();
-        match (argument::namespace(given)?, &self.namespace) {
+    fn resolve(&self, given: Option<&str>) -> Result<Namespace> {
+        match (given, &self.namespace) {
             (None | Some(""), Some(own)) => Ok(own.clone()),
             (None | Some(""), None) => {
                 let allowed = "named, in the call or as the client's namespace=";
-                Err(raise(py, &invalid("namespace", "none", allowed)))
+                Err(invalid("namespace", "none", allowed))
             }
-            (Some(name), _) => Namespace::new(name).or_raise(py),
+            (Some(name), _) => Namespace::new(name),
         }
     }
 
-    fn target(
+    /// A namespace that this client leads to, as the drivers on this store share it: its calls are
+    /// counted, and its pods read once.
+    fn foreign(
         &self,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-    ) -> PyResult<(PeerClient, LinkId)> {
-        let client = self.client.get(namespace.py())?.clone();
-        let link = argument::link(self.namespace(namespace)?, uid, service_name)?;
-        Ok((client, link))
-    }
-
-    fn service(
-        &self,
-        namespace: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-    ) -> PyResult<(PeerClient, ServiceId)> {
-        let client = self.client.get(namespace.py())?.clone();
-        let service = ServiceId {
-            namespace: self.namespace(namespace)?,
-            service: argument::service(service_name)?,
-        };
-        Ok((client, service))
-    }
-
-    fn deadline(&self, timeout: &Bound<'_, PyAny>) -> PyResult<Tick> {
-        let given = argument::timeout(timeout)?;
-        Ok(self.client.get(timeout.py())?.deadline(given))
+        py: Python<'_>,
+        store: &StoreCore,
+        namespace: &Namespace,
+    ) -> PyResult<Arc<ForeignNamespace>> {
+        let metrics = store.metrics(py)?;
+        let key = (namespace.clone(), Arc::as_ptr(metrics) as usize);
+        let mut all = self.foreign.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, known| known.strong_count() > 0);
+        if let Some(known) = all.get(&key).and_then(Weak::upgrade) {
+            return Ok(known);
+        }
+        let peer: Arc<dyn Peer> = Arc::new(self.client.get(py)?.clone());
+        let peer = MeteredPeer::new(namespace, peer, Clock::System, metrics);
+        let foreign = ForeignNamespace::new(peer, Clock::System);
+        all.insert(key, Arc::downgrade(&foreign));
+        Ok(foreign)
     }
 }
 
-/// The ways to other namespaces, for a driver of `own` on this store, which counts the calls.
+/// How a reply becomes an answer; `None` for the reply to another operation.
+type Answering = Box<dyn FnOnce(Reply) -> Option<Answer> + Send>;
+
+fn answering<O: Operation>(answer: impl FnOnce(O::Reply) -> Answer + Send + 'static) -> Answering {
+    Box::new(|reply| O::reply(reply).map(answer))
+}
+
+fn mismatched() -> Error {
+    let text = "the reply belongs to another operation";
+    Error::new(ErrorKind::Internal, text)
+}
+
+fn source(name: OperationName) -> LinkSource {
+    match name {
+        OperationName::GetLinkedPodNotCache => LinkSource::Store,
+        OperationName::GetLinkedPodInCacheOrIfPersist => LinkSource::CacheOrPersistent,
+        _ => LinkSource::CacheOrStore,
+    }
+}
+
+/// The other namespaces that a driver of `own` on this store reaches.
 pub(super) fn peer_table(
     py: Python<'_>,
     store: &StoreCore,
     own: &Namespace,
     given: &[(String, PyRef<'_, GrpcClientCore>)],
-) -> PyResult<HashMap<Namespace, Arc<dyn LinkOperations>>> {
+) -> PyResult<ForeignNamespaces> {
     let peers = given.iter().map(|(name, client)| {
         let namespace = Namespace::new(name).or_raise(py)?;
         if namespace == *own {
             let allowed = "of other namespaces than the driver's own";
             return Err(raise(py, &invalid("peers", &shown(name), allowed)));
         }
-        let peer = store.peer(py, &namespace, client.operations(py)?)?;
-        Ok((namespace, peer))
+        let foreign = client.foreign(py, store, &namespace)?;
+        Ok((namespace, foreign))
     });
     peers.collect()
-}
-
-async fn get(
-    client: &PeerClient,
-    link: &LinkId,
-    from: Source,
-    deadline: Tick,
-) -> Result<Answer, Error> {
-    let found = client.get(link, from, deadline).await?;
-    Ok(Answer::MaybePod(found.map(|found| found.pod)))
-}
-
-fn removal(given: &Bound<'_, PyAny>) -> PyResult<Removal> {
-    let seconds = argument::integer("persist_seconds", given)?;
-    Removal::from_seconds(seconds).or_raise(given.py())
-}
-
-fn persist(given: &Bound<'_, PyAny>) -> PyResult<Persist> {
-    let seconds = argument::integer("persist_seconds", given)?;
-    let persist: Result<Persist, Error> = Persist::from_seconds(seconds);
-    persist.or_raise(given.py())
 }
 
 fn alive(pods: Vec<PodRecord>) -> States {

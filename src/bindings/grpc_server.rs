@@ -3,23 +3,26 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 use super::argument;
 use super::client::ClientCore;
 use super::config::{ClientSettings, seconds};
 use super::error::{OrRaise, raise};
 use super::info::InfoCore;
+use super::operations::started;
 use super::queue::{Answer, CompletionQueue};
 use super::runtime::Owned;
 use super::store::StoreCore;
 use crate::clock::Clock;
 use crate::config::{Allowed, PeerServerConfig, ServerTls};
-use crate::driver::peer::LocalOperations;
+use crate::driver::peer::LocalPeer;
 use crate::id::{Namespace, invalid, shown};
-use crate::rpc::server::{METHODS, Server};
+use crate::op::OperationName;
+use crate::rpc::METHODS;
+use crate::rpc::server::Server;
 
 /// The figures of a `podlink.GrpcServerConfig`; they are checked again with the rest.
 #[pyclass(frozen, module = "podlink._podlink")]
@@ -79,6 +82,9 @@ impl GrpcServerSettings {
     }
 }
 
+/// A hundred years: a stop that waits for longer is a mistake in the unit.
+const DEADLINE_MAX: f64 = 3_153_600_000.0;
+
 /// A server for peers.
 #[pyclass(frozen, module = "podlink._podlink")]
 pub(super) struct GrpcServerCore {
@@ -128,8 +134,8 @@ impl GrpcServerCore {
             ..config.0.clone()
         };
         let config = config.check().or_raise(py)?;
-        let operations = LocalOperations::new(
-            store.executor(py)?,
+        let operations = LocalPeer::new(
+            store.store(py)?,
             client.driver(py)?.clone(),
             info.driver(py)?.clone(),
             client_config.0.clone(),
@@ -140,30 +146,33 @@ impl GrpcServerCore {
         })
     }
 
-    fn start(&self, py: Python<'_>, queue: &CompletionQueue, waiter: Py<PyAny>) -> PyResult<()> {
-        let server = self.server.get(py)?.clone();
-        queue.spawn(py, waiter, async move {
-            let address = server.start().await;
-            address
-                .map(|address| Answer::Text(address.to_string()))
-                .map_err(|error| error.during("start"))
-        })
-    }
-
-    /// Whether every request under way ended in time.
-    fn stop(
+    /// Starts an operation; its end is delivered to `waiter` by `queue`.
+    fn start(
         &self,
         queue: &CompletionQueue,
         waiter: Py<PyAny>,
-        deadline: &Bound<'_, PyAny>,
+        operation: &str,
+        arguments: &Bound<'_, PyTuple>,
+        timeout: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let py = deadline.py();
+        let py = arguments.py();
+        let (started, mut given) = started(queue, waiter, operation, arguments, timeout)?;
         let server = self.server.get(py)?.clone();
-        let time: Duration = seconds("deadline", deadline)?;
-        queue.spawn(py, waiter, async move {
-            let deadline = server.deadline(time);
-            Ok(Answer::Flag(server.stop(deadline).await))
-        })
+        match started.name {
+            OperationName::Start => started.run(py, async move {
+                let address = server.start().await?;
+                Ok(Answer::Text(address.to_string()))
+            }),
+            // Whether every request in flight ended in time.
+            OperationName::Stop => {
+                let time = given.seconds("deadline", 0.0, DEADLINE_MAX)?;
+                started.run(py, async move {
+                    let deadline = server.deadline(time);
+                    Ok(Answer::Flag(server.stop(deadline).await))
+                })
+            }
+            _ => Err(started.unknown(py)),
+        }
     }
 
     /// Host and port, once the server listens.

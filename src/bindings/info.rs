@@ -1,11 +1,11 @@
 //! `podlink.RouteInfoDriver`, the compiled half.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyTuple};
 
 use super::argument;
 use super::config::RouteInfoSettings;
@@ -13,13 +13,14 @@ use super::error::OrRaise;
 use super::grpc_client::{GrpcClientCore, peer_table};
 use super::hook::{Hook, PythonChangeListener, state_fields};
 use super::log;
+use super::operations::started;
 use super::queue::{Answer, CompletionQueue};
 use super::runtime::{self, Owned};
 use super::store::StoreCore;
-use crate::clock::{Clock, Tick};
-use crate::driver::info::{InfoDriver, States};
-use crate::driver::states::{ChangeListener, StateCache, Watched};
-use crate::id::{Namespace, ServiceId, Tag};
+use crate::clock::Clock;
+use crate::driver::info::{InfoDriver, States, Subscription};
+use crate::id::{Namespace, ServiceId};
+use crate::op::OperationName;
 
 /// A route info driver.
 #[pyclass(frozen, module = "podlink._podlink")]
@@ -42,9 +43,9 @@ impl InfoCore {
         let own = Namespace::new(argument::text("namespace", namespace)?).or_raise(py)?;
         let peers = peer_table(py, store, &own, &peers)?;
         log::listen(callbacks.arrivals(py)?);
-        let executor = store.executor(py)?;
-        let figures = config.config.clone();
-        let driver = InfoDriver::with_peers(executor, Clock::System, own, figures, peers);
+        let shared = store.store(py)?;
+        let settings = config.config.clone();
+        let driver = InfoDriver::with_peers(shared, Clock::System, own, settings, &peers);
         driver.report_to(store.metrics(py)?);
         Ok(Self {
             driver: Owned::new(driver),
@@ -52,120 +53,66 @@ impl InfoCore {
         })
     }
 
-    fn get_all_service_state(
+    /// Starts an operation; its end is delivered to `waiter` by `queue`.
+    fn start(
         &self,
         queue: &CompletionQueue,
         waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
+        operation: &str,
+        arguments: &Bound<'_, PyTuple>,
         timeout: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let (driver, service) = self.target(namespace, service_name)?;
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(namespace.py(), waiter, async move {
-            let states = driver.all_states(&service, deadline).await;
-            states
-                .map(Answer::States)
-                .map_err(|error| error.during("get_all_service_state"))
-        })
-    }
-
-    fn get_ready_service_state(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let (driver, service) = self.target(namespace, service_name)?;
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(namespace.py(), waiter, async move {
-            let states = driver.ready_states(&service, deadline).await;
-            states
-                .map(Answer::States)
-                .map_err(|error| error.during("get_ready_service_state"))
-        })
-    }
-
-    fn get_service_best_pod(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let (driver, service) = self.target(namespace, service_name)?;
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(namespace.py(), waiter, async move {
-            let pod = driver.best_pod(&service, deadline).await;
-            pod.map(Answer::MaybePod)
-                .map_err(|error| error.during("get_service_best_pod"))
-        })
-    }
-
-    fn is_workload_ready(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let (driver, service) = self.target(namespace, service_name)?;
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(namespace.py(), waiter, async move {
-            let ready = driver.is_workload_ready(&service, deadline).await;
-            ready
-                .map(Answer::Flag)
-                .map_err(|error| error.during("is_workload_ready"))
-        })
-    }
-
-    fn get_service_name_by_tag(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        tag: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let py = namespace.py();
+        let py = arguments.py();
+        let (started, mut given) = started(queue, waiter, operation, arguments, timeout)?;
         let driver = self.driver.get(py)?.clone();
-        let namespace = driver
-            .resolve(argument::namespace(namespace)?)
-            .or_raise(py)?;
-        let tag = Tag::new(argument::text("tag", tag)?).or_raise(py)?;
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(py, waiter, async move {
-            let service = driver.service_by_tag(&namespace, &tag, deadline).await;
-            service
-                .map(Answer::Name)
-                .map_err(|error| error.during("get_service_name_by_tag"))
-        })
-    }
-
-    fn set_global_service_name_tag(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        tag: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let py = namespace.py();
-        let (driver, id) = self.target(namespace, service_name)?;
-        let tag = Tag::new(argument::text("tag", tag)?).or_raise(py)?;
-        let deadline = self.deadline(timeout)?;
-        queue.spawn(py, waiter, async move {
-            let set = driver
-                .set_tag(&id.namespace, &tag, &id.service, deadline)
-                .await;
-            set.map(Answer::Flag)
-                .map_err(|error| error.during("set_global_service_name_tag"))
-        })
+        let deadline = driver.deadline(given.timeout()?.unwrap_or(self.timeout));
+        let resolve = |name: Option<&str>| driver.resolve(name);
+        match started.name {
+            OperationName::GetAllServiceState => {
+                let service = given.service_id(resolve)?;
+                started.run(py, async move {
+                    let states = driver.all_states(&service, deadline).await;
+                    states.map(Answer::States)
+                })
+            }
+            OperationName::GetReadyServiceState => {
+                let service = given.service_id(resolve)?;
+                started.run(py, async move {
+                    let states = driver.ready_states(&service, deadline).await;
+                    states.map(Answer::States)
+                })
+            }
+            OperationName::GetServiceBestPod => {
+                let service = given.service_id(resolve)?;
+                started.run(py, async move {
+                    let pod = driver.best_pod(&service, deadline).await;
+                    pod.map(Answer::MaybePod)
+                })
+            }
+            OperationName::IsWorkloadReady => {
+                let service = given.service_id(resolve)?;
+                started.run(py, async move {
+                    let ready = driver.is_workload_ready(&service, deadline).await;
+                    ready.map(Answer::Flag)
+                })
+            }
+            OperationName::GetServiceNameByTag => {
+                let (namespace, tag) = (given.namespace(resolve)?, given.tag()?);
+                started.run(py, async move {
+                    let service = driver.service_by_tag(&namespace, &tag, deadline).await;
+                    service.map(Answer::Name)
+                })
+            }
+            OperationName::SetGlobalServiceNameTag => {
+                let (namespace, tag) = (given.namespace(resolve)?, given.tag()?);
+                let service = given.service()?;
+                started.run(py, async move {
+                    let set = driver.set_tag(&namespace, &tag, &service, deadline).await;
+                    set.map(Answer::Flag)
+                })
+            }
+            _ => Err(started.unknown(py)),
+        }
     }
 
     fn alive_pods<'py>(
@@ -238,19 +185,18 @@ impl InfoCore {
         let hook = Hook::new(hook, queue, py)?;
         let named = !service_name.is_none();
         let service = named.then(|| argument::service(service_name)).transpose()?;
-        let states = driver.states_in(&namespace).or_raise(py)?;
-        let service = service.map(|service| ServiceId { namespace, service });
-        let audience: Arc<dyn ChangeListener> = Arc::new(PythonChangeListener {
+        let service = service.map(|service| ServiceId {
+            namespace: namespace.clone(),
+            service,
+        });
+        let listener = Arc::new(PythonChangeListener {
             hook,
             service: service.clone(),
         });
-        // Before the service is read for the first time, so that no join is missed.
-        states.subscribe(Arc::clone(&audience));
         let runtime = runtime::handle(py)?;
         let _runtime = runtime.enter();
-        let watched = service.map(|service| driver.watch(&service)).transpose();
-        let watched = watched.or_raise(py)?;
-        Ok(Registration::new(states, audience, watched))
+        let subscription = driver.subscribe(&namespace, service.as_ref(), listener);
+        subscription.map(Registration::new).or_raise(py)
     }
 
     /// Every counter by name.
@@ -284,11 +230,6 @@ impl InfoCore {
         Ok((driver, ServiceId { namespace, service }))
     }
 
-    fn deadline(&self, timeout: &Bound<'_, PyAny>) -> PyResult<Tick> {
-        let given = argument::timeout(timeout)?.unwrap_or(self.timeout);
-        Ok(self.driver.get(timeout.py())?.deadline(given))
-    }
-
     /// Asks something that never waits.
     fn known<T>(
         &self,
@@ -316,51 +257,25 @@ pub(super) fn states_to_python<'py>(
     Ok(table)
 }
 
-/// A hook that hears of changes, until it is taken back.
+/// A hook that is called for changes, until it is unregistered.
 #[pyclass(frozen, module = "podlink._podlink")]
 pub(super) struct Registration {
-    kept: Mutex<Option<Owned<Kept>>>,
-}
-
-struct Kept {
-    states: Arc<StateCache>,
-    audience: Arc<dyn ChangeListener>,
-    watched: Option<Arc<Watched>>,
+    subscription: Owned<Arc<Subscription>>,
 }
 
 impl Registration {
-    pub(super) fn new(
-        states: Arc<StateCache>,
-        audience: Arc<dyn ChangeListener>,
-        watched: Option<Arc<Watched>>,
-    ) -> Self {
-        let kept = Owned::new(Kept {
-            states,
-            audience,
-            watched,
-        });
+    pub(super) fn new(subscription: Arc<Subscription>) -> Self {
         Self {
-            kept: Mutex::new(Some(kept)),
+            subscription: Owned::new(subscription),
         }
     }
 }
 
 #[pymethods]
 impl Registration {
-    /// Takes the hook back. A second time does nothing.
+    /// Calls the hook no more. A second time does nothing.
     fn unregister(&self, py: Python<'_>) -> PyResult<()> {
-        let kept = self
-            .kept
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(kept) = &kept {
-            let kept = kept.get(py)?;
-            kept.states.unsubscribe(&kept.audience);
-            if let Some(watched) = &kept.watched {
-                watched.unpin();
-            }
-        }
+        self.subscription.get(py)?.end();
         Ok(())
     }
 }

@@ -14,6 +14,7 @@ mod grpc_server;
 mod hook;
 mod info;
 mod log;
+mod operations;
 mod queue;
 mod runtime;
 mod server;

@@ -23,7 +23,12 @@ pub(super) struct Started<'a> {
     pub(super) name: OperationName,
 }
 
-impl Started<'_> {
+impl<'a> Started<'a> {
+    /// Where the answer goes, for a driver that delivers it itself.
+    pub(super) fn waiter(self) -> (&'a CompletionQueue, Py<PyAny>) {
+        (self.queue, self.waiter)
+    }
+
     /// Starts the work on the runtime; its end is delivered to the waiter.
     pub(super) fn run(
         self,
@@ -76,6 +81,20 @@ pub(super) fn started<'a, 'py>(
 }
 
 impl<'py> Arguments<'_, 'py> {
+    pub(super) fn py(&self) -> Python<'py> {
+        self.given.py()
+    }
+
+    /// All of them, as they are.
+    pub(super) fn all<const N: usize>(&self) -> PyResult<[Bound<'py, PyAny>; N]> {
+        let given: Vec<Bound<'py, PyAny>> = self.given.iter().collect();
+        let count = given.len();
+        given.try_into().map_err(|_| {
+            let text = format!("{count} arguments were given, not {N}");
+            raise(self.given.py(), &Error::new(ErrorKind::Internal, text))
+        })
+    }
+
     fn next(&mut self) -> PyResult<Bound<'py, PyAny>> {
         let next = self.given.get_item(self.taken)?;
         self.taken += 1;
@@ -176,12 +195,16 @@ impl<'py> Arguments<'_, 'py> {
             .map(Some)
     }
 
-    /// A deadline of a stop, in seconds from now.
-    pub(super) fn seconds(&mut self, what: &'static str, least: f64) -> PyResult<Duration> {
-        const MOST: f64 = 3600.0;
+    /// A number of seconds between these.
+    pub(super) fn seconds(
+        &mut self,
+        what: &'static str,
+        least: f64,
+        most: f64,
+    ) -> PyResult<Duration> {
         let given = self.next()?;
         let seconds = argument::number(what, &given)?;
-        seconds_within(what, seconds, least, MOST).or_raise(given.py())
+        seconds_within(what, seconds, least, most).or_raise(given.py())
     }
 
     /// The timeout, or `None` for the driver's own.

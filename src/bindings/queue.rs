@@ -25,6 +25,7 @@ use crate::driver::info::States;
 use crate::driver::server::DrainReport;
 use crate::error::{Error, ErrorKind};
 use crate::id::{PodIndex, ServiceName, Uid};
+use crate::op::OperationName;
 use crate::telemetry::count;
 
 /// The result of an operation.
@@ -178,7 +179,7 @@ impl Arrivals {
 
 impl Answers for Arrivals {
     fn arrive(&self, answers: Numbered) {
-        let named = |error: Error| error.during("compute_linked_pod");
+        let named = |error: Error| error.during(OperationName::ComputeLinkedPod);
         let outcomes = answers
             .into_iter()
             .map(|(waiter, answer)| (waiter, answer.map(Answer::Pod).map_err(named)));

@@ -4,21 +4,24 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 use super::argument;
 use super::config::ServerSettings;
-use super::error::{OrRaise, raise};
+use super::error::OrRaise;
 use super::grpc_client::{GrpcClientCore, peer_table};
 use super::hook::{Hook, PythonPodHooks};
 use super::log;
+use super::operations::{Arguments, Started, started};
 use super::queue::{Answer, CompletionQueue};
 use super::runtime::Owned;
 use super::store::StoreCore;
-use crate::clock::{Clock, Tick};
-use crate::config::{Drain, seconds_within};
+use crate::clock::Clock;
+use crate::config::Drain;
 use crate::driver::server::{PodHooks, ServerDriver, ServerInfo};
-use crate::id::{LinkId, Namespace, ServiceId, invalid, shown};
-use crate::route::link::{Persist, Removal};
+use crate::error::Result;
+use crate::id::{Namespace, ServiceId, invalid, shown};
+use crate::op::OperationName;
 use crate::route::state::RoutingState;
 
 /// A server driver.
@@ -65,9 +68,9 @@ impl ServerCore {
             load,
             ..PythonPodHooks::default()
         });
-        let executor = store.executor(py)?;
-        let told = Arc::clone(&hooks) as Arc<dyn PodHooks>;
-        let driver = ServerDriver::with_peers(executor, Clock::System, info, config, told, peers);
+        let shared = store.store(py)?;
+        let asked = Arc::clone(&hooks) as Arc<dyn PodHooks>;
+        let driver = ServerDriver::with_peers(shared, Clock::System, info, config, asked, &peers);
         driver.report_to(store.metrics(py)?);
         Ok(Self {
             driver: Owned::new(driver),
@@ -75,45 +78,51 @@ impl ServerCore {
         })
     }
 
+    /// Starts an operation; its end is delivered to `waiter` by `queue`.
     fn start(
         &self,
         queue: &CompletionQueue,
         waiter: Py<PyAny>,
+        operation: &str,
+        arguments: &Bound<'_, PyTuple>,
         timeout: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let driver = self.driver(timeout.py())?;
-        let deadline = driver.start_deadline(argument::timeout(timeout)?);
-        queue.spawn(timeout.py(), waiter, async move {
-            let started = driver.start(deadline).await;
-            started
-                .map(|()| Answer::Nothing)
-                .map_err(|error| error.during("start"))
-        })
-    }
-
-    fn stop(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        deadline: &Bound<'_, PyAny>,
-        drain: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let py = deadline.py();
+        let py = arguments.py();
+        let (started, mut given) = started(queue, waiter, operation, arguments, timeout)?;
         let driver = self.driver(py)?;
-        let rule = if drain.is_none() {
-            driver.drain_rule()
-        } else {
-            Drain::parse(argument::text("drain", drain)?).or_raise(py)?
-        };
-        let seconds = argument::number("deadline", deadline)?;
-        let given = seconds_within("deadline", seconds, 0.001, 3600.0).or_raise(py)?;
-        let until = driver.deadline(Some(given));
-        queue.spawn(py, waiter, async move {
-            let report = driver.stop(rule, until).await;
-            report
-                .map(Answer::Drained)
-                .map_err(|error| error.during("stop"))
-        })
+        let deadline = driver.deadline(given.timeout()?);
+        match started.name {
+            OperationName::Start => {
+                let deadline = driver.start_deadline(given.timeout()?);
+                started.run(py, async move {
+                    let begun = driver.start(deadline).await;
+                    begun.map(|()| Answer::Nothing)
+                })
+            }
+            OperationName::Stop => {
+                let given_time = given.seconds("deadline", 0.001, 3600.0)?;
+                let rule = given.parsed("drain", Drain::parse)?;
+                let rule = rule.unwrap_or_else(|| driver.drain_rule());
+                let until = driver.deadline(Some(given_time));
+                started.run(py, async move {
+                    let report = driver.stop(rule, until).await;
+                    report.map(Answer::Drained)
+                })
+            }
+            OperationName::SetRoutingState => {
+                let routing = given.parsed("routing_state", routing_state)?;
+                let routing = routing.ok_or_else(|| started.unknown(py))?;
+                started.run(py, async move {
+                    let set = driver.set_routing_state(routing, deadline).await;
+                    set.map(|()| Answer::Nothing)
+                })
+            }
+            OperationName::SetLinkedPod
+            | OperationName::TrySetLinkedPod
+            | OperationName::RemoveLinkedPod
+            | OperationName::RemoveLinkedPodWithId => start_link(py, driver, started, given),
+            _ => Err(started.unknown(py)),
+        }
     }
 
     /// Calls `hook` for every user that the pod owns when it stops.
@@ -149,34 +158,6 @@ impl ServerCore {
         Ok(self.driver(py)?.load_state())
     }
 
-    fn set_routing_state(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        routing_state: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let py = timeout.py();
-        let name = argument::text("routing_state", routing_state)?;
-        let routing = RoutingState::parse(name).ok_or_else(|| {
-            raise(
-                py,
-                &invalid(
-                    "routing_state",
-                    &shown(name),
-                    "READY, DENY_NEW_CALL or SHUTDOWN",
-                ),
-            )
-        })?;
-        let driver = self.driver(py)?;
-        let deadline = driver.deadline(argument::timeout(timeout)?);
-        queue.spawn(py, waiter, async move {
-            let set = driver.set_routing_state(routing, deadline).await;
-            set.map(|()| Answer::Nothing)
-                .map_err(|error| error.during("set_routing_state"))
-        })
-    }
-
     fn get_routing_state(&self, py: Python<'_>) -> PyResult<&'static str> {
         Ok(self.driver(py)?.routing_state().as_str())
     }
@@ -190,140 +171,60 @@ impl ServerCore {
         Ok(self.driver(py)?.holds_lease())
     }
 
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "they are the operation's, and the waiter"
-    )]
-    fn set_linked_pod(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        pod_index: &Bound<'_, PyAny>,
-        persist_seconds: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let py = namespace.py();
-        let (driver, link, deadline) = self.target(namespace, uid, service_name, timeout)?;
-        let pod = argument::pod_index(pod_index)?;
-        let persist = persist(persist_seconds)?;
-        queue.spawn(py, waiter, async move {
-            let previous = driver.set_linked_pod(&link, pod, persist, deadline).await;
-            previous
-                .map(Answer::MaybePod)
-                .map_err(|error| error.during("set_linked_pod"))
-        })
-    }
-
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "they are the operation's, and the waiter"
-    )]
-    fn try_set_linked_pod(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        pod_index: &Bound<'_, PyAny>,
-        persist_seconds: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let py = namespace.py();
-        let (driver, link, deadline) = self.target(namespace, uid, service_name, timeout)?;
-        let pod = argument::pod_index(pod_index)?;
-        let persist = persist(persist_seconds)?;
-        queue.spawn(py, waiter, async move {
-            let tried = driver
-                .try_set_linked_pod(&link, pod, persist, deadline)
-                .await;
-            tried
-                .map(|(won, owner)| Answer::Won(won, owner))
-                .map_err(|error| error.during("try_set_linked_pod"))
-        })
-    }
-
-    fn remove_linked_pod(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let (driver, link, deadline) = self.target(namespace, uid, service_name, timeout)?;
-        queue.spawn(namespace.py(), waiter, async move {
-            let removed = driver.remove_linked_pod(&link, deadline).await;
-            removed
-                .map(Answer::Flag)
-                .map_err(|error| error.during("remove_linked_pod"))
-        })
-    }
-
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "they are the operation's, and the waiter"
-    )]
-    fn remove_linked_pod_with_id(
-        &self,
-        queue: &CompletionQueue,
-        waiter: Py<PyAny>,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        pod_index: &Bound<'_, PyAny>,
-        persist_seconds: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let py = namespace.py();
-        let (driver, link, deadline) = self.target(namespace, uid, service_name, timeout)?;
-        let pod = argument::pod_index(pod_index)?;
-        let seconds = argument::integer("persist_seconds", persist_seconds)?;
-        let removal = Removal::from_seconds(seconds).or_raise(py)?;
-        queue.spawn(py, waiter, async move {
-            let removed = driver
-                .remove_linked_pod_with_id(&link, pod, removal, deadline)
-                .await;
-            removed
-                .map(Answer::Flag)
-                .map_err(|error| error.during("remove_linked_pod_with_id"))
-        })
-    }
-
     /// Every counter by name.
     fn stats(&self, py: Python<'_>) -> PyResult<BTreeMap<&'static str, u64>> {
         Ok(self.driver.get(py)?.stats())
     }
 }
 
-fn persist(seconds: &Bound<'_, PyAny>) -> PyResult<Persist> {
-    let given = argument::integer("persist_seconds", seconds)?;
-    Persist::from_seconds(given).or_raise(seconds.py())
-}
-
 impl ServerCore {
     fn driver(&self, py: Python<'_>) -> PyResult<ServerDriver> {
         Ok(self.driver.get(py)?.clone())
     }
+}
 
-    fn target(
-        &self,
-        namespace: &Bound<'_, PyAny>,
-        uid: &Bound<'_, PyAny>,
-        service_name: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<(ServerDriver, LinkId, Tick)> {
-        let py = namespace.py();
-        let driver = self.driver(py)?;
-        let namespace = driver
-            .resolve(argument::namespace(namespace)?)
-            .or_raise(py)?;
-        let link = argument::link(namespace, uid, service_name)?;
-        let deadline = driver.deadline(argument::timeout(timeout)?);
-        Ok((driver, link, deadline))
+/// Starts an operation on a link.
+fn start_link(
+    py: Python<'_>,
+    driver: ServerDriver,
+    started: Started<'_>,
+    mut given: Arguments<'_, '_>,
+) -> PyResult<()> {
+    let link = given.link(|name| driver.resolve(name))?;
+    let deadline = driver.deadline(given.timeout()?);
+    match started.name {
+        OperationName::SetLinkedPod => {
+            let (pod, persist) = (given.pod_index()?, given.persist()?);
+            started.run(py, async move {
+                let previous = driver.set_linked_pod(&link, pod, persist, deadline).await;
+                previous.map(Answer::MaybePod)
+            })
+        }
+        OperationName::TrySetLinkedPod => {
+            let (pod, persist) = (given.pod_index()?, given.persist()?);
+            started.run(py, async move {
+                let tried = driver.try_set_linked_pod(&link, pod, persist, deadline);
+                let (won, owner) = tried.await?;
+                Ok(Answer::Won(won, owner))
+            })
+        }
+        OperationName::RemoveLinkedPod => started.run(py, async move {
+            let removed = driver.remove_linked_pod(&link, deadline).await;
+            removed.map(Answer::Flag)
+        }),
+        _ => {
+            let (pod, removal) = (given.pod_index()?, given.removal()?);
+            started.run(py, async move {
+                let removed = driver.remove_linked_pod_with_id(&link, pod, removal, deadline);
+                removed.await.map(Answer::Flag)
+            })
+        }
     }
+}
+
+/// The routing state of this name.
+fn routing_state(name: &str) -> Result<RoutingState> {
+    let allowed = "READY, DENY_NEW_CALL or SHUTDOWN";
+    let parsed = RoutingState::parse(name);
+    parsed.ok_or_else(|| invalid("routing_state", &shown(name), allowed))
 }

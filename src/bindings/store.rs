@@ -4,18 +4,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
-use pyo3::types::PyList;
+use pyo3::types::{PyList, PyTuple};
 
 use super::argument;
 use super::error::OrRaise;
+use super::operations::started;
 use super::queue::{Answer, CompletionQueue};
 use super::runtime::{self, Owned};
 use super::telemetry::windows_to_python;
 use crate::clock::Clock;
 use crate::config::{StoreAddress, StoreConfig};
-use crate::id::Namespace;
-use crate::rpc::{LinkOperations, ObservedPeer};
-use crate::store::{Observed, Store};
+use crate::op::{OperationName, Ping};
+use crate::store::Store;
+use crate::store::layer::{Metered, Traced};
 use crate::telemetry::Metrics;
 
 /// How long a ping may take when the caller names no time.
@@ -24,7 +25,7 @@ const PING_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 /// A store that drivers share. Holds no connection until the first call.
 #[pyclass(frozen, module = "podlink._podlink")]
 pub(super) struct StoreCore {
-    executor: Owned<Arc<dyn Store>>,
+    store: Owned<Arc<dyn Store>>,
     metrics: Owned<Arc<Metrics>>,
     #[pyo3(get)]
     shown: String,
@@ -44,57 +45,52 @@ impl StoreCore {
         }
         let store = crate::store::open(&config, Clock::System).or_raise(py)?;
         let metrics = Metrics::new(Clock::System);
-        let executor: Arc<dyn Store> = Observed::new(store, Clock::System, &metrics);
+        let store = Metered::new(Traced::new(store), Clock::System, &metrics);
         Ok(Self {
-            executor: Owned::new(executor),
+            store: Owned::new(store),
             metrics: Owned::new(metrics),
             shown: config.shown,
         })
     }
 
-    fn ping(
+    /// Starts an operation; its end is delivered to `waiter` by `queue`.
+    fn start(
         &self,
-        py: Python<'_>,
         queue: &CompletionQueue,
         waiter: Py<PyAny>,
+        operation: &str,
+        arguments: &Bound<'_, PyTuple>,
         timeout: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let executor = self.executor(py)?;
-        let timeout = argument::timeout(timeout)?.unwrap_or(PING_TIMEOUT);
-        let deadline = Clock::System.deadline(timeout);
-        queue.spawn(py, waiter, async move {
-            executor.ping(deadline).await.map(|()| Answer::Nothing)
-        })
+        let py = arguments.py();
+        let (started, given) = started(queue, waiter, operation, arguments, timeout)?;
+        let store = self.store(py)?;
+        match started.name {
+            OperationName::Ping => {
+                let timeout = given.timeout()?.unwrap_or(PING_TIMEOUT);
+                let deadline = Clock::System.deadline(timeout);
+                started.run(py, async move {
+                    let answered = store.ask(Ping, deadline).await;
+                    answered.map(|()| Answer::Nothing)
+                })
+            }
+            OperationName::Aclose => started.run(py, async move {
+                store.close().await;
+                Ok(Answer::Nothing)
+            }),
+            _ => Err(started.unknown(py)),
+        }
     }
 
     /// What happened lately on all drivers: (window, seconds, counts).
     fn windows<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         windows_to_python(py, &self.metrics.get(py)?.windows())
     }
-
-    fn close(&self, py: Python<'_>, queue: &CompletionQueue, waiter: Py<PyAny>) -> PyResult<()> {
-        let executor = self.executor(py)?;
-        queue.spawn(py, waiter, async move {
-            executor.close().await;
-            Ok(Answer::Nothing)
-        })
-    }
 }
 
 impl StoreCore {
-    pub(super) fn executor(&self, py: Python<'_>) -> PyResult<Arc<dyn Store>> {
-        Ok(Arc::clone(self.executor.get(py)?))
-    }
-
-    /// A way to another namespace, as the drivers on this store take it: its calls are counted.
-    pub(super) fn peer(
-        &self,
-        py: Python<'_>,
-        namespace: &Namespace,
-        peer: Arc<dyn LinkOperations>,
-    ) -> PyResult<Arc<dyn LinkOperations>> {
-        let metrics = self.metrics.get(py)?;
-        Ok(ObservedPeer::new(namespace, peer, Clock::System, metrics))
+    pub(super) fn store(&self, py: Python<'_>) -> PyResult<Arc<dyn Store>> {
+        Ok(Arc::clone(self.store.get(py)?))
     }
 
     /// What the drivers on this store report to.
