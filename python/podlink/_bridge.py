@@ -227,7 +227,7 @@ class CallbackThread:
     def settle(self, waiter: Any, value: object) -> None:
         """Settles ``waiter`` with a value that is there already, on this thread like any other."""
         self._settled.append((waiter, value))
-        self.queue.ring()
+        self.queue.wake()
 
     def _hook_calls(self) -> queue.SimpleQueue[HookCall]:
         if self._hooks is None:
