@@ -473,7 +473,7 @@ def _link(explained: Explanation) -> str:
         case LinkKind.TEMPORARY:
             return f"pod {link.pod_id}, temporary, {_seconds(link.left)} left"
         case LinkKind.UNKNOWN:
-            return f"pod {link.pod_id}, says the peer, which does not say for how long"
+            return f"pod {link.pod_id}, by the peer, which does not tell for how long"
 
 
 def _cache(cache: CacheFacts) -> str:
