@@ -165,10 +165,7 @@ def start(
     timeout: Any,
 ) -> None:
     """Starts an operation; its outcome comes to ``waiter`` through ``queue``."""
-    if operation.timed:
-        getattr(core, operation.name)(queue, waiter, *arguments, timeout)
-    else:
-        getattr(core, operation.name)(queue, waiter, *arguments)
+    core.start(queue, waiter, operation.name, arguments, timeout)
 
 
 _observer: Observer | None = None

@@ -60,7 +60,7 @@ class Operation(Generic[*A, T]):
     Attributes:
         name: as the core knows it.
         parameters: the names of its arguments, in order.
-        timed: whether it takes a ``timeout`` besides.
+        timed: whether it may be given a ``timeout``.
     """
 
     name: str
@@ -206,7 +206,7 @@ def set_global_service_name_tag(namespace: str | None, tag: str, service_name: s
 def ping() -> None: ...
 
 
-@named("close", timed=False)
+@named("aclose", timed=False)
 def close() -> None: ...
 
 

@@ -79,7 +79,14 @@ def take_spans() -> tuple[list[tuple[_TraceContext | None, list[_Span]]], int]: 
 class AdminCore:
     def __new__(cls, store: StoreCore, listen: str, insecure: bool) -> AdminCore: ...
     def address(self) -> str | None: ...
-    def start(self, queue: CompletionQueue, waiter: Any) -> None: ...
+    def start(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        operation: str,
+        arguments: tuple[Any, ...],
+        timeout: Any,
+    ) -> None: ...
     def stop(self) -> None: ...
 
 @final
@@ -95,7 +102,6 @@ class CompletionQueue:
         list[tuple[Callable[..., Any], tuple[Any, ...], Reply]],
     ]: ...
     def fileno(self) -> int: ...
-    def nothing(self, waiter: Any) -> None: ...
     def wake(self) -> None: ...
 
 @final
@@ -154,9 +160,15 @@ class StoreCore:
     @property
     def shown(self) -> str: ...
     def __new__(cls, url: Any, options: Mapping[str, str]) -> StoreCore: ...
-    def close(self, queue: CompletionQueue, waiter: Any) -> None: ...
+    def start(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        operation: str,
+        arguments: tuple[Any, ...],
+        timeout: Any,
+    ) -> None: ...
     def windows(self) -> list[_Window]: ...
-    def ping(self, queue: CompletionQueue, waiter: Any, timeout: Any) -> None: ...
 
 @final
 class ClientCore:
@@ -172,82 +184,23 @@ class ClientCore:
         chooser: Any,
         peers: list[tuple[str, GrpcClientCore]],
     ) -> ClientCore: ...
-    def batch_get_linked_pod(
+    def start(
         self,
         queue: CompletionQueue,
         waiter: Any,
-        namespace: Any,
-        uids: Any,
-        service_name: Any,
+        operation: str,
+        arguments: tuple[Any, ...],
         timeout: Any,
     ) -> None: ...
     def cache_expired(self, namespace: Any, uid: Any, service_name: Any) -> int | None: ...
     def close(self) -> None: ...
     def compute_cached(self, namespace: Any, uid: Any, service_name: Any) -> int | None: ...
-    def compute_linked_pod(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        uid: Any,
-        service_name: Any,
-        timeout: Any,
-    ) -> None: ...
-    def explain(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        uid: Any,
-        service_name: Any,
-        timeout: Any,
-    ) -> None: ...
-    def get_link_service(
-        self, queue: CompletionQueue, waiter: Any, namespace: Any, uid: Any, timeout: Any
-    ) -> None: ...
     def get_linked_in_cache(self, namespace: Any, uid: Any, service_name: Any) -> int | None: ...
-    def get_linked_pod(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        uid: Any,
-        service_name: Any,
-        timeout: Any,
-    ) -> None: ...
-    def get_linked_pod_in_cache_or_if_persist(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        uid: Any,
-        service_name: Any,
-        timeout: Any,
-    ) -> None: ...
-    def get_linked_pod_not_cache(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        uid: Any,
-        service_name: Any,
-        timeout: Any,
-    ) -> None: ...
     def on_pod_lost(self, queue: CompletionQueue, hook: Any) -> Registration: ...
     def service(self, namespace: Any, service_name: Any) -> tuple[ServiceCore, str]: ...
     def set_cache(
         self, namespace: Any, uid: Any, service_name: Any, pod_index: Any
     ) -> int | None: ...
-    def set_linked_pod_if_absent(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        uid: Any,
-        service_name: Any,
-        pod_index: Any,
-        timeout: Any,
-    ) -> None: ...
     def stats(self) -> dict[str, int]: ...
 
 @final
@@ -271,55 +224,16 @@ class ServerCore:
     def incarnation(self) -> int: ...
     def on_drain(self, queue: CompletionQueue, hook: Any) -> None: ...
     def on_lease_lost(self, queue: CompletionQueue, hook: Any) -> None: ...
-    def remove_linked_pod(
+    def start(
         self,
         queue: CompletionQueue,
         waiter: Any,
-        namespace: Any,
-        uid: Any,
-        service_name: Any,
-        timeout: Any,
-    ) -> None: ...
-    def remove_linked_pod_with_id(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        uid: Any,
-        service_name: Any,
-        pod_index: Any,
-        persist_seconds: Any,
-        timeout: Any,
-    ) -> None: ...
-    def set_linked_pod(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        uid: Any,
-        service_name: Any,
-        pod_index: Any,
-        persist_seconds: Any,
+        operation: str,
+        arguments: tuple[Any, ...],
         timeout: Any,
     ) -> None: ...
     def set_load_state(self, load_state: Any) -> None: ...
-    def set_routing_state(
-        self, queue: CompletionQueue, waiter: Any, routing_state: Any, timeout: Any
-    ) -> None: ...
-    def start(self, queue: CompletionQueue, waiter: Any, timeout: Any) -> None: ...
     def stats(self) -> dict[str, int]: ...
-    def stop(self, queue: CompletionQueue, waiter: Any, deadline: Any, drain: Any) -> None: ...
-    def try_set_linked_pod(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        uid: Any,
-        service_name: Any,
-        pod_index: Any,
-        persist_seconds: Any,
-        timeout: Any,
-    ) -> None: ...
     def weighted_load(self) -> int: ...
 
 @final
@@ -339,56 +253,20 @@ class InfoCore:
     def age(self, namespace: Any, service_name: Any) -> float | None: ...
     def alive_pods(self, namespace: Any, service_name: Any) -> dict[int, _StateFields]: ...
     def close(self) -> None: ...
-    def get_all_service_state(
+    def start(
         self,
         queue: CompletionQueue,
         waiter: Any,
-        namespace: Any,
-        service_name: Any,
+        operation: str,
+        arguments: tuple[Any, ...],
         timeout: Any,
-    ) -> None: ...
-    def get_ready_service_state(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        service_name: Any,
-        timeout: Any,
-    ) -> None: ...
-    def get_service_best_pod(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        service_name: Any,
-        timeout: Any,
-    ) -> None: ...
-    def get_service_name_by_tag(
-        self, queue: CompletionQueue, waiter: Any, namespace: Any, tag: Any, timeout: Any
     ) -> None: ...
     def is_pod_available(self, namespace: Any, service_name: Any, pod_index: Any) -> bool: ...
     def is_pod_routable(self, namespace: Any, service_name: Any, pod_index: Any) -> bool: ...
-    def is_workload_ready(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        service_name: Any,
-        timeout: Any,
-    ) -> None: ...
     def register(
         self, queue: CompletionQueue, namespace: Any, service_name: Any, hook: Any
     ) -> Registration: ...
     def routable_pods(self, namespace: Any, service_name: Any) -> dict[int, _StateFields]: ...
-    def set_global_service_name_tag(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        tag: Any,
-        service_name: Any,
-        timeout: Any,
-    ) -> None: ...
     def stats(self) -> dict[str, int]: ...
 
 @final
@@ -438,137 +316,17 @@ class GrpcClientCore:
         token_file: _Path | None,
         insecure: bool,
     ) -> GrpcClientCore: ...
-    def batch_get_linked_pod(
+    def start(
         self,
         queue: CompletionQueue,
         waiter: Any,
-        namespace: Any,
-        uids: Any,
-        service_name: Any,
-        timeout: Any,
-    ) -> None: ...
-    def check_health(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
+        operation: str,
+        arguments: tuple[Any, ...],
         timeout: Any,
     ) -> None: ...
     def close(self) -> None: ...
-    def compute_linked_pod(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        uid: Any,
-        service_name: Any,
-        timeout: Any,
-    ) -> None: ...
-    def get_all_service_state(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        service_name: Any,
-        timeout: Any,
-    ) -> None: ...
-    def get_link_service(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        uid: Any,
-        timeout: Any,
-    ) -> None: ...
-    def get_linked_pod(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        uid: Any,
-        service_name: Any,
-        timeout: Any,
-    ) -> None: ...
-    def get_linked_pod_in_cache_or_if_persist(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        uid: Any,
-        service_name: Any,
-        timeout: Any,
-    ) -> None: ...
-    def get_linked_pod_not_cache(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        uid: Any,
-        service_name: Any,
-        timeout: Any,
-    ) -> None: ...
-    def get_service_name_by_tag(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        tag: Any,
-        timeout: Any,
-    ) -> None: ...
     def on_status_changed(self, queue: CompletionQueue, hook: Any) -> None: ...
-    def remove_linked_pod(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        uid: Any,
-        service_name: Any,
-        persist_seconds: Any,
-        timeout: Any,
-    ) -> None: ...
-    def remove_linked_pod_with_id(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        uid: Any,
-        service_name: Any,
-        pod_index: Any,
-        persist_seconds: Any,
-        timeout: Any,
-    ) -> None: ...
-    def set_linked_pod(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        uid: Any,
-        service_name: Any,
-        pod_index: Any,
-        persist_seconds: Any,
-        timeout: Any,
-    ) -> None: ...
-    def set_linked_pod_if_absent(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        uid: Any,
-        service_name: Any,
-        pod_index: Any,
-        timeout: Any,
-    ) -> None: ...
     def status(self) -> dict[str, str]: ...
-    def try_set_linked_pod(
-        self,
-        queue: CompletionQueue,
-        waiter: Any,
-        namespace: Any,
-        uid: Any,
-        service_name: Any,
-        pod_index: Any,
-        persist_seconds: Any,
-        timeout: Any,
-    ) -> None: ...
 
 @final
 class GrpcServerCore:
@@ -590,5 +348,11 @@ class GrpcServerCore:
         reflection: bool,
     ) -> GrpcServerCore: ...
     def address(self) -> str | None: ...
-    def start(self, queue: CompletionQueue, waiter: Any) -> None: ...
-    def stop(self, queue: CompletionQueue, waiter: Any, deadline: Any) -> None: ...
+    def start(
+        self,
+        queue: CompletionQueue,
+        waiter: Any,
+        operation: str,
+        arguments: tuple[Any, ...],
+        timeout: Any,
+    ) -> None: ...

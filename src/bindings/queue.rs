@@ -280,12 +280,6 @@ impl CompletionQueue {
         ))
     }
 
-    /// Delivers `None` to `waiter`: for operations that have finished already, and whose result is
-    /// delivered like any other.
-    fn nothing(&self, py: Python<'_>, waiter: Py<PyAny>) -> PyResult<()> {
-        self.spawn(py, waiter, async { Ok(Answer::Nothing) })
-    }
-
     /// Wakes the reader of an empty queue.
     fn wake(&self, py: Python<'_>) -> PyResult<()> {
         self.arrivals.get(py)?.wake();

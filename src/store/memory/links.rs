@@ -129,8 +129,7 @@ impl Links {
             .collect()
     }
 
-    /// How many users have a link, expired ones that nobody has looked for included.
-
+    /// How many users have a link, including expired links that were not looked up.
     #[cfg(test)]
     pub(super) fn users(&self) -> usize {
         self.users.len()
