@@ -1,12 +1,13 @@
 """Which paths a Rust file names: the contract test of the rooms reads them.
 
 Not a parser of Rust. It drops comments and literals, writes out `use` trees, resolves `self` and
-`super` from where the file lies, and collects every `a::b` that is left.
+`super` from the module that they stand in, and collects every `a::b` that is left.
 """
 
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 # What is text and not code, in the order in which it has to be tried. A lifetime such as 'a has no
 # closing quote and is left alone.
@@ -24,21 +25,65 @@ _USE = re.compile(r"\buse\s+([^;]+);")
 _EXTERN_CRATE = re.compile(r"\bextern\s+crate\s+(\w+)")
 _PATH = re.compile(r"(?<![\w:])(?:::\s*)?((?:\w+\s*::\s*)+\w+)")
 _MODULE = re.compile(r"^(?:self|super)\b")
+# `mod tests {` with its attributes, which say whether it is compiled for tests only.
+_INLINE_MODULE = re.compile(r"((?:#\[[^\]]*\]\s*)*)(?:pub\b(?:\([^)]*\))?\s*)?\bmod\s+(\w+)\s*\{")
+_BRACE = re.compile(r"[{}]")
+_FOR_TESTS = re.compile(r"#\[cfg\((?:all\()?test\b")
 
 
-def named_paths(file: Path, source_root: Path) -> set[str]:
-    """Every path that the file names, such as `redis::cmd` or `crate::driver::Client`."""
+class NamedPaths(NamedTuple):
+    """The paths that a file names, such as `redis::cmd` or `crate::driver::Client`.
+
+    Attributes:
+        code: those in its code.
+        tests: those only in its modules that are compiled for tests only.
+    """
+
+    code: set[str]
+    tests: set[str]
+
+
+def named_paths(file: Path, source_root: Path) -> NamedPaths:
+    """Every path that the file names."""
     code = _NOT_CODE.sub(" ", file.read_text())
-    uses = [tree for found in _USE.findall(code) for tree in _written_out(found)]
-    inline = _PATH.findall(_USE.sub(";", code))
     here = module_of(file, source_root)
-    return {_resolved(path, here) for path in [*uses, *inline, *_EXTERN_CRATE.findall(code)]}
+    modules = list(_inline_modules(code))
+    # Blanked and not cut, so that every position stays what it is.
+    without_uses = _USE.sub(lambda use: " " * len(use[0]), code)
+    found = [(use.start(), path) for use in _USE.finditer(code) for path in _written_out(use[1])]
+    for pattern, text in ((_PATH, without_uses), (_EXTERN_CRATE, code)):
+        found += [(name.start(), name[1]) for name in pattern.finditer(text)]
+    named = NamedPaths(set(), set())
+    for position, path in found:
+        around = [module for module in modules if position in module.span]
+        in_tests = any(module.for_tests for module in around)
+        resolved = _resolved(path, [*here, *(module.name for module in around)])
+        (named.tests if in_tests else named.code).add(resolved)
+    return NamedPaths(named.code, named.tests - named.code)
 
 
 def module_of(file: Path, source_root: Path) -> list[str]:
     """Where a file's items live: `src/rpc/server.rs` is ["rpc", "server"]."""
     parts = list(PurePosixPath(file.relative_to(source_root)).with_suffix("").parts)
     return parts[:-1] if parts[-1] in {"mod", "lib"} else parts
+
+
+class _InlineModule(NamedTuple):
+    name: str
+    span: range
+    for_tests: bool
+
+
+def _inline_modules(code: str) -> Iterator[_InlineModule]:
+    """The modules written out in this code, the outer before the inner."""
+    for found in _INLINE_MODULE.finditer(code):
+        depth, end = 1, len(code)
+        for brace in _BRACE.finditer(code, found.end()):
+            depth += 1 if brace[0] == "{" else -1
+            if depth == 0:
+                end = brace.start()
+                break
+        yield _InlineModule(found[2], range(found.end(), end), bool(_FOR_TESTS.search(found[1])))
 
 
 def _written_out(tree: str) -> Iterator[str]:
@@ -73,7 +118,5 @@ def _resolved(path: str, here: list[str]) -> str:
     parts = path.split("::")
     while parts and parts[0] in {"self", "super"}:
         if parts.pop(0) == "super":
-            # In an inline module, such as `mod tests`, `super` is the file itself and this goes
-            # one too far up. That may name an item of this room wrongly, never hide another room.
             module = module[:-1]
     return "::".join(["crate", *module, *parts])
