@@ -14,9 +14,9 @@ use std::sync::Arc;
 pub enum ErrorKind {
     /// An argument does not have the required form.
     InvalidParameter,
-    /// No pod of this service was ever seen.
+    /// No pod of this service is known.
     ServiceNotFound,
-    /// This pod of the service was never seen.
+    /// The service has pods, but this one is not alive.
     PodNotFound,
     /// The pod exists, but may not serve users now.
     PodNotAvailable,

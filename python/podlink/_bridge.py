@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar, TypeVarTuple
 from . import _logs, _podlink, _process
 from ._operations import AnyOperation, Operation
 from .config import Duration, seconds
-from .errors import from_core
+from .errors import PodlinkError, from_core
 
 log = _logs.Log("podlink.callbacks")
 
@@ -165,7 +165,11 @@ def start(
     timeout: Any,
 ) -> None:
     """Starts an operation; its outcome comes to ``waiter`` through ``queue``."""
-    core.start(queue, waiter, operation.name, arguments, timeout)
+    try:
+        core.start(queue, waiter, operation.name, arguments, timeout)
+    except PodlinkError as error:  # an argument is wrong
+        error.details.setdefault("operation", operation.name)
+        raise
 
 
 _observer: Observer | None = None

@@ -30,6 +30,7 @@ __all__ = [
     "get_linked_pod",
     "get_linked_pod_in_cache_or_if_persist",
     "get_linked_pod_not_cache",
+    "get_pod_state",
     "get_ready_service_state",
     "get_service_best_pod",
     "get_service_name_by_tag",
@@ -181,6 +182,10 @@ def get_all_service_state(namespace: str | None, service_name: str) -> dict[int,
 
 @operation
 def get_ready_service_state(namespace: str | None, service_name: str) -> dict[int, StateFields]: ...
+
+
+@operation
+def get_pod_state(namespace: str | None, service_name: str, pod_index: int) -> StateFields: ...
 
 
 @operation

@@ -184,7 +184,7 @@ class ClientDriver(Closeable):
         """
         if timeout is not None:
             _podlink.check_timeout(seconds(timeout))
-        pod = self._core.get_linked_in_cache(namespace, uid, service_name)
+        pod = self._core.cached_link(namespace, uid, service_name)
         if pod is not None:
             return pod
         return await call(
@@ -213,7 +213,7 @@ class ClientDriver(Closeable):
         """
         if timeout is not None:
             _podlink.check_timeout(seconds(timeout))
-        pod = self._core.get_linked_in_cache(namespace, uid, service_name)
+        pod = self._core.cached_link(namespace, uid, service_name)
         if pod is not None:
             return pod
         return await call(

@@ -114,13 +114,13 @@ class InvalidParameterTypeError(InvalidParameterError, TypeError):
 
 
 class ServiceNotFoundError(PodlinkError, LookupError):
-    """No pod of this service was ever seen."""
+    """No pod of this service is known."""
 
     code = "SERVICE_NOT_FOUND"
 
 
 class PodNotFoundError(PodlinkError, LookupError):
-    """This pod of the service was never seen."""
+    """The service has pods, but this one is not alive."""
 
     code = "POD_NOT_FOUND"
 

@@ -133,6 +133,39 @@ class RouteInfoDriver(Closeable):
             )
         )
 
+    async def get_pod_state(
+        self,
+        namespace: str | None,
+        service_name: str,
+        pod_index: int,
+        *,
+        timeout: Duration | None = None,
+    ) -> StatefulServiceState:
+        """Returns the state of one alive pod, as it published it last.
+
+        Answers from what was read last; the first question reads.
+
+        Args:
+            namespace: the namespace; ``None`` or ``""`` is the driver's own.
+            service_name: the stateful service.
+            pod_index: the pod; 0 is a pod.
+            timeout: seconds to wait at the most.
+
+        Raises:
+            ServiceNotFoundError: no pod of the service is known.
+            PodNotFoundError: the service has pods, but this one is not alive.
+
+        Example:
+            >>> async def version(info: RouteInfoDriver) -> str:
+            ...     state = await info.get_pod_state("default", "user-service", 0)
+            ...     return state.metadata["version"]
+        """
+        return StatefulServiceState._from_core(
+            await call(
+                self._core, ops.get_pod_state, namespace, service_name, pod_index, timeout=timeout
+            )
+        )
+
     async def get_service_best_pod(
         self, namespace: str | None, service_name: str, *, timeout: Duration | None = None
     ) -> int | None:
@@ -313,6 +346,16 @@ class RouteInfoDriver(Closeable):
     @overload
     def submit(
         self,
+        operation: Literal["get_pod_state"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[StatefulServiceState]: ...
+
+    @overload
+    def submit(
+        self,
         operation: Literal["get_service_best_pod"],
         *args: Any,
         callback: StatefulObjCallback | None = None,
@@ -374,6 +417,7 @@ class RouteInfoDriver(Closeable):
 _OPERATIONS = {
     "get_all_service_state": Submittable(ops.get_all_service_state, states_by_pod),
     "get_ready_service_state": Submittable(ops.get_ready_service_state, states_by_pod),
+    "get_pod_state": Submittable(ops.get_pod_state, StatefulServiceState._from_core),
     "get_service_best_pod": Submittable(ops.get_service_best_pod),
     "get_service_name_by_tag": Submittable(ops.get_service_name_by_tag),
     "is_workload_ready": Submittable(ops.is_workload_ready),

@@ -36,10 +36,11 @@ impl AdminPages for Pages {
     }
 
     async fn ready(&self, deadline: Tick) -> Result<()> {
-        if let Some(trouble) = self.metrics.trouble() {
-            return Err(trouble);
-        }
-        self.store.ask(Ping, deadline).await
+        let answered = match self.metrics.trouble() {
+            Some(trouble) => Err(trouble),
+            None => self.store.ask(Ping, deadline).await,
+        };
+        answered.map_err(|error| error.during(OperationName::Ready))
     }
 
     fn pods(&self) -> String {

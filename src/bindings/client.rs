@@ -158,6 +158,21 @@ impl ClientCore {
         }
     }
 
+    /// The link that the cache believes in, for an operation that goes on without one: a closed
+    /// driver refuses that, and counts it.
+    fn cached_link(
+        &self,
+        namespace: &Bound<'_, PyAny>,
+        uid: &Bound<'_, PyAny>,
+        service_name: &Bound<'_, PyAny>,
+    ) -> PyResult<Option<u32>> {
+        let (driver, link) = self.target(namespace, uid, service_name)?;
+        let runtime = runtime::handle(namespace.py())?;
+        let _runtime = runtime.enter();
+        let pod = driver.get_linked_in_cache(link).ok().flatten();
+        Ok(pod.map(|pod| pod.get()))
+    }
+
     fn get_linked_in_cache(
         &self,
         namespace: &Bound<'_, PyAny>,

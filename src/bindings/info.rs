@@ -82,6 +82,13 @@ impl InfoCore {
                     states.map(Answer::States)
                 })
             }
+            OperationName::GetPodState => {
+                let (service, pod) = (given.service_id(resolve)?, given.pod_index()?);
+                started.run(py, async move {
+                    let state = driver.pod_state(&service, pod, deadline).await;
+                    state.map(Answer::State)
+                })
+            }
             OperationName::GetServiceBestPod => {
                 let service = given.service_id(resolve)?;
                 started.run(py, async move {

@@ -55,6 +55,8 @@ mod _podlink {
     #[pymodule_export]
     use super::log::{set_log_filter, take_logs};
     #[pymodule_export]
+    use super::operations::operation_names;
+    #[pymodule_export]
     use super::queue::CompletionQueue;
     #[pymodule_export]
     use super::runtime::after_fork_in_child;

@@ -16,6 +16,12 @@ use crate::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
 use crate::op::OperationName;
 use crate::route::link::{Persist, Removal};
 
+/// The name of every operation, so that a test can compare the rows of `_operations.py` with them.
+#[pyfunction]
+pub(super) fn operation_names() -> Vec<&'static str> {
+    OperationName::ALL.map(OperationName::as_str).to_vec()
+}
+
 /// One call from Python: what is asked for, and which waiter gets the answer.
 pub(super) struct Started<'a> {
     queue: &'a CompletionQueue,
@@ -180,19 +186,27 @@ impl<'py> Arguments<'_, 'py> {
         Removal::from_seconds(seconds).or_raise(given.py())
     }
 
-    /// What a text says, or `None`.
+    /// What a text says.
     pub(super) fn parsed<T>(
         &mut self,
         what: &'static str,
         parse: impl Fn(&str) -> Result<T>,
-    ) -> PyResult<Option<T>> {
+    ) -> PyResult<T> {
         let given = self.next()?;
-        if given.is_none() {
+        parse(argument::text(what, &given)?).or_raise(given.py())
+    }
+
+    /// What a text says, or `None`.
+    pub(super) fn parsed_if_given<T>(
+        &mut self,
+        what: &'static str,
+        parse: impl Fn(&str) -> Result<T>,
+    ) -> PyResult<Option<T>> {
+        if self.given.get_item(self.taken)?.is_none() {
+            self.taken += 1;
             return Ok(None);
         }
-        parse(argument::text(what, &given)?)
-            .or_raise(given.py())
-            .map(Some)
+        self.parsed(what, parse).map(Some)
     }
 
     /// A number of seconds between these.

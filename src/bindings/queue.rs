@@ -15,7 +15,7 @@ use slab::Slab;
 use tracing::Instrument;
 
 use super::error::{parts, raise};
-use super::hook::HookCall;
+use super::hook::{HookCall, state_fields};
 use super::info::states_to_python;
 use super::runtime::{self, Owned};
 use super::telemetry::{bridge, note_queue};
@@ -26,6 +26,7 @@ use crate::driver::server::DrainReport;
 use crate::error::{Error, ErrorKind};
 use crate::id::{PodIndex, ServiceName, Uid};
 use crate::op::OperationName;
+use crate::route::state::PodState;
 use crate::telemetry::count;
 
 /// The result of an operation.
@@ -39,6 +40,7 @@ pub(super) enum Answer {
     Users(BTreeMap<PodIndex, Vec<Uid>>),
     Name(Option<ServiceName>),
     Text(String),
+    State(Arc<PodState>),
     States(States),
     Drained(DrainReport),
 }
@@ -75,6 +77,7 @@ impl Answer {
                 name.into_pyobject(py)?.into_any().unbind()
             }
             Self::Text(text) => text.into_pyobject(py)?.into_any().unbind(),
+            Self::State(state) => state_fields(py, &state)?.into_any().unbind(),
             Self::States(states) => states_to_python(py, &states)?.into_any().unbind(),
             Self::Drained(report) => {
                 let seconds = report.took.as_secs_f64();

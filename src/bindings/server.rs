@@ -101,7 +101,7 @@ impl ServerCore {
             }
             OperationName::Stop => {
                 let given_time = given.seconds("deadline", 0.001, 3600.0)?;
-                let rule = given.parsed("drain", Drain::parse)?;
+                let rule = given.parsed_if_given("drain", Drain::parse)?;
                 let rule = rule.unwrap_or_else(|| driver.drain_rule());
                 let until = driver.deadline(Some(given_time));
                 started.run(py, async move {
@@ -111,7 +111,6 @@ impl ServerCore {
             }
             OperationName::SetRoutingState => {
                 let routing = given.parsed("routing_state", routing_state)?;
-                let routing = routing.ok_or_else(|| started.unknown(py))?;
                 started.run(py, async move {
                     let set = driver.set_routing_state(routing, deadline).await;
                     set.map(|()| Answer::Nothing)

@@ -188,6 +188,32 @@ impl InfoDriver {
         Ok(states)
     }
 
+    /// The state of one alive pod; reads the service first if no call has.
+    ///
+    /// # Errors
+    /// `ServiceNotFound` if no pod of the service is known, `PodNotFound` if this one is not alive;
+    /// what the store failed with; `Timeout`.
+    pub async fn pod_state(
+        &self,
+        service: &ServiceId,
+        pod: PodIndex,
+        deadline: Tick,
+    ) -> Result<Arc<PodState>> {
+        let view = self.view(service, deadline).await?;
+        let known = view.snapshot.pods().len();
+        if known == 0 {
+            let text = format!("no pod of {service} is known");
+            return Err(Error::new(ErrorKind::ServiceNotFound, text).with("service", service));
+        }
+        let mut alive = self.shared.those(&view, Standing::is_alive);
+        alive.remove(&pod).ok_or_else(|| {
+            let text = format!("pod {pod} of {service} is not alive; {} are", alive.len());
+            Error::new(ErrorKind::PodNotFound, text)
+                .with("service", service)
+                .with("pod", pod)
+        })
+    }
+
     /// The pod that a new user should get; reads the service first if nobody has. The choice
     /// counts as a user sent there.
     ///

@@ -94,12 +94,14 @@ names! {
         SetRoutingState = "set_routing_state",
         GetAllServiceState = "get_all_service_state",
         GetReadyServiceState = "get_ready_service_state",
+        GetPodState = "get_pod_state",
         GetServiceBestPod = "get_service_best_pod",
         IsWorkloadReady = "is_workload_ready",
         GetServiceNameByTag = "get_service_name_by_tag",
         SetGlobalServiceNameTag = "set_global_service_name_tag",
         CheckHealth = "check_health",
         Ping = "ping",
+        Ready = "ready",
         Aclose = "aclose",
     }
 }

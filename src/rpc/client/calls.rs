@@ -186,8 +186,12 @@ impl Peer for PeerClient {
             | Call::PodRenew(_)
             | Call::PodEnd(_)
             | Call::PodCertify(_)
-            | Call::SetWorkload(_)
-            | Call::SetTag(_) => Err(only_within(call.name())),
+            | Call::SetWorkload(_) => Err(only_within(call.name())),
+            Call::SetTag(set) => {
+                let text = format!("the tags of {} can only be read from here", set.namespace);
+                let error = Error::new(ErrorKind::NamespaceUnreachable, text);
+                Err(error.with("namespace", &set.namespace))
+            }
         }
     }
 
