@@ -143,6 +143,8 @@ SIGNATURES = {
     "RouteInfoDriver.get_all_service_state": f"async ({_SERVICE}, {_LIMIT}) -> {_STATES}",
     "RouteInfoDriver.get_link_info_cache_time_secs": "() -> float",
     "RouteInfoDriver.get_ready_service_state": f"async ({_SERVICE}, {_LIMIT}) -> {_STATES}",
+    "RouteInfoDriver.get_pod_state": f"async ({_SERVICE}, pod_index: int, {_LIMIT})"
+    " -> StatefulServiceState",
     "RouteInfoDriver.get_service_best_pod": f"async ({_SERVICE}, {_LIMIT}) -> int | None",
     "RouteInfoDriver.get_service_name_by_tag": "async (namespace: str | None, tag: str"
     f", {_LIMIT}) -> str | None",
