@@ -29,6 +29,12 @@ QUICK = podlink.ServerConfig(
     lease=LEASE, renew=0.3, guard=0.2, gap=0.8, grace=GRACE, cpu_factor=0.0
 )
 
+# For tests in which no pod dies silently: no pause of a busy machine is as long as this lease.
+STEADY = podlink.ServerConfig(lease=60, renew=0.3, guard=1, gap=20, grace=20, cpu_factor=0.0)
+
+# For calls that have to succeed: a deadline that only a client that hangs reaches.
+PATIENT = podlink.ClientConfig(timeout=60)
+
 # What a client knows of the pods is at most this old.
 FRESH = podlink.RouteInfoConfig(refresh=0.05)
 
