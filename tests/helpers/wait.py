@@ -12,6 +12,10 @@ from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
+# What a busy machine may add to a deadline, or to what happens at once. Where a test must see that
+# something did not wait, what it would have waited for is far longer.
+LATE = 10.0
+
 # Short enough that nobody notices the wait, long enough not to occupy a core.
 _PAUSE_SECONDS = 0.01
 

@@ -214,19 +214,19 @@ def test_every_operation_can_be_submitted() -> None:
     )
 
     def ready() -> object:
-        return client.submit("check_health").result(10)
+        return client.submit("check_health").result(60)
 
     eventually(ready)
     told = Told()
     operation: Any
     for operation, (arguments, answer) in OPERATIONS.items():
-        assert client.submit(operation, *arguments, callback=told).result(10) == answer, operation
+        assert client.submit(operation, *arguments, callback=told).result(60) == answer, operation
     assert told.results == []
     eventually(lambda: client.poll_callbacks() > 0 and len(told.results) == len(OPERATIONS))
     assert told.results == [answer for _, answer in OPERATIONS.values()]
     future = client.submit("compute_linked_pod", None, "u9", "nobody", callback=told)
     with pytest.raises(podlink.NoRoutablePodError):
-        future.result(10)
+        future.result(60)
     eventually(lambda: client.poll_callbacks() > 0)
     assert isinstance(told.errors[0], podlink.NoRoutablePodError)
     with pytest.raises(podlink.InvalidParameterError, match="operation"):

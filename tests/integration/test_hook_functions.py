@@ -83,15 +83,15 @@ def test_without_a_loop_they_come_in_order_on_a_thread(kind: str) -> None:
     WHO.set("the registrant")
     info.register_routing_state_changed_event(None, note if kind == "sync" else later, SERVICE)
     WHO.set("another")
-    server.submit("start").result(10)
+    server.submit("start").result(60)
     eventually(lambda: told)
     for number in range(6):
-        server.submit("set_routing_state", ("DENY_NEW_CALL", "READY")[number % 2]).result(10)
+        server.submit("set_routing_state", ("DENY_NEW_CALL", "READY")[number % 2]).result(60)
         eventually(lambda number=number: len(told) == number + 2)  # type: ignore[misc]
     states = ["READY", *["DENY_NEW_CALL", "READY"] * 3]
     assert told == [(state, "podlink-hook", "the registrant") for state in states]
     asyncio.run(info.aclose())
-    server.submit("stop").result(10)
+    server.submit("stop").result(60)
     eventually(lambda: all(each.name != "podlink-hook" for each in threading.enumerate()))
 
 
@@ -199,10 +199,10 @@ def test_a_hook_that_blocks_its_thread_delays_nobody_else() -> None:
     told: list[Any] = []
     info.register_routing_state_changed_event(None, lambda *_: go_on.wait(), SERVICE)
     info.register_routing_state_changed_event(None, lambda *a: told.append(a), SERVICE)
-    server.submit("start").result(10)
+    server.submit("start").result(60)
     eventually(lambda: told)
-    assert info.submit("get_service_best_pod", None, SERVICE).result(10) == 0
-    server.submit("stop").result(10)
+    assert info.submit("get_service_best_pod", None, SERVICE).result(60) == 0
+    server.submit("stop").result(60)
     eventually(lambda: told[-1][4] is None)
     go_on.set()
 
@@ -285,16 +285,16 @@ def test_hooks_of_two_loops_in_two_threads() -> None:
         thread.start()
     begun.wait(10)
     server = podlink.ServerDriver(store, pod_info(0), QUICK)
-    server.submit("start").result(10)
+    server.submit("start").result(60)
     eventually(lambda: told["one"] and told["two"])
-    server.submit("set_routing_state", "DENY_NEW_CALL").result(10)
+    server.submit("set_routing_state", "DENY_NEW_CALL").result(60)
     eventually(lambda: len(told["one"]) == len(told["two"]) == 2)
     done.set()
     for thread in threads:
         thread.join(10)
     for name, changes in told.items():
         assert changes == [(name, "READY"), (name, "DENY_NEW_CALL")]
-    server.submit("stop").result(10)
+    server.submit("stop").result(60)
     asyncio.run(info.aclose())
 
 

@@ -129,7 +129,7 @@ async def test_a_killed_pod_is_gone_when_its_lease_is(valkey_server: Server) -> 
     with PodProcess(valkey_server.url, 1) as pod:
         async with (
             podlink.Store(valkey_server.url) as store,
-            running(store, 0),
+            running(store, 0, config=QUICK),
             podlink.RouteInfoDriver(store, NAMESPACE, FRESH) as info,
         ):
             assert list(await info.get_all_service_state(None, SERVICE)) == [0, 1]
@@ -313,14 +313,14 @@ def test_without_a_loop() -> None:
     store = podlink.Store()
     server = podlink.ServerDriver(store, podlink.ServerInfo(NAMESPACE, SERVICE, 0), QUICK)
     info = podlink.RouteInfoDriver(store, NAMESPACE, FRESH)
-    server.submit("start").result(10)
-    pods = info.submit("get_all_service_state", None, SERVICE).result(10)
+    server.submit("start").result(60)
+    pods = info.submit("get_all_service_state", None, SERVICE).result(60)
     assert isinstance(pods[0], podlink.StatefulServiceState)
-    assert info.submit("get_ready_service_state", None, SERVICE).result(10) == pods
-    assert info.submit("get_service_best_pod", None, service_name=SERVICE).result(10) == 0
-    assert info.submit("is_workload_ready", None, SERVICE).result(10) is True
-    assert info.submit("set_global_service_name_tag", None, "t", SERVICE).result(10) is True
-    assert info.submit("get_service_name_by_tag", None, "t").result(10) == SERVICE
+    assert info.submit("get_ready_service_state", None, SERVICE).result(60) == pods
+    assert info.submit("get_service_best_pod", None, service_name=SERVICE).result(60) == 0
+    assert info.submit("is_workload_ready", None, SERVICE).result(60) is True
+    assert info.submit("set_global_service_name_tag", None, "t", SERVICE).result(60) is True
+    assert info.submit("get_service_name_by_tag", None, "t").result(60) == SERVICE
     with pytest.raises(podlink.InvalidParameterError, match="operation"):
         info.submit("alive_pods", None, SERVICE)  # type: ignore[call-overload]
-    server.submit("stop").result(10)
+    server.submit("stop").result(60)

@@ -99,7 +99,7 @@ async def test_a_death_and_a_restart_are_told_once_each(valkey_server: Server) -
     told = Told()
     async with (
         podlink.Store(valkey_server.url) as store,
-        running(store, 0),
+        running(store, 0, config=QUICK),
         podlink.RouteInfoDriver(store, NAMESPACE, FRESH) as info,
     ):
         info.register_routing_state_changed_event(None, told, SERVICE)
@@ -198,7 +198,7 @@ async def test_unregistered_means_not_called_any_more() -> None:
         async with running(store, 0) as [server]:
             await eventually_async(witness.has(1))
             seen = info.stats()["refreshes"]
-            server.submit("set_routing_state", DENY).result(5)
+            server.submit("set_routing_state", DENY).result(60)
             # The loop stands still until the change has been read, and waits in its queue.
             while info.stats()["refreshes"] < seen + 3:
                 pass

@@ -75,7 +75,7 @@ async def test_a_submit_to_a_closed_driver_brings_the_error() -> None:
     client = podlink.ClientDriver(podlink.Store())
     await client.aclose()
     with pytest.raises(podlink.ClosedError):
-        client.submit("get_linked_pod", *USER).result(10)
+        client.submit("get_linked_pod", *USER).result(60)
 
 
 async def test_a_connection_ends_everything_it_made() -> None:
@@ -123,5 +123,5 @@ async def test_a_driver_lives_on_when_another_one_is_closed() -> None:
 def test_dropping_drivers_without_closing_them_is_fine() -> None:
     for _ in range(50):
         client = podlink.ClientDriver(podlink.Store())
-        client.submit("get_linked_pod", *USER).result(10)
+        client.submit("get_linked_pod", *USER).result(60)
         del client
