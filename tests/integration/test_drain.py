@@ -175,8 +175,8 @@ async def test_ten_thousand_users(store_url: str) -> None:
 
 
 async def test_ten_thousand_users_with_a_hook(valkey_server: Server) -> None:
-    # A result that arrived between taking the results and taking the hook calls rang no bell: the
-    # loop's queue was deaf from then on, and every await of the program hung.
+    # A result that arrived after the loop had taken the results, but before it took the hook calls,
+    # did not wake the loop. The queue missed every later wake-up, and every await hung.
     valkey_server.flush()
     async with podlink.Store(valkey_server.url) as store:
         server = podlink.ServerDriver(store, pod_info(0), STEADY)

@@ -170,7 +170,8 @@ async def test_a_hook_that_fails_is_counted_logged_and_hinders_nobody(
 async def test_a_hook_that_never_returns_costs_its_share_and_no_more(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    # A hook that hung took all the time for users, so that nobody was released.
+    # A drain hook that hung used up the whole deadline. No time was left to release the users, so
+    # their links stayed on a pod that was gone.
     _, server = await pod_with(100)
     saved: set[str] = set()
     never = asyncio.Event()
@@ -261,7 +262,8 @@ def test_whatever_a_hook_raises_on_a_thread_hinders_nobody(error: type[BaseExcep
 
 
 def test_hooks_of_a_loop_that_has_ended_do_no_harm() -> None:
-    # The hook kept its loop's queue alive, so the core waited for answers until the deadline.
+    # A registered hook kept the queue of its loop alive after the loop had ended. The stop called
+    # the hook through that queue and waited until its deadline for answers that could not come.
     store = podlink.Store()
     saved: list[str] = []
 
@@ -284,7 +286,8 @@ def test_hooks_of_a_loop_that_has_ended_do_no_harm() -> None:
 
 
 def test_a_hook_that_hangs_does_not_keep_the_program_from_ending() -> None:
-    # Its thread was one of a pool that the interpreter waits for.
+    # Hooks ran on a thread pool that the interpreter joins at exit. A hook that hung kept the
+    # program from ending.
     run_program(
         """
         import threading, podlink

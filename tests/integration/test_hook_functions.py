@@ -299,8 +299,9 @@ def test_hooks_of_two_loops_in_two_threads() -> None:
 
 
 async def test_results_and_events_that_come_together_all_arrive() -> None:
-    # They share a loop's queue. A result that came between taking results and taking events was
-    # never delivered, nor anything after it: the program hung.
+    # Results and events share the queue of a loop. A result that came after the results were taken,
+    # but before the events were, did not wake the loop. It was never delivered, nor was anything
+    # after it, and the program hung.
     store = podlink.Store()
     told: list[int] = []
     async with (

@@ -83,7 +83,8 @@ async def test_a_second_start_does_nothing() -> None:
 
 
 async def test_starts_at_once_are_one_start(valkey_server: Server) -> None:
-    # The second one was refused with IllegalStateError while the first was under way.
+    # While one `start` was under way, a second one failed with IllegalStateError. It has to wait
+    # for the first one and return with it.
     valkey_server.flush()
     async with podlink.Store(valkey_server.url) as store:
         server = driver(store)
@@ -140,8 +141,8 @@ async def test_a_start_without_a_store_fails_in_time_and_leaves_nothing_behind(
 async def test_a_start_whose_answer_was_lost_does_not_wait_for_itself(
     server_factory: ServerFactory,
 ) -> None:
-    # Every attempt drew a new nonce, so a start that was tried again after a time-out found its
-    # own first attempt alive and waited for that one's lease and grace.
+    # Every attempt used a new nonce. A start that was tried again after a time-out did not
+    # recognise its own first attempt, and waited for the lease and grace of that one.
     server = server_factory()
     store = podlink.Store(server.url)
     async with running(store, 1):
@@ -218,8 +219,8 @@ async def test_a_container_restarted_in_its_pod_does_not_wait(store_url: str) ->
 
 
 async def test_a_stop_ends_a_start_that_waits(store_url: str) -> None:
-    # The start went on waiting in the background, took the index in the end, and published READY
-    # for a pod that had been stopped.
+    # After a stop, a start that waited for the index went on waiting in the background. It got the
+    # index in the end and published READY for a pod that had been stopped.
     store = podlink.Store(store_url)
     async with running(store, 0) as [first]:
         second = driver(store)
@@ -270,7 +271,8 @@ async def test_a_cancelled_start_goes_on_and_can_be_joined() -> None:
 
 
 async def test_a_block_that_is_cancelled_while_it_starts_leaves_no_pod() -> None:
-    # `__aexit__` is not called then, so the pod stayed and was renewed for ever.
+    # Python does not call `__aexit__` if `__aenter__` is cancelled. The pod had started all the
+    # same, and its lease was renewed for ever.
     store = podlink.Store()
     server = driver(store)
     async with running(store, 0) as [first]:
@@ -318,7 +320,8 @@ async def test_a_stop_wants_a_deadline_that_can_pass(given: object) -> None:
 
 
 async def test_starting_and_stopping_without_a_loop() -> None:
-    # A program with a tick loop could start a pod and had no way to stop it.
+    # `submit` had `start` but not `stop`: a program without an event loop could start a pod and
+    # could not stop it.
     store = podlink.Store()
     server = driver(store)
     server.submit("start").result(60)

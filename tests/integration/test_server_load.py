@@ -174,7 +174,8 @@ async def test_a_load_function_that_fails_keeps_the_last_value(
 
 
 async def test_a_slow_load_function_delays_no_renewal_and_is_asked_once_at_a_time() -> None:
-    # It was asked again every period while its earlier calls still ran, for ever more of them.
+    # A slow load function was called again in every period while earlier calls still ran. The calls
+    # piled up without a limit.
     under_way = 0
     most = 0
     go_on = asyncio.Event()
@@ -299,7 +300,8 @@ async def test_a_state_that_could_not_be_published_stands_and_follows(
 
 
 def test_a_program_without_a_loop_sets_and_reads_its_states() -> None:
-    # `submit` knew none of these.
+    # `submit` did not accept these operations, so a program without an event loop could neither set
+    # nor read its states.
     server = podlink.ServerDriver(podlink.Store(), pod_info(0))
     assert server.submit("set_load_state", 4).result(60) is None
     assert server.submit("get_load_state").result(60) == 4

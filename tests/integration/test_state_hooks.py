@@ -189,7 +189,8 @@ async def test_a_named_service_is_read_though_nobody_asks() -> None:
 
 
 async def test_unregistered_means_not_called_any_more() -> None:
-    # What waited already for the loop was told all the same.
+    # An event that already waited in the queue of the loop was still delivered after its hook had
+    # been unregistered.
     store = podlink.Store()
     async with podlink.RouteInfoDriver(store, NAMESPACE, FRESH) as info:
         told, witness = Told(), Told()

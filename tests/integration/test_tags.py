@@ -81,7 +81,7 @@ async def test_a_tag_is_believed_for_a_time_and_then_asked_again(store_url: str)
 
 
 async def test_an_absent_tag_is_asked_for_sooner(store_url: str) -> None:
-    # Believed absent for a refresh period, however long tags are believed that are there.
+    # A tag that is absent is remembered for one refresh period, however long `tag_ttl` is.
     async with (
         podlink.Store(store_url) as store,
         driver(store, LONG) as info,

@@ -152,7 +152,8 @@ async def test_what_is_not_sampled_is_exported_nowhere(traces: Traces) -> None:
 
 
 async def test_a_compute_that_is_not_sampled_shares_its_exchange(traces: Traces) -> None:
-    # Every compute went the long way, one question each, as soon as traces were collected at all.
+    # As soon as traces were collected at all, every compute took the slow path: one request to the
+    # store each. Only a sampled compute may do so.
     podlink.otel.enable(TracerProvider(sampler=ParentBased(ALWAYS_OFF)))
     async with (
         podlink.connect() as connection,
