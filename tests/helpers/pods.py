@@ -33,7 +33,7 @@ QUICK = podlink.ServerConfig(
 
 # For tests in which no pod dies silently: no pause of a busy machine is as long as this lease.
 STEADY = podlink.ServerConfig(
-    lease=60, renew=0.3, guard=1, gap=20, grace=20, cpu_factor=0.0, timeout=30
+    lease=60, renew=1, guard=1, gap=20, grace=20, cpu_factor=0.0, timeout=30
 )
 
 # For calls that have to succeed: a deadline that only a client that hangs reaches.

@@ -7,7 +7,7 @@ import pytest
 
 import podlink
 from conftest import ServerFactory
-from helpers.pods import FRESH, NAMESPACE, QUICK, SERVICE, STEADY, pod_info, running
+from helpers.pods import FRESH, NAMESPACE, SERVICE, STEADY, pod_info, running
 from helpers.servers import Server
 from helpers.wait import LATE, eventually, eventually_async
 
@@ -240,7 +240,7 @@ async def test_a_dead_store_does_not_hold_up_the_end(
 async def test_a_store_that_pauses_in_the_middle_of_a_drain(server_factory: ServerFactory) -> None:
     server = server_factory()
     store = podlink.Store(server.url)
-    pod = podlink.ServerDriver(store, pod_info(0), QUICK)
+    pod = podlink.ServerDriver(store, pod_info(0), STEADY)
     await pod.start()
     await owning(pod, 200)
 

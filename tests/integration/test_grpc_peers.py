@@ -7,16 +7,16 @@ import pytest
 
 import podlink
 from helpers.grpc_clients import RULES, client_of, server_of
+from helpers.pods import STEADY
 from helpers.wait import eventually, eventually_async
 
 FRESH = podlink.RouteInfoConfig(refresh=0.1)
-QUICK = podlink.ServerConfig(lease=2.0, renew=0.3, guard=0.2, gap=0.8, grace=0.8)
 
 
 async def test_a_foreign_namespace_shares_cache_flights_and_errors() -> None:
     prod = podlink.Store()
     pods = [
-        podlink.ServerDriver(prod, podlink.ServerInfo("prod", "svc", index), QUICK)
+        podlink.ServerDriver(prod, podlink.ServerInfo("prod", "svc", index), STEADY)
         for index in (0, 1)
     ]
     for pod in pods:
@@ -60,7 +60,7 @@ async def test_a_foreign_namespace_shares_cache_flights_and_errors() -> None:
 
 async def test_a_remembered_answer_ends_when_the_peer_is_gone() -> None:
     prod = podlink.Store()
-    async with podlink.ServerDriver(prod, podlink.ServerInfo("prod", "svc", 0), QUICK):
+    async with podlink.ServerDriver(prod, podlink.ServerInfo("prod", "svc", 0), STEADY):
         server = podlink.RouteGrpcServer(prod, "prod", authorize=RULES)
         await server.start()
         async with (
@@ -82,7 +82,7 @@ async def test_a_remembered_answer_ends_when_the_peer_is_gone() -> None:
 
 
 def prod_pod(store: podlink.Store, index: int) -> podlink.ServerDriver:
-    return podlink.ServerDriver(store, podlink.ServerInfo("prod", "svc", index), QUICK)
+    return podlink.ServerDriver(store, podlink.ServerInfo("prod", "svc", index), STEADY)
 
 
 async def test_pods_changes_and_tags_of_another_namespace() -> None:
@@ -148,7 +148,7 @@ async def test_a_pod_links_and_releases_users_of_another_namespace() -> None:
     async with (
         server_of(prod) as server,
         client_of(f"grpc://{server.address}") as peer,
-        podlink.ServerDriver(podlink.Store(), mine, QUICK, peers={"prod": peer}) as pod,
+        podlink.ServerDriver(podlink.Store(), mine, STEADY, peers={"prod": peer}) as pod,
         podlink.ClientDriver(prod, "prod") as there,
     ):
         user = ("prod", "u1", "svc")

@@ -11,7 +11,7 @@ import pytest
 
 import podlink
 from helpers.loops import LOOPS
-from helpers.pods import FRESH, NAMESPACE, QUICK, SERVICE, pod_info, running
+from helpers.pods import FRESH, NAMESPACE, SERVICE, STEADY, pod_info, running
 from helpers.wait import eventually, eventually_async
 
 WHO = contextvars.ContextVar("WHO", default="nobody")
@@ -68,7 +68,7 @@ async def test_calls_come_in_order_never_overlap_and_stay_on_their_loop(kind: st
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_without_a_loop_they_come_in_order_on_a_thread(kind: str) -> None:
     store = podlink.Store()
-    server = podlink.ServerDriver(store, pod_info(0), QUICK)
+    server = podlink.ServerDriver(store, pod_info(0), STEADY)
     info = podlink.RouteInfoDriver(store, NAMESPACE)
     told: list[tuple[str, str, str]] = []
 
@@ -193,7 +193,7 @@ async def test_a_slow_hook_delays_neither_routing_nor_other_hooks() -> None:
 
 def test_a_hook_that_blocks_its_thread_delays_nobody_else() -> None:
     store = podlink.Store()
-    server = podlink.ServerDriver(store, pod_info(0), QUICK)
+    server = podlink.ServerDriver(store, pod_info(0), STEADY)
     info = podlink.RouteInfoDriver(store, NAMESPACE, FRESH)
     go_on = threading.Event()
     told: list[Any] = []
@@ -284,7 +284,7 @@ def test_hooks_of_two_loops_in_two_threads() -> None:
     for thread in threads:
         thread.start()
     begun.wait(10)
-    server = podlink.ServerDriver(store, pod_info(0), QUICK)
+    server = podlink.ServerDriver(store, pod_info(0), STEADY)
     server.submit("start").result(60)
     eventually(lambda: told["one"] and told["two"])
     server.submit("set_routing_state", "DENY_NEW_CALL").result(60)

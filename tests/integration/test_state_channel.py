@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import podlink
-from helpers.pods import FRESH, NAMESPACE, QUICK, SERVICE, running
+from helpers.pods import FRESH, NAMESPACE, SERVICE, STEADY, running
 from helpers.raw_pods import state_key
 from helpers.servers import Server
 from helpers.wait import LATE, eventually_async
@@ -170,7 +170,7 @@ async def test_a_driver_that_is_dropped_listens_no_more(server: Server) -> None:
         del info
         await eventually_async(lambda: listeners(server) == 0)
         server_driver = podlink.ServerDriver(
-            store, podlink.ServerInfo(NAMESPACE, SERVICE, 0), QUICK
+            store, podlink.ServerInfo(NAMESPACE, SERVICE, 0), STEADY
         )
         await server_driver.start()
         await server_driver.stop()

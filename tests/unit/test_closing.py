@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import podlink
-from helpers.pods import NAMESPACE, QUICK, SERVICE, pod_info, running
+from helpers.pods import NAMESPACE, SERVICE, STEADY, pod_info, running
 
 USER = (None, "u1", SERVICE)
 
@@ -80,7 +80,7 @@ async def test_a_submit_to_a_closed_driver_brings_the_error() -> None:
 
 async def test_a_connection_ends_everything_it_made() -> None:
     async with podlink.connect("memory://", namespace=NAMESPACE) as connection:
-        server = connection.server(pod_info(0), QUICK)
+        server = connection.server(pod_info(0), STEADY)
         await server.start()
         assert await connection.client.compute_linked_pod(*USER) == 0
     await connection.aclose()
@@ -97,7 +97,7 @@ async def test_a_connection_withdraws_its_pods_before_it_closes_the_store() -> N
     url = "memory://withdrawn"
     outlives = podlink.Store(url)
     async with podlink.connect(url) as connection:
-        await connection.server(pod_info(0), QUICK).start()
+        await connection.server(pod_info(0), STEADY).start()
         client = podlink.ClientDriver(outlives)
         assert await client.compute_linked_pod(*USER) == 0
     # The pod has left in the regular way: nobody waits for a lease to run out.
