@@ -235,10 +235,12 @@ async def test_a_pod_that_was_let_go_of_renews_no_more(store: podlink.Store) -> 
         await pod.admit(["u1"])
     await pod.close()
 
+    # On a store of its own, where no other pod has asked for a longer grace.
+    store = podlink.Store("memory://")
     config = podlink.ServerConfig(lease=0.1, renew=0.03, guard=0.02, gap=0.06, grace=0.06)
-    brief = LocalPod(store, pod_info(1), config)
+    brief = LocalPod(store, pod_info(0), config)
     await brief.start()
     await brief.kill()
     # Its index is free once its lease is over; a pod that renewed would hold it for ever.
-    async with podlink.ServerDriver(store, pod_info(1), STEADY) as successor:
+    async with podlink.ServerDriver(store, pod_info(0), config) as successor:
         assert successor.incarnation is not None
