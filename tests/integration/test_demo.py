@@ -31,8 +31,9 @@ FIGURES = [
 ]
 QUICK_DEMO = ("demo", "--users", str(USERS), "--refresh", "1", *FIGURES)
 
-# Where calls have to fail: long enough for those before that, which have to succeed.
-FAILING = ("--timeout", "2")
+# Where calls have to fail: long enough for those before that, which have to succeed. The demo is
+# patient for twice lease, grace and time-out.
+FAILING = ("--timeout", "2", "--lease", "3", "--renew", "0.5", "--gap", "1", "--grace", "1")
 
 # A deadline that only a demo that hangs reaches.
 ENDS_WITHIN = 180.0
