@@ -22,8 +22,8 @@ _LISTENS = "until (exec 3<>/dev/tcp/127.0.0.1/{port}) 2>/dev/null; do sleep 0.05
 
 # The client of the page has the default deadlines, which a busy machine does not always keep.
 _PATIENT = {
-    'key_file="lobby.key",': (
-        'key_file="lobby.key", config=podlink.GrpcClientConfig(timeout=60, connect_timeout=60),'
+    'key_file="lobby.key"': (
+        'key_file="lobby.key", config=podlink.GrpcClientConfig(timeout=60, connect_timeout=60)'
     ),
     'ClientDriver(store, "test",': 'ClientDriver(store, "test", podlink.ClientConfig(timeout=60),',
 }
