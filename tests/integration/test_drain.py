@@ -128,6 +128,7 @@ async def test_while_a_pod_drains_it_keeps_its_lease_and_takes_nobody_new(store_
         None, lambda *change: seen.append(change[4] and change[4].routing_state)
     )
     async with running(store, 0) as [zero]:
+        await eventually_async(lambda: seen == ["READY"])
         await owning(zero, 1)
         go_on = asyncio.Event()
         saving = asyncio.Event()
@@ -139,8 +140,8 @@ async def test_while_a_pod_drains_it_keeps_its_lease_and_takes_nobody_new(store_
 
         stopping = asyncio.create_task(zero.stop())
         await saving.wait()
-        await eventually_async(lambda: info.is_pod_available(None, SERVICE, 0))
-        assert not info.is_pod_routable(None, SERVICE, 0)
+        await eventually_async(lambda: not info.is_pod_routable(None, SERVICE, 0))
+        assert info.is_pod_available(None, SERVICE, 0)
         renewed = zero.stats()["published"]
         await eventually_async(lambda: zero.stats()["published"] > renewed + 1)
         assert zero.holds_lease

@@ -1,6 +1,7 @@
 """Other namespaces through the drivers, and the client without asyncio."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -60,7 +61,9 @@ async def test_a_foreign_namespace_shares_cache_flights_and_errors() -> None:
 
 async def test_a_remembered_answer_ends_when_the_peer_is_gone() -> None:
     prod = podlink.Store()
-    async with podlink.ServerDriver(prod, podlink.ServerInfo("prod", "svc", 0), STEADY):
+    # Over within the test, and not before the peer is gone.
+    config = replace(STEADY, lease=5)
+    async with podlink.ServerDriver(prod, podlink.ServerInfo("prod", "svc", 0), config):
         server = podlink.RouteGrpcServer(prod, "prod", authorize=RULES)
         await server.start()
         async with (
@@ -69,7 +72,7 @@ async def test_a_remembered_answer_ends_when_the_peer_is_gone() -> None:
                 podlink.Store(), "test", peers={"prod": peer}, route_info=FRESH
             ) as client,
         ):
-            assert await client.compute_linked_pod("prod", "u1", "svc") == 0
+            assert await client.compute_linked_pod("prod", "u1", "svc", timeout=60) == 0
             await server.stop()
             assert client.get_linked_in_cache("prod", "u1", "svc") == 0
             # No longer than the lease of its pod, as the peer told it last.
