@@ -2,17 +2,23 @@
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 
 import podlink
 from conftest import ServerFactory
-from helpers.pods import FRESH, NAMESPACE, SERVICE, STEADY, pod_info, running
+from helpers.pods import FRESH, NAMESPACE, PATIENT, SERVICE, STEADY, pod_info, running
 from helpers.servers import Server
 from helpers.wait import LATE, eventually, eventually_async
 
 # Time to stop with ten thousand users, for a build without optimisations on a busy machine.
 PATIENTLY = 300.0
+
+# What keeps its connection while it has so many users: renewals that were not answered in time, and
+# signs of life, would end it.
+LARGE = replace(STEADY, renew=10)
+UNHURRIED = "?connect_timeout=30"
 
 
 async def owning(server: podlink.ServerDriver, users: int, pod: int = 0) -> list[str]:
@@ -26,15 +32,15 @@ async def owning(server: podlink.ServerDriver, users: int, pod: int = 0) -> list
 
 async def pods_of(store: podlink.Store, uids: list[str]) -> dict[int, int]:
     """Pod → how many of these users are linked to it."""
-    client = podlink.ClientDriver(store)
-    linked = await client.batch_get_linked_pod(None, uids, SERVICE, timeout=30)
+    client = podlink.ClientDriver(store, NAMESPACE, PATIENT)
+    linked = await client.batch_get_linked_pod(None, uids, SERVICE)
     await client.aclose()
     return {pod: len(users) for pod, users in linked.items()}
 
 
 async def persistent(store: podlink.Store, uids: list[str]) -> int:
     """How many of these users are linked for ever."""
-    async with podlink.ClientDriver(store) as client:
+    async with podlink.ClientDriver(store, NAMESPACE, PATIENT) as client:
         services = await asyncio.gather(*(client.get_link_service(None, uid) for uid in uids))
     return sum(SERVICE in each for each in services)
 
@@ -162,7 +168,7 @@ async def test_while_a_pod_drains_it_keeps_its_lease_and_takes_nobody_new(store_
 
 async def test_ten_thousand_users(store_url: str) -> None:
     async with podlink.Store(store_url) as store, running(store, 0, 1, 2) as pods:
-        server = podlink.ServerDriver(store, pod_info(7), STEADY)
+        server = podlink.ServerDriver(store, pod_info(7), LARGE)
         await server.start()
         uids = await owning(server, 10_000, pod=7)
         report = await server.stop(deadline=PATIENTLY, drain="handover")
@@ -179,8 +185,8 @@ async def test_ten_thousand_users_with_a_hook(valkey_server: Server) -> None:
     # A result that arrived after the loop had taken the results, but before it took the hook calls,
     # did not wake the loop. The queue missed every later wake-up, and every await hung.
     valkey_server.flush()
-    async with podlink.Store(valkey_server.url) as store:
-        server = podlink.ServerDriver(store, pod_info(0), STEADY)
+    async with podlink.Store(valkey_server.url + UNHURRIED) as store:
+        server = podlink.ServerDriver(store, pod_info(0), LARGE)
         saved: set[str] = set()
 
         @server.on_drain
