@@ -53,7 +53,10 @@ async def _main(url: str, count: str, refresh: str) -> None:
     users = [f"player-{number}" for number in range(int(count))]
     store = podlink.Store(url)
     client = podlink.ClientDriver(
-        store, "default", route_info=podlink.RouteInfoConfig(refresh=float(refresh))
+        store,
+        "default",
+        podlink.ClientConfig(timeout=60),
+        route_info=podlink.RouteInfoConfig(refresh=float(refresh)),
     )
     last: dict[str, int] = {}
     while not ending.done():

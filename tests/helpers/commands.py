@@ -23,7 +23,7 @@ import psutil
 PODLINK = Path(sys.executable).with_name("podlink")
 
 # A deadline that only a command that hangs reaches.
-_ENDS_WITHIN = 60.0
+_ENDS_WITHIN = 180.0
 
 # Makes the terminal at stdin the one whose Ctrl-C the command gets, then becomes the command.
 _TAKE_TERMINAL = (

@@ -8,11 +8,9 @@ import pytest
 
 import podlink
 from helpers.pods import SERVICE
+from helpers.wait import LATE
 
 USER = (None, "u1", SERVICE)
-
-# How much later than its deadline a call may return on a machine that is busy with other things.
-GRACE = 3.0
 
 Call = Callable[[podlink.ClientDriver, float], Awaitable[Any]]
 
@@ -45,5 +43,5 @@ async def failure(
     with pytest.raises(podlink.PodlinkError) as caught:
         await call(client, timeout)
     took = time.monotonic() - began
-    assert took < timeout + GRACE, f"{caught.value!r} came after {took:.1f} s of {timeout} s"
+    assert took < timeout + LATE, f"{caught.value!r} came after {took:.1f} s of {timeout} s"
     return caught.value

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from helpers.commands import PODLINK, environment
 
-_GONE_WITHIN = 20.0
+_GONE_WITHIN = 120.0
 
 
 def free_address() -> str:

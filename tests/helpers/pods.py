@@ -2,6 +2,8 @@
 
 async with running(store, 0, 1, 2):          # three pods of "svc", until the block ends
     ...
+async with running(store, 0, config=QUICK):  # a pod whose lease is soon over if it is not renewed
+    ...
 with PodProcess(server.url, 0) as pod:       # another process
     pod.kill()                               # kill -9
 """
@@ -29,10 +31,18 @@ QUICK = podlink.ServerConfig(
     lease=LEASE, renew=0.3, guard=0.2, gap=0.8, grace=GRACE, cpu_factor=0.0
 )
 
+# For tests in which no pod dies silently: no pause of a busy machine is as long as this lease.
+STEADY = podlink.ServerConfig(
+    lease=60, renew=1, guard=1, gap=20, grace=20, cpu_factor=0.0, timeout=30
+)
+
+# For calls that have to succeed: a deadline that only a client that hangs reaches.
+PATIENT = podlink.ClientConfig(timeout=60)
+
 # What a client knows of the pods is at most this old.
 FRESH = podlink.RouteInfoConfig(refresh=0.05)
 
-_GONE_WITHIN = 20.0
+_GONE_WITHIN = 120.0
 
 
 @asynccontextmanager
@@ -40,7 +50,7 @@ async def running(
     store: podlink.Store,
     *indexes: int,
     service: str = SERVICE,
-    config: podlink.ServerConfig = QUICK,
+    config: podlink.ServerConfig = STEADY,
     loads: Mapping[int, int] | None = None,
     metadata: Mapping[int, Mapping[str, str]] | None = None,
 ) -> AsyncIterator[list[podlink.ServerDriver]]:

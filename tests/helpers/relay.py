@@ -17,6 +17,7 @@ class Relay:
         self._port = int(port)
         self._lost = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
         self.address = ""
         self.connections = 0
         self.ended = 0
@@ -38,7 +39,9 @@ class Relay:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        self._writers.add(answers)
         server, requests = await asyncio.open_connection(self._host, self._port)
+        self._writers.add(requests)
         back = asyncio.create_task(self._pass(number, server, answers))
         try:
             await self._pass(number, client, requests, up=True)
@@ -77,7 +80,13 @@ class Relay:
 
     async def __aexit__(self, *_ended: object) -> None:
         self._server.close()
+        # What was accepted just now has a task that has not begun yet.
+        await asyncio.sleep(0)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
         await self._server.wait_closed()

@@ -41,9 +41,9 @@ _PORTS = range(10_000, 22_000)
 _PORT_ATTEMPTS = 20
 
 # Deadlines that only a broken machine reaches.
-_READY_WITHIN = 20.0
-_GONE_WITHIN = 10.0
-_PING_TIMEOUT = 1.0
+_READY_WITHIN = 120.0
+_GONE_WITHIN = 60.0
+_PING_TIMEOUT = 5.0
 
 _LAUNCHER = Path(__file__).with_name("die_with_parent.py")
 

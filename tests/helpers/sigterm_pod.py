@@ -23,7 +23,7 @@ import podlink
 from helpers.pods import NAMESPACE, QUICK, SERVICE
 from helpers.programs import environment
 
-_ENDS_WITHIN = 30.0
+_ENDS_WITHIN = 180.0
 
 
 class SigtermPod:

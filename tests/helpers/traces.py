@@ -23,7 +23,7 @@ import podlink
 import podlink.otel
 from helpers.programs import environment
 
-_GONE_WITHIN = 20.0
+_GONE_WITHIN = 120.0
 
 Told = dict[str, Any]
 

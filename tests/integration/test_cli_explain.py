@@ -14,7 +14,8 @@ LINK = f"sf:{{{NAMESPACE}:lk:u1}}{SERVICE}"
 
 def explained(*arguments: str, url: str | None = None) -> str:
     """What the command prints; it must end well."""
-    env = {} if url is None else {"PODLINK_STORE": url}
+    # A deadline that only a command that hangs reaches.
+    env = {"PODLINK_TIMEOUT": "60"} | ({} if url is None else {"PODLINK_STORE": url})
     ended = command("explain", *arguments, env=env)
     assert (ended.returncode, ended.stderr) == (0, "")
     return ended.stdout

@@ -138,7 +138,7 @@ async def test_a_corrupt_lease_does_not_end_a_pod(
     field: str,
     rubbish: str,
 ) -> None:
-    # One field that nobody can read must not stop the renewals of every pod of the service.
+    # One lease field that cannot be parsed must not stop the renewals of all pods of the service.
     seen = store_server.client()
     async with running(store, 0, 1, config=STEADY) as pods:
         assert await client.compute_linked_pod(*USER) in {0, 1}

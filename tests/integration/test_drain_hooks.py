@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 import podlink
-from helpers.pods import FRESH, NAMESPACE, QUICK, SERVICE, pod_info
+from helpers.pods import FRESH, NAMESPACE, SERVICE, STEADY, pod_info
 from helpers.programs import run_program
-from helpers.wait import eventually
+from helpers.wait import LATE, eventually
 
 WHO = contextvars.ContextVar("WHO", default="nobody")
 
 
 async def pod_with(
-    users: int, config: podlink.ServerConfig = QUICK
+    users: int, config: podlink.ServerConfig = STEADY
 ) -> tuple[podlink.Store, podlink.ServerDriver]:
     """A pod that runs and owns so many users."""
     store = podlink.Store()
@@ -170,7 +170,8 @@ async def test_a_hook_that_fails_is_counted_logged_and_hinders_nobody(
 async def test_a_hook_that_never_returns_costs_its_share_and_no_more(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    # A hook that hung took all the time for users, so that nobody was released.
+    # A drain hook that hung used up the whole deadline. No time was left to release the users, so
+    # their links stayed on a pod that was gone.
     _, server = await pod_with(100)
     saved: set[str] = set()
     never = asyncio.Event()
@@ -183,9 +184,9 @@ async def test_a_hook_that_never_returns_costs_its_share_and_no_more(
 
     began = time.monotonic()
     with caplog.at_level(logging.WARNING, "podlink"):
-        report = await server.stop(deadline=1.0)
+        report = await server.stop(deadline=4.0)
         eventually(lambda: "not every drain hook has ended" in caplog.text)
-    assert time.monotonic() - began < 1.0 + 1.0
+    assert time.monotonic() - began < 4.0 + LATE
     assert summary(report) == (100, 0, 0)
     assert len(saved) == 99
     never.set()
@@ -196,8 +197,8 @@ async def test_hooks_that_all_hang_are_bounded_too() -> None:
     never = asyncio.Event()
     server.on_drain(lambda _uid: never.wait())
     began = time.monotonic()
-    assert summary(await server.stop(deadline=0.8)) == (500, 0, 0)
-    assert time.monotonic() - began < 0.8 + 1.0
+    assert summary(await server.stop(deadline=4.0)) == (500, 0, 0)
+    assert time.monotonic() - began < 4.0 + LATE
     async with podlink.RouteInfoDriver(store, NAMESPACE, FRESH) as info:
         assert await info.get_all_service_state(None, SERVICE) == {}
     never.set()
@@ -214,14 +215,14 @@ async def test_a_hook_that_blocks_the_loop_does_not_hold_up_the_withdrawal() -> 
         eventually(lambda: info.alive_pods(None, SERVICE) == {})
 
     began = time.monotonic()
-    assert summary(await server.stop(deadline=0.8)) == (5, 0, 0)
-    assert time.monotonic() - began < 0.8 + 1.0
+    assert summary(await server.stop(deadline=4.0)) == (5, 0, 0)
+    assert time.monotonic() - began < 4.0 + LATE
     await info.aclose()
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_without_a_loop_hooks_run_on_threads(kind: str) -> None:
-    server = podlink.ServerDriver(podlink.Store(), pod_info(0), QUICK)
+    server = podlink.ServerDriver(podlink.Store(), pod_info(0), STEADY)
     names: Counter[str] = Counter()
     seen: list[str] = []
     WHO.set("the registrant")
@@ -236,10 +237,10 @@ def test_without_a_loop_hooks_run_on_threads(kind: str) -> None:
 
     server.on_drain(save if kind == "sync" else save_later)
     WHO.set("another")
-    server.submit("start").result(10)
+    server.submit("start").result(60)
     for number in range(50):
-        server.submit("set_linked_pod", None, f"u{number}", SERVICE, 0).result(10)
-    assert server.submit("stop").result(10).released == 50
+        server.submit("set_linked_pod", None, f"u{number}", SERVICE, 0).result(60)
+    assert server.submit("stop").result(60).released == 50
     assert names == {"podlink-hook": 50}
     assert set(seen) == {"the registrant"}
     eventually(lambda: all(each.name != "podlink-hook" for each in threading.enumerate()))
@@ -247,26 +248,27 @@ def test_without_a_loop_hooks_run_on_threads(kind: str) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError, SystemExit, KeyboardInterrupt])
 def test_whatever_a_hook_raises_on_a_thread_hinders_nobody(error: type[BaseException]) -> None:
-    server = podlink.ServerDriver(podlink.Store(), pod_info(0), QUICK)
+    server = podlink.ServerDriver(podlink.Store(), pod_info(0), STEADY)
 
     def fail(_uid: str) -> None:
         raise error("on purpose")
 
     server.on_drain(fail)
-    server.submit("start").result(10)
+    server.submit("start").result(60)
     for number in range(20):
-        server.submit("set_linked_pod", None, f"u{number}", SERVICE, 0).result(10)
-    assert server.submit("stop").result(10).released == 20
+        server.submit("set_linked_pod", None, f"u{number}", SERVICE, 0).result(60)
+    assert server.submit("stop").result(60).released == 20
     assert server.stats()["drain_hook_failures"] == 20
 
 
 def test_hooks_of_a_loop_that_has_ended_do_no_harm() -> None:
-    # The hook kept its loop's queue alive, so the core waited for answers until the deadline.
+    # A registered hook kept the queue of its loop alive after the loop had ended. The stop called
+    # the hook through that queue and waited until its deadline for answers that could not come.
     store = podlink.Store()
     saved: list[str] = []
 
     async def play() -> podlink.ServerDriver:
-        server = podlink.ServerDriver(store, pod_info(0), QUICK)
+        server = podlink.ServerDriver(store, pod_info(0), STEADY)
         server.on_drain(saved.append)
         server.on_lease_lost(lambda: None)
         await server.start()
@@ -276,23 +278,24 @@ def test_hooks_of_a_loop_that_has_ended_do_no_harm() -> None:
     server = asyncio.run(play())
     assert server.holds_lease
     began = time.monotonic()
-    report = asyncio.run(server.stop(deadline=20))
-    assert time.monotonic() - began < 2.0
+    report = asyncio.run(server.stop(deadline=60))
+    assert time.monotonic() - began < LATE
     assert summary(report) == (1, 0, 0)
     assert saved == []
     assert server.stats()["drain_hook_failures"] == 1
 
 
 def test_a_hook_that_hangs_does_not_keep_the_program_from_ending() -> None:
-    # Its thread was one of a pool that the interpreter waits for.
+    # Hooks ran on a thread pool that the interpreter joins at exit. A hook that hung kept the
+    # program from ending.
     run_program(
         """
         import threading, podlink
         server = podlink.ServerDriver(podlink.Store(), podlink.ServerInfo("default", "svc", 0))
         server.on_drain(lambda uid: threading.Event().wait())
-        server.submit("start").result(10)
-        server.submit("set_linked_pod", None, "u", "svc", 0).result(10)
-        report = server.submit("stop", deadline=0.4).result(10)
+        server.submit("start").result(60)
+        server.submit("set_linked_pod", None, "u", "svc", 0).result(60)
+        report = server.submit("stop", deadline=0.4).result(60)
         assert report.released == 1, report
         """,
         within=20.0,

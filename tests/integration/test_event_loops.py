@@ -10,14 +10,14 @@ import pytest
 
 import podlink
 from helpers.loops import LOOPS
-from helpers.pods import FRESH, NAMESPACE, SERVICE, running
+from helpers.pods import FRESH, NAMESPACE, PATIENT, SERVICE, running
 from helpers.programs import run_program
 from helpers.servers import Server
 
 T = TypeVar("T")
 Factory = Callable[[], asyncio.AbstractEventLoop]
 
-SOON = 30.0
+SOON = 60.0
 
 
 @pytest.fixture(params=LOOPS)
@@ -29,7 +29,7 @@ def factory(request: pytest.FixtureRequest) -> Factory:
 def client(valkey_server: Server) -> podlink.ClientDriver:
     valkey_server.flush()
     store = podlink.Store(valkey_server.url)
-    return podlink.ClientDriver(store, NAMESPACE, route_info=FRESH)
+    return podlink.ClientDriver(store, NAMESPACE, PATIENT, route_info=FRESH)
 
 
 def run(factory: Factory, main: Coroutine[Any, Any, T]) -> T:
@@ -130,7 +130,7 @@ def test_several_loops_on_several_threads_at_once(
 def test_loops_of_all_kinds_share_one_flight(valkey_server: Server) -> None:
     valkey_server.flush()
     store = podlink.Store(valkey_server.url)
-    client = podlink.ClientDriver(store, NAMESPACE, route_info=FRESH)
+    client = podlink.ClientDriver(store, NAMESPACE, PATIENT, route_info=FRESH)
     begin = threading.Barrier(len(LOOPS))
 
     async def computed() -> set[int]:

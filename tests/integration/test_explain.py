@@ -9,7 +9,7 @@ import pytest
 
 import podlink
 from conftest import ServerFactory
-from helpers.pods import FRESH, NAMESPACE, QUICK, SERVICE, pod_info, running
+from helpers.pods import FRESH, NAMESPACE, PATIENT, SERVICE, STEADY, pod_info, running
 from helpers.raw_pods import lease_key, publish, state_key
 from helpers.servers import Server
 from helpers.wait import eventually_async
@@ -53,7 +53,7 @@ def unchanged(server: Server, client: podlink.ClientDriver) -> Iterator[None]:
 async def client(store_server: Server) -> AsyncIterator[podlink.ClientDriver]:
     async with (
         podlink.Store(store_server.url) as store,
-        podlink.ClientDriver(store, NAMESPACE, route_info=SELDOM) as driver,
+        podlink.ClientDriver(store, NAMESPACE, PATIENT, route_info=SELDOM) as driver,
     ):
         yield driver
 
@@ -104,6 +104,8 @@ async def test_a_new_user(store_server: Server, client: podlink.ClientDriver) ->
 async def test_a_cached_user(store_server: Server, client: podlink.ClientDriver) -> None:
     publish(store_server, [0])
     assert await client.compute_linked_pod(None, UID, SERVICE) == 0
+    # Compute waits for the first reading of the pods and has asked for another one, which follows.
+    await eventually_async(lambda: client.stats()["refreshes"] == 2)
     told = await explained(store_server, client)
     assert (told.action, told.reason) == (Action.ANSWER_FROM_CACHE, Reason.CACHED)
     assert told.answers == (0,)
@@ -173,7 +175,12 @@ async def test_a_dead_pod(store_server: Server, client: podlink.ClientDriver) ->
     assert told.owner is not None
     assert (told.owner.standing, told.owner.death) == (Standing.LAPSED, Death.NOT_YET)
     assert "it may still be alive" in str(told)
-    await computed(client, told)
+    # Another driver computes: this one would go on to read the pods while it explains.
+    async with (
+        podlink.Store(store_server.url) as store,
+        podlink.ClientDriver(store, NAMESPACE, PATIENT, route_info=SELDOM) as other,
+    ):
+        await computed(other, told)
 
     lapse(store_server, 1, seconds=5, grace=1)
     told = await explained(store_server, client)
@@ -222,7 +229,7 @@ async def test_overloaded_pods(store_server: Server) -> None:
     config = podlink.RouteInfoConfig(refresh=3600, idle=3600, overload_limit=10)
     async with (
         podlink.Store(store_server.url) as store,
-        podlink.ClientDriver(store, NAMESPACE, route_info=config) as client,
+        podlink.ClientDriver(store, NAMESPACE, PATIENT, route_info=config) as client,
     ):
         publish(store_server, [0, 1], loads={0: 50, 1: 5})
         told = await explained(store_server, client)
@@ -244,7 +251,7 @@ async def test_overloaded_pods(store_server: Server) -> None:
 async def test_a_restarted_pod(
     store_server: Server, on_restart: Any, action: Action, reason: Reason
 ) -> None:
-    config = podlink.ClientConfig(on_restart=on_restart, strategy="least_load")
+    config = podlink.ClientConfig(on_restart=on_restart, strategy="least_load", timeout=60)
     async with (
         podlink.Store(store_server.url) as store,
         podlink.ClientDriver(store, NAMESPACE, config, route_info=FRESH) as client,
@@ -254,8 +261,11 @@ async def test_a_restarted_pod(
         raw = store_server.client()
         state = str(raw.hget(state_key(), "0")).replace('"incarnation": 1', '"incarnation": 2')
         state = state.replace('"loadState": 0', '"loadState": 20')
-        raw.hset(state_key(), "0", state)
-        raw.hset(lease_key(), "i:0", 2)
+        # At once, as a pod does: between the two, the state is of a process that has no lease.
+        with raw.pipeline() as pipeline:
+            pipeline.hset(state_key(), "0", state)
+            pipeline.hset(lease_key(), "i:0", 2)
+            pipeline.execute()
 
         async def told() -> Explanation | None:
             told = await client.explain(None, UID, SERVICE)
@@ -289,7 +299,7 @@ async def test_what_the_program_told_the_cache(
 async def test_a_cached_pod_that_is_gone(store_server: Server) -> None:
     async with (
         podlink.Store(store_server.url) as store,
-        podlink.ClientDriver(store, NAMESPACE, route_info=FRESH) as client,
+        podlink.ClientDriver(store, NAMESPACE, PATIENT, route_info=FRESH) as client,
     ):
         publish(store_server, [0])
         assert await client.compute_linked_pod(None, UID, SERVICE) == 0
@@ -315,7 +325,7 @@ async def test_a_strategy_of_the_programs_own_is_not_asked(store_server: Server)
     async with (
         podlink.Store(store_server.url) as store,
         podlink.ClientDriver(
-            store, NAMESPACE, podlink.ClientConfig(strategy=choose), route_info=SELDOM
+            store, NAMESPACE, podlink.ClientConfig(strategy=choose, timeout=60), route_info=SELDOM
         ) as client,
     ):
         publish(store_server, [0, 1])
@@ -334,10 +344,10 @@ async def test_a_strategy_of_the_programs_own_is_not_asked(store_server: Server)
 async def test_living_pods_on_every_store(store_url: str) -> None:
     async with (
         podlink.Store(store_url) as store,
-        podlink.ClientDriver(store, NAMESPACE, route_info=FRESH) as client,
+        podlink.ClientDriver(store, NAMESPACE, PATIENT, route_info=FRESH) as client,
     ):
         assert (await client.explain(None, UID, SERVICE)).action is Action.NO_ROUTABLE_POD
-        async with running(store, 0, 1, loads={0: 1, 1: 2}) as (first, second):
+        async with running(store, 0, 1, loads={0: 1, 1: 2}, config=STEADY) as (first, second):
             told = await client.explain(None, UID, SERVICE)
             assert (told.action, told.answers) == (Action.MAKE_LINK, (0,))
             await first.set_linked_pod(None, UID, SERVICE, 1)
@@ -355,8 +365,8 @@ async def test_living_pods_on_every_store(store_url: str) -> None:
 
 
 async def test_without_asyncio(store_url: str) -> None:
-    client = podlink.ClientDriver(podlink.Store(store_url))
-    told = client.submit("explain", None, UID, SERVICE).result(10)
+    client = podlink.ClientDriver(podlink.Store(store_url), NAMESPACE, PATIENT)
+    told = client.submit("explain", None, UID, SERVICE).result(60)
     assert isinstance(told, Explanation)
     assert told.action is Action.NO_ROUTABLE_POD
 
@@ -369,8 +379,10 @@ async def test_another_namespaces_user(store_server: Server) -> None:
     async with (
         podlink.Store(store_server.url) as far,
         podlink.RouteGrpcServer(far, NAMESPACE, authorize=[("*", "*", NAMESPACE)]) as server,
-        podlink.RouteGrpcClient(f"grpc://{server.address}") as peer,
-        podlink.ClientDriver(podlink.Store(), "here", peers={NAMESPACE: peer}) as client,
+        podlink.RouteGrpcClient(
+            f"grpc://{server.address}", config=podlink.GrpcClientConfig(timeout=60)
+        ) as peer,
+        podlink.ClientDriver(podlink.Store(), "here", PATIENT, peers={NAMESPACE: peer}) as client,
     ):
         told = await client.explain(NAMESPACE, UID, SERVICE)
         assert (told.action, told.reason) == (Action.ASK_PEER, Reason.FOREIGN_NAMESPACE)
@@ -405,7 +417,7 @@ async def test_a_store_that_is_away(server_factory: ServerFactory) -> None:
     server = server_factory()
     async with (
         podlink.Store(server.url) as store,
-        podlink.ClientDriver(store, NAMESPACE, route_info=FRESH) as client,
+        podlink.ClientDriver(store, NAMESPACE, PATIENT, route_info=FRESH) as client,
     ):
         publish(server, [0])
         assert await client.compute_linked_pod(None, UID, SERVICE) == 0
@@ -456,7 +468,7 @@ async def test_wrong_names_and_closed_drivers() -> None:
 async def test_hostile_names_do_not_drive_a_terminal() -> None:
     uid = "\u202e\U000e0041x"
     async with podlink.Store() as store, podlink.ClientDriver(store, NAMESPACE) as client:
-        pod = podlink.ServerDriver(store, pod_info(0), QUICK)
+        pod = podlink.ServerDriver(store, pod_info(0), STEADY)
         async with pod:
             told = await client.explain(None, uid, SERVICE)
     assert told.uid == uid

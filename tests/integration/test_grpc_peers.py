@@ -1,22 +1,23 @@
 """Other namespaces through the drivers, and the client without asyncio."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import podlink
 from helpers.grpc_clients import RULES, client_of, server_of
+from helpers.pods import STEADY
 from helpers.wait import eventually, eventually_async
 
 FRESH = podlink.RouteInfoConfig(refresh=0.1)
-QUICK = podlink.ServerConfig(lease=2.0, renew=0.3, guard=0.2, gap=0.8, grace=0.8)
 
 
 async def test_a_foreign_namespace_shares_cache_flights_and_errors() -> None:
     prod = podlink.Store()
     pods = [
-        podlink.ServerDriver(prod, podlink.ServerInfo("prod", "svc", index), QUICK)
+        podlink.ServerDriver(prod, podlink.ServerInfo("prod", "svc", index), STEADY)
         for index in (0, 1)
     ]
     for pod in pods:
@@ -60,7 +61,9 @@ async def test_a_foreign_namespace_shares_cache_flights_and_errors() -> None:
 
 async def test_a_remembered_answer_ends_when_the_peer_is_gone() -> None:
     prod = podlink.Store()
-    async with podlink.ServerDriver(prod, podlink.ServerInfo("prod", "svc", 0), QUICK):
+    # Over within the test, and not before the peer is gone.
+    config = replace(STEADY, lease=5)
+    async with podlink.ServerDriver(prod, podlink.ServerInfo("prod", "svc", 0), config):
         server = podlink.RouteGrpcServer(prod, "prod", authorize=RULES)
         await server.start()
         async with (
@@ -69,7 +72,7 @@ async def test_a_remembered_answer_ends_when_the_peer_is_gone() -> None:
                 podlink.Store(), "test", peers={"prod": peer}, route_info=FRESH
             ) as client,
         ):
-            assert await client.compute_linked_pod("prod", "u1", "svc") == 0
+            assert await client.compute_linked_pod("prod", "u1", "svc", timeout=60) == 0
             await server.stop()
             assert client.get_linked_in_cache("prod", "u1", "svc") == 0
             # No longer than the lease of its pod, as the peer told it last.
@@ -82,7 +85,7 @@ async def test_a_remembered_answer_ends_when_the_peer_is_gone() -> None:
 
 
 def prod_pod(store: podlink.Store, index: int) -> podlink.ServerDriver:
-    return podlink.ServerDriver(store, podlink.ServerInfo("prod", "svc", index), QUICK)
+    return podlink.ServerDriver(store, podlink.ServerInfo("prod", "svc", index), STEADY)
 
 
 async def test_pods_changes_and_tags_of_another_namespace() -> None:
@@ -148,7 +151,7 @@ async def test_a_pod_links_and_releases_users_of_another_namespace() -> None:
     async with (
         server_of(prod) as server,
         client_of(f"grpc://{server.address}") as peer,
-        podlink.ServerDriver(podlink.Store(), mine, QUICK, peers={"prod": peer}) as pod,
+        podlink.ServerDriver(podlink.Store(), mine, STEADY, peers={"prod": peer}) as pod,
         podlink.ClientDriver(prod, "prod") as there,
     ):
         user = ("prod", "u1", "svc")
@@ -214,19 +217,19 @@ def test_every_operation_can_be_submitted() -> None:
     )
 
     def ready() -> object:
-        return client.submit("check_health").result(10)
+        return client.submit("check_health").result(60)
 
     eventually(ready)
     told = Told()
     operation: Any
     for operation, (arguments, answer) in OPERATIONS.items():
-        assert client.submit(operation, *arguments, callback=told).result(10) == answer, operation
+        assert client.submit(operation, *arguments, callback=told).result(60) == answer, operation
     assert told.results == []
     eventually(lambda: client.poll_callbacks() > 0 and len(told.results) == len(OPERATIONS))
     assert told.results == [answer for _, answer in OPERATIONS.values()]
     future = client.submit("compute_linked_pod", None, "u9", "nobody", callback=told)
     with pytest.raises(podlink.NoRoutablePodError):
-        future.result(10)
+        future.result(60)
     eventually(lambda: client.poll_callbacks() > 0)
     assert isinstance(told.errors[0], podlink.NoRoutablePodError)
     with pytest.raises(podlink.InvalidParameterError, match="operation"):

@@ -11,7 +11,7 @@ import pytest
 
 import podlink
 from helpers.loops import LOOPS
-from helpers.pods import FRESH, NAMESPACE, QUICK, SERVICE, pod_info, running
+from helpers.pods import FRESH, NAMESPACE, SERVICE, STEADY, pod_info, running
 from helpers.wait import eventually, eventually_async
 
 WHO = contextvars.ContextVar("WHO", default="nobody")
@@ -68,7 +68,7 @@ async def test_calls_come_in_order_never_overlap_and_stay_on_their_loop(kind: st
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_without_a_loop_they_come_in_order_on_a_thread(kind: str) -> None:
     store = podlink.Store()
-    server = podlink.ServerDriver(store, pod_info(0), QUICK)
+    server = podlink.ServerDriver(store, pod_info(0), STEADY)
     info = podlink.RouteInfoDriver(store, NAMESPACE)
     told: list[tuple[str, str, str]] = []
 
@@ -83,15 +83,15 @@ def test_without_a_loop_they_come_in_order_on_a_thread(kind: str) -> None:
     WHO.set("the registrant")
     info.register_routing_state_changed_event(None, note if kind == "sync" else later, SERVICE)
     WHO.set("another")
-    server.submit("start").result(10)
+    server.submit("start").result(60)
     eventually(lambda: told)
     for number in range(6):
-        server.submit("set_routing_state", ("DENY_NEW_CALL", "READY")[number % 2]).result(10)
+        server.submit("set_routing_state", ("DENY_NEW_CALL", "READY")[number % 2]).result(60)
         eventually(lambda number=number: len(told) == number + 2)  # type: ignore[misc]
     states = ["READY", *["DENY_NEW_CALL", "READY"] * 3]
     assert told == [(state, "podlink-hook", "the registrant") for state in states]
     asyncio.run(info.aclose())
-    server.submit("stop").result(10)
+    server.submit("stop").result(60)
     eventually(lambda: all(each.name != "podlink-hook" for each in threading.enumerate()))
 
 
@@ -193,16 +193,16 @@ async def test_a_slow_hook_delays_neither_routing_nor_other_hooks() -> None:
 
 def test_a_hook_that_blocks_its_thread_delays_nobody_else() -> None:
     store = podlink.Store()
-    server = podlink.ServerDriver(store, pod_info(0), QUICK)
+    server = podlink.ServerDriver(store, pod_info(0), STEADY)
     info = podlink.RouteInfoDriver(store, NAMESPACE, FRESH)
     go_on = threading.Event()
     told: list[Any] = []
     info.register_routing_state_changed_event(None, lambda *_: go_on.wait(), SERVICE)
     info.register_routing_state_changed_event(None, lambda *a: told.append(a), SERVICE)
-    server.submit("start").result(10)
+    server.submit("start").result(60)
     eventually(lambda: told)
-    assert info.submit("get_service_best_pod", None, SERVICE).result(10) == 0
-    server.submit("stop").result(10)
+    assert info.submit("get_service_best_pod", None, SERVICE).result(60) == 0
+    server.submit("stop").result(60)
     eventually(lambda: told[-1][4] is None)
     go_on.set()
 
@@ -284,23 +284,24 @@ def test_hooks_of_two_loops_in_two_threads() -> None:
     for thread in threads:
         thread.start()
     begun.wait(10)
-    server = podlink.ServerDriver(store, pod_info(0), QUICK)
-    server.submit("start").result(10)
+    server = podlink.ServerDriver(store, pod_info(0), STEADY)
+    server.submit("start").result(60)
     eventually(lambda: told["one"] and told["two"])
-    server.submit("set_routing_state", "DENY_NEW_CALL").result(10)
+    server.submit("set_routing_state", "DENY_NEW_CALL").result(60)
     eventually(lambda: len(told["one"]) == len(told["two"]) == 2)
     done.set()
     for thread in threads:
         thread.join(10)
     for name, changes in told.items():
         assert changes == [(name, "READY"), (name, "DENY_NEW_CALL")]
-    server.submit("stop").result(10)
+    server.submit("stop").result(60)
     asyncio.run(info.aclose())
 
 
 async def test_results_and_events_that_come_together_all_arrive() -> None:
-    # They share a loop's queue. A result that came between taking results and taking events was
-    # never delivered, nor anything after it: the program hung.
+    # Results and events share the queue of a loop. A result that came after the results were taken,
+    # but before the events were, did not wake the loop. It was never delivered, nor was anything
+    # after it, and the program hung.
     store = podlink.Store()
     told: list[int] = []
     async with (

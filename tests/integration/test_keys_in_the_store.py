@@ -9,7 +9,7 @@ import pytest
 import redis
 
 import podlink
-from helpers.pods import FRESH, LEASE, NAMESPACE, SERVICE, pod_info, running
+from helpers.pods import FRESH, LEASE, NAMESPACE, QUICK, SERVICE, pod_info, running
 from helpers.servers import Server
 from helpers.wait import eventually
 
@@ -124,7 +124,7 @@ async def test_a_pod_that_stops_takes_its_state_along(
 
 
 async def test_a_lease_is_renewed(store: podlink.Store, seen: redis.Redis) -> None:
-    async with running(store, 0) as [server]:
+    async with running(store, 0, config=QUICK) as [server]:
         first = int(str(seen.hget(LEASES, "d:0")))
         assert int(str(seen.hget(LEASES, "i:0"))) == server.incarnation
         now = seen.time()

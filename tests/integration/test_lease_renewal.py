@@ -9,7 +9,7 @@ import podlink
 from conftest import ServerFactory
 from helpers.pods import FRESH, NAMESPACE, QUICK, SERVICE, pod_info, running
 from helpers.servers import Server
-from helpers.wait import eventually, eventually_async
+from helpers.wait import LATE, eventually, eventually_async
 
 # Misses are seen at once, and the lease outlives every pause of the machine.
 LONG = podlink.ServerConfig(lease=30, renew=0.1, guard=0.2, gap=0.2, grace=0.2, timeout=0.1)
@@ -21,12 +21,13 @@ async def looked(store: podlink.Store) -> dict[int, podlink.StatefulServiceState
 
 
 async def test_a_pod_renews_for_as_long_as_it_lives(store_url: str) -> None:
-    async with podlink.Store(store_url) as store, running(store, 0) as [server]:
+    config = podlink.ServerConfig(lease=3, renew=1, guard=0.2, gap=3, grace=3, cpu_factor=0.0)
+    async with podlink.Store(store_url) as store, running(store, 0, config=config) as [server]:
         began = time.monotonic()
         first = (await looked(store))[0].update_time
         # Longer than the lease: without renewals it would have ended.
-        await eventually_async(lambda: server.stats()["published"] > 8)
-        assert time.monotonic() - began > 8 * 0.3 * 0.9
+        await eventually_async(lambda: server.stats()["published"] > 4)
+        assert time.monotonic() - began > 4 * 1.0 * 0.9 > 3
         assert server.holds_lease
         stats = server.stats()
         assert (stats["renew_failures"], stats["leases_lost"]) == (0, 0)
@@ -70,7 +71,7 @@ async def test_a_renewal_that_fails_when_the_lease_is_close_is_an_error(
 ) -> None:
     server = server_factory()
     store = podlink.Store(server.url)
-    async with running(store, 0) as [pod]:
+    async with running(store, 0, config=QUICK) as [pod]:
         server.pause()
         eventually(lambda: "the lease is close to its end" in caplog.text)
         server.resume()
@@ -88,7 +89,7 @@ async def test_a_lapse_voids_what_was_held_and_is_told_once(
     server = server_factory()
     store = podlink.Store(server.url)
     losses: list[bool] = []
-    async with running(store, 0) as [pod]:
+    async with running(store, 0, config=QUICK) as [pod]:
 
         @pod.on_lease_lost
         def lost() -> None:
@@ -97,11 +98,24 @@ async def test_a_lapse_voids_what_was_held_and_is_told_once(
         incarnation = pod.incarnation
         await pod.set_linked_pod(None, "u", SERVICE, 0)
         assert pod.stats()["owned_users"] == 1
+        before, published = time.monotonic(), pod.stats()["published"]
+        # The first may have been under way, the second was sent after `before`.
+        await eventually_async(lambda: pod.stats()["published"] >= published + 2)
         server.pause()
-        paused = time.monotonic()
-        await eventually_async(lambda: not pod.holds_lease)
+        paused = held = time.monotonic()
+
+        def lapsed() -> bool:
+            nonlocal held
+            asked = time.monotonic()
+            if pod.holds_lease:
+                held = asked
+                return False
+            return True
+
+        await eventually_async(lapsed)
         # Lease less guard, from when the last renewal was sent.
-        assert 1.8 - 0.4 < time.monotonic() - paused < 1.8 + 0.5
+        assert time.monotonic() - before > 1.8
+        assert held - paused < 1.8
         with pytest.raises(podlink.LeaseLostError) as caught:
             await pod.try_set_linked_pod(None, "u2", SERVICE, 0)
         assert caught.value.retryable
@@ -164,7 +178,7 @@ async def test_a_lapsed_pod_may_still_give_users_away(server_factory: ServerFact
     # It is sent while the lease is over.
     removing = pod.submit("remove_linked_pod", None, "u", SERVICE, timeout=10)
     server.resume()
-    assert removing.result(10)
+    assert removing.result(60)
     await pod.stop()
     await store.aclose()
 
@@ -180,7 +194,7 @@ async def test_a_pod_dies_by_its_own_clock_when_its_store_does(
     await eventually_async(lambda: not pod.holds_lease)
     began = time.monotonic()
     report = await pod.stop(deadline=1.0)
-    assert time.monotonic() - began < 1.0 + 1.0
+    assert time.monotonic() - began < 1.0 + LATE
     assert report.remaining == 0
     await store.aclose()
 

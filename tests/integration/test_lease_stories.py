@@ -17,7 +17,7 @@ import pytest
 
 import podlink
 from conftest import ServerFactory
-from helpers.pods import FRESH, GRACE, LEASE, NAMESPACE, SERVICE, running
+from helpers.pods import FRESH, GRACE, LEASE, NAMESPACE, QUICK, SERVICE, running
 from helpers.programs import environment
 from helpers.servers import Server
 from helpers.wait import eventually_async
@@ -120,7 +120,7 @@ async def test_a_pod_that_slept_too_long_comes_back_as_another(store_server: Ser
             incarnation = await asyncio.to_thread(pod.read)
             pod.ask("own", "u")
             assert await client.compute_linked_pod(None, "u", SERVICE) == 1
-            async with running(store, 0):
+            async with running(store, 0, config=QUICK):
                 pod.sleep()
                 # Nobody sees an error while the user moves.
                 answers: list[int] = []

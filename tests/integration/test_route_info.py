@@ -129,7 +129,7 @@ async def test_a_killed_pod_is_gone_when_its_lease_is(valkey_server: Server) -> 
     with PodProcess(valkey_server.url, 1) as pod:
         async with (
             podlink.Store(valkey_server.url) as store,
-            running(store, 0),
+            running(store, 0, config=QUICK),
             podlink.RouteInfoDriver(store, NAMESPACE, FRESH) as info,
         ):
             assert list(await info.get_all_service_state(None, SERVICE)) == [0, 1]
@@ -229,7 +229,8 @@ async def no_longer_read(info: podlink.RouteInfoDriver) -> None:
 
 
 async def test_a_service_that_nobody_asked_for_is_found_again_by_its_handle() -> None:
-    # What the handle held is not kept up any more.
+    # A handle holds the view of its service. The view of an idle service is no longer kept up, so
+    # the handle has to look the service up again.
     store = podlink.Store()
     brief = podlink.RouteInfoConfig(refresh=0.05, idle=1)
     async with running(store, 0), podlink.RouteInfoDriver(store, NAMESPACE, brief) as info:
@@ -292,7 +293,8 @@ async def test_what_is_closed_says_so_and_a_foreign_namespace_has_no_way(operati
 
 
 async def test_a_client_that_shares_a_closed_route_info_driver_says_so() -> None:
-    # It started the reading anew, in a driver that had been closed, and nobody ended that.
+    # The client started to read the pods again through a driver that had been closed. Nothing ended
+    # that task.
     store = podlink.Store()
     async with running(store, 0):
         info = podlink.RouteInfoDriver(store, NAMESPACE, FRESH)
@@ -309,18 +311,19 @@ async def test_a_client_that_shares_a_closed_route_info_driver_says_so() -> None
 
 
 def test_without_a_loop() -> None:
-    # The route info driver had no `submit` at all.
+    # The route info driver once had no `submit`, so a program without an event loop could not use
+    # it.
     store = podlink.Store()
     server = podlink.ServerDriver(store, podlink.ServerInfo(NAMESPACE, SERVICE, 0), QUICK)
     info = podlink.RouteInfoDriver(store, NAMESPACE, FRESH)
-    server.submit("start").result(10)
-    pods = info.submit("get_all_service_state", None, SERVICE).result(10)
+    server.submit("start").result(60)
+    pods = info.submit("get_all_service_state", None, SERVICE).result(60)
     assert isinstance(pods[0], podlink.StatefulServiceState)
-    assert info.submit("get_ready_service_state", None, SERVICE).result(10) == pods
-    assert info.submit("get_service_best_pod", None, service_name=SERVICE).result(10) == 0
-    assert info.submit("is_workload_ready", None, SERVICE).result(10) is True
-    assert info.submit("set_global_service_name_tag", None, "t", SERVICE).result(10) is True
-    assert info.submit("get_service_name_by_tag", None, "t").result(10) == SERVICE
+    assert info.submit("get_ready_service_state", None, SERVICE).result(60) == pods
+    assert info.submit("get_service_best_pod", None, service_name=SERVICE).result(60) == 0
+    assert info.submit("is_workload_ready", None, SERVICE).result(60) is True
+    assert info.submit("set_global_service_name_tag", None, "t", SERVICE).result(60) is True
+    assert info.submit("get_service_name_by_tag", None, "t").result(60) == SERVICE
     with pytest.raises(podlink.InvalidParameterError, match="operation"):
         info.submit("alive_pods", None, SERVICE)  # type: ignore[call-overload]
-    server.submit("stop").result(10)
+    server.submit("stop").result(60)

@@ -18,7 +18,7 @@ from helpers.wait import eventually_async
 USER = (None, "u1", SERVICE)
 
 # So long that a call that waited for it instead of failing at once would be noticed.
-PATIENT = 6.0
+PATIENT = 60.0
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 import podlink
 from conftest import ServerFactory
-from helpers.pods import NAMESPACE, QUICK, SERVICE, pod_info, running
+from helpers.pods import NAMESPACE, QUICK, SERVICE, STEADY, pod_info, running
 from helpers.wait import eventually_async
 
 KEY = f"sf:{{{NAMESPACE}:lk:u}}{SERVICE}"
@@ -187,13 +187,13 @@ async def test_users_of_another_service_are_not_the_pods_own() -> None:
 async def test_a_pod_that_was_taken_over_owns_nobody_and_may_do_nothing(store_url: str) -> None:
     store = podlink.Store(store_url)
     uid = podlink.ServerInfo(NAMESPACE, SERVICE, 0, pod_uid="11-22")
-    earlier = podlink.ServerDriver(store, uid, QUICK)
+    earlier = podlink.ServerDriver(store, uid, STEADY)
     await earlier.start()
     await earlier.set_linked_pod(*USER, 0)
     losses: list[int] = []
     earlier.on_lease_lost(lambda: losses.append(earlier.stats()["owned_users"]))
     # The same Kubernetes pod: the later process does not wait, and supersedes the earlier one.
-    async with podlink.ServerDriver(store, uid, QUICK) as later:
+    async with podlink.ServerDriver(store, uid, STEADY) as later:
         await eventually_async(lambda: losses)
         assert losses == [0]
         assert not earlier.holds_lease
@@ -229,7 +229,7 @@ async def test_a_pod_that_was_taken_over_owns_nobody_and_may_do_nothing(store_ur
 async def test_a_pod_without_a_lease_takes_no_users(server_factory: ServerFactory) -> None:
     server = server_factory()
     store = podlink.Store(server.url)
-    async with running(store, 0) as [zero]:
+    async with running(store, 0, config=QUICK) as [zero]:
         server.pause()
         await eventually_async(lambda: not zero.holds_lease)
         for operation in (zero.set_linked_pod, zero.try_set_linked_pod):

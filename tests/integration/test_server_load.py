@@ -12,7 +12,7 @@ import pytest
 import podlink
 from conftest import ServerFactory
 from helpers.pods import FRESH, NAMESPACE, SERVICE, pod_info, running
-from helpers.wait import eventually, eventually_async
+from helpers.wait import LATE, eventually, eventually_async
 
 # Renews often, so that a load is published soon.
 OFTEN = podlink.ServerConfig(
@@ -139,9 +139,9 @@ def test_without_a_loop_the_load_function_runs_on_a_thread(kind: str) -> None:
 
     function = load if kind == "sync" else async_load
     server = podlink.ServerDriver(podlink.Store(), pod_info(0), OFTEN, function)
-    server.submit("start").result(10)
+    server.submit("start").result(60)
     eventually(lambda: server.weighted_load == 9)
-    server.submit("stop").result(10)
+    server.submit("stop").result(60)
     assert set(names) == {"podlink-hook"}
     # Neither does the thread outlive its work for long.
     eventually(lambda: all(each.name != "podlink-hook" for each in threading.enumerate()))
@@ -174,7 +174,8 @@ async def test_a_load_function_that_fails_keeps_the_last_value(
 
 
 async def test_a_slow_load_function_delays_no_renewal_and_is_asked_once_at_a_time() -> None:
-    # It was asked again every period while its earlier calls still ran, for ever more of them.
+    # A slow load function was called again in every period while earlier calls still ran. The calls
+    # piled up without a limit.
     under_way = 0
     most = 0
     go_on = asyncio.Event()
@@ -211,7 +212,7 @@ async def test_a_load_function_that_never_returns_does_not_hinder_the_stop() -> 
     server, store = await asked_of(load)
     began = time.monotonic()
     await server.stop()
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < LATE
     async with podlink.RouteInfoDriver(store, NAMESPACE, FRESH) as info:
         assert await info.get_all_service_state(None, SERVICE) == {}
     never.set()
@@ -239,7 +240,7 @@ async def test_a_routing_state_is_seen_at_once_by_others(store_url: str) -> None
                     lambda state=state: info.alive_pods(None, SERVICE)[0].routing_state == state  # type: ignore[misc]
                 )
                 print(f"{state} seen after {(time.monotonic() - began) * 1000:.0f} ms")
-                assert time.monotonic() - began < 1.0
+                assert time.monotonic() - began < LATE
                 assert info.is_pod_routable(None, SERVICE, 0) == (state == "READY")
                 assert info.is_pod_available(None, SERVICE, 0) == (state != "SHUTDOWN")
             assert info.alive_pods(None, SERVICE)[0].state == "NOT_READY"
@@ -299,12 +300,13 @@ async def test_a_state_that_could_not_be_published_stands_and_follows(
 
 
 def test_a_program_without_a_loop_sets_and_reads_its_states() -> None:
-    # `submit` knew none of these.
+    # `submit` did not accept these operations, so a program without an event loop could neither set
+    # nor read its states.
     server = podlink.ServerDriver(podlink.Store(), pod_info(0))
-    assert server.submit("set_load_state", 4).result(10) is None
-    assert server.submit("get_load_state").result(10) == 4
-    server.submit("set_routing_state", "DENY_NEW_CALL").result(10)
-    state = server.submit("get_routing_state").result(10)
+    assert server.submit("set_load_state", 4).result(60) is None
+    assert server.submit("get_load_state").result(60) == 4
+    server.submit("set_routing_state", "DENY_NEW_CALL").result(60)
+    state = server.submit("get_routing_state").result(60)
     assert state is podlink.RoutingState.DENY_NEW_CALL
     with pytest.raises(podlink.InvalidParameterError, match="deadline"):
         server.submit("stop", timeout=1)

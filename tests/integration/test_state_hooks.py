@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import podlink
-from helpers.pods import FRESH, NAMESPACE, QUICK, SERVICE, PodProcess, pod_info, running
+from helpers.pods import FRESH, NAMESPACE, QUICK, SERVICE, STEADY, PodProcess, pod_info, running
 from helpers.servers import Server
 from helpers.wait import eventually_async
 
@@ -63,7 +63,7 @@ async def test_the_whole_life_of_a_pod(store_url: str, refresh: float) -> None:
         info.register_routing_state_changed_event(None, told, SERVICE)
         await info.get_all_service_state(None, SERVICE)
         # Each step waits to be seen: two changes between two readings may be seen as one.
-        server = podlink.ServerDriver(store, pod_info(3), QUICK)
+        server = podlink.ServerDriver(store, pod_info(3), STEADY)
         await server.start()
         await eventually_async(told.has(1))
         for count, state in enumerate((DENY, READY, DENY), 2):
@@ -74,7 +74,7 @@ async def test_the_whole_life_of_a_pod(store_url: str, refresh: float) -> None:
         await eventually_async(told.has(5))
         await server.stop()
         await eventually_async(told.has(6))
-        again = podlink.ServerDriver(store, pod_info(3), QUICK)
+        again = podlink.ServerDriver(store, pod_info(3), STEADY)
         await again.start()
         await eventually_async(told.has(7))
         await again.stop()
@@ -99,7 +99,7 @@ async def test_a_death_and_a_restart_are_told_once_each(valkey_server: Server) -
     told = Told()
     async with (
         podlink.Store(valkey_server.url) as store,
-        running(store, 0),
+        running(store, 0, config=QUICK),
         podlink.RouteInfoDriver(store, NAMESPACE, FRESH) as info,
     ):
         info.register_routing_state_changed_event(None, told, SERVICE)
@@ -129,12 +129,12 @@ async def test_a_container_that_restarts_in_its_pod_is_one_change(store_url: str
         podlink.RouteInfoDriver(store, NAMESPACE, FRESH) as info,
     ):
         info.register_routing_state_changed_event(None, told, SERVICE)
-        earlier = podlink.ServerDriver(store, uid, QUICK)
+        earlier = podlink.ServerDriver(store, uid, STEADY)
         await earlier.start()
         await eventually_async(told.has(1))
         old = earlier.incarnation
         del earlier
-        async with podlink.ServerDriver(store, uid, QUICK) as later:
+        async with podlink.ServerDriver(store, uid, STEADY) as later:
             await eventually_async(told.has(2))
             assert told.of(0) == [(None, READY), (READY, READY)]
             assert told.incarnations == [(None, old), (old, later.incarnation)]
@@ -189,7 +189,8 @@ async def test_a_named_service_is_read_though_nobody_asks() -> None:
 
 
 async def test_unregistered_means_not_called_any_more() -> None:
-    # What waited already for the loop was told all the same.
+    # An event that already waited in the queue of the loop was still delivered after its hook had
+    # been unregistered.
     store = podlink.Store()
     async with podlink.RouteInfoDriver(store, NAMESPACE, FRESH) as info:
         told, witness = Told(), Told()
@@ -198,7 +199,7 @@ async def test_unregistered_means_not_called_any_more() -> None:
         async with running(store, 0) as [server]:
             await eventually_async(witness.has(1))
             seen = info.stats()["refreshes"]
-            server.submit("set_routing_state", DENY).result(5)
+            server.submit("set_routing_state", DENY).result(60)
             # The loop stands still until the change has been read, and waits in its queue.
             while info.stats()["refreshes"] < seen + 3:
                 pass

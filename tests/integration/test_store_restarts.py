@@ -7,7 +7,7 @@ import pytest
 
 import podlink
 from conftest import ServerFactory
-from helpers.pods import FRESH, GRACE, LEASE, NAMESPACE, SERVICE, PodProcess, running
+from helpers.pods import FRESH, GRACE, LEASE, NAMESPACE, QUICK, SERVICE, PodProcess, running
 from helpers.raw_pods import lease_key
 from helpers.servers import Server
 from helpers.wait import eventually_async
@@ -54,7 +54,7 @@ async def test_everybody_stays_where_he_was(
     async with (
         podlink.Store(server.url) as theirs,
         podlink.Store(server.url) as ours,
-        running(theirs, 0, 1, 2) as pods,
+        running(theirs, 0, 1, 2, config=QUICK) as pods,
         podlink.ClientDriver(ours, NAMESPACE, FASTER, route_info=FRESH) as client,
     ):
         for index, pod in enumerate(pods):
@@ -96,7 +96,7 @@ async def test_who_dies_in_an_outage_is_declared_dead_after_it(
     server = server_factory(durable=True)
     async with (
         podlink.Store(server.url) as store,
-        running(store, 0) as [zero],
+        running(store, 0, config=QUICK) as [zero],
         podlink.ClientDriver(store, NAMESPACE, FASTER, route_info=FRESH) as client,
     ):
         with PodProcess(server.url, 1) as one:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import podlink
-from helpers.pods import FRESH, NAMESPACE, SERVICE, PodProcess, running
+from helpers.pods import FRESH, NAMESPACE, QUICK, SERVICE, PodProcess, running
 from helpers.servers import Server
 from helpers.wait import eventually_async
 
@@ -55,7 +55,7 @@ async def test_what_the_store_holds(request: pytest.FixtureRequest, kind: str) -
     server = request.getfixturevalue(f"{kind}_server")
     server.flush()
     async with podlink.Store(server.url) as store:
-        async with running(store, 7, 8, 9) as pods:
+        async with running(store, 7, 8, 9, config=QUICK) as pods:
             await pods[1].set_routing_state("DENY_NEW_CALL")
 
             def counted() -> bool:
@@ -79,7 +79,10 @@ async def test_what_the_store_holds(request: pytest.FixtureRequest, kind: str) -
 async def test_the_death_of_the_lowest_pod_does_not_freeze_it(valkey_server: Server) -> None:
     valkey_server.flush()
     with PodProcess(valkey_server.url, 0) as zero:
-        async with podlink.Store(valkey_server.url) as store, running(store, 1, 2) as [one, two]:
+        async with (
+            podlink.Store(valkey_server.url) as store,
+            running(store, 1, 2, config=QUICK) as [one, two],
+        ):
             await eventually_async(lambda: workload(valkey_server)["replicas"] == 3)
             assert one.stats()["workloads_written"] == 0
             zero.kill()
@@ -115,5 +118,5 @@ async def test_a_service_whose_pods_all_die_is_not_ready_for_long(valkey_server:
             async def not_ready() -> bool:
                 return not await info.is_workload_ready(None, SERVICE)
 
-            await eventually_async(not_ready, within=6)
+            await eventually_async(not_ready)
             assert workload(valkey_server) == {}

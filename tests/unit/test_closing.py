@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import podlink
-from helpers.pods import NAMESPACE, QUICK, SERVICE, pod_info, running
+from helpers.pods import NAMESPACE, SERVICE, STEADY, pod_info, running
 
 USER = (None, "u1", SERVICE)
 
@@ -75,12 +75,12 @@ async def test_a_submit_to_a_closed_driver_brings_the_error() -> None:
     client = podlink.ClientDriver(podlink.Store())
     await client.aclose()
     with pytest.raises(podlink.ClosedError):
-        client.submit("get_linked_pod", *USER).result(10)
+        client.submit("get_linked_pod", *USER).result(60)
 
 
 async def test_a_connection_ends_everything_it_made() -> None:
     async with podlink.connect("memory://", namespace=NAMESPACE) as connection:
-        server = connection.server(pod_info(0), QUICK)
+        server = connection.server(pod_info(0), STEADY)
         await server.start()
         assert await connection.client.compute_linked_pod(*USER) == 0
     await connection.aclose()
@@ -97,7 +97,7 @@ async def test_a_connection_withdraws_its_pods_before_it_closes_the_store() -> N
     url = "memory://withdrawn"
     outlives = podlink.Store(url)
     async with podlink.connect(url) as connection:
-        await connection.server(pod_info(0), QUICK).start()
+        await connection.server(pod_info(0), STEADY).start()
         client = podlink.ClientDriver(outlives)
         assert await client.compute_linked_pod(*USER) == 0
     # The pod has left in the regular way: nobody waits for a lease to run out.
@@ -123,5 +123,5 @@ async def test_a_driver_lives_on_when_another_one_is_closed() -> None:
 def test_dropping_drivers_without_closing_them_is_fine() -> None:
     for _ in range(50):
         client = podlink.ClientDriver(podlink.Store())
-        client.submit("get_linked_pod", *USER).result(10)
+        client.submit("get_linked_pod", *USER).result(60)
         del client

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 import podlink
-from helpers.pods import FRESH, NAMESPACE, QUICK, SERVICE, pod_info
+from helpers.pods import FRESH, NAMESPACE, SERVICE, STEADY, pod_info
 from podlink.demo.healing import Healing, heal
 from podlink.demo.pods import LocalPod, Pod
 from podlink.demo.screen import Screen
@@ -128,11 +128,12 @@ async def store() -> podlink.Store:
 
 
 def clients(store: podlink.Store, count: int = 2) -> list[podlink.ClientDriver]:
-    return [podlink.ClientDriver(store, NAMESPACE, route_info=FRESH) for _ in range(count)]
+    patient = podlink.ClientConfig(timeout=60)
+    return [podlink.ClientDriver(store, NAMESPACE, patient, route_info=FRESH) for _ in range(count)]
 
 
 async def started(store: podlink.Store, *indexes: int) -> dict[int, Pod]:
-    pods: dict[int, Pod] = {index: LocalPod(store, pod_info(index), QUICK) for index in indexes}
+    pods: dict[int, Pod] = {index: LocalPod(store, pod_info(index), STEADY) for index in indexes}
     for pod in pods.values():
         await pod.start()
     return pods
@@ -226,15 +227,20 @@ def test_failures_are_named_with_their_codes() -> None:
 
 
 async def test_a_pod_that_was_let_go_of_renews_no_more(store: podlink.Store) -> None:
-    config = podlink.ServerConfig(lease=0.1, renew=0.03, guard=0.02, gap=0.06, grace=0.06)
-    pod = LocalPod(store, pod_info(0), config)
-    await pod.start()
+    pod = (await started(store, 0))[0]
     assert await pod.is_alive()
     await pod.kill()
     assert not await pod.is_alive()
     with pytest.raises(podlink.PodNotAvailableError, match="pod 0 of the demo is gone"):
         await pod.admit(["u1"])
     await pod.close()
+
+    # On a store of its own, where no other pod has asked for a longer grace.
+    store = podlink.Store("memory://")
+    config = podlink.ServerConfig(lease=0.1, renew=0.03, guard=0.02, gap=0.06, grace=0.06)
+    brief = LocalPod(store, pod_info(0), config)
+    await brief.start()
+    await brief.kill()
     # Its index is free once its lease is over; a pod that renewed would hold it for ever.
     async with podlink.ServerDriver(store, pod_info(0), config) as successor:
         assert successor.incarnation is not None

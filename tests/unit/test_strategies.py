@@ -159,7 +159,8 @@ async def test_a_function_that_names_a_draining_pod_is_replaced() -> None:
 
 
 async def test_a_slow_function_holds_up_nobody_else() -> None:
-    # Strategies ran on the thread that settles futures: one that slept stalled every submit.
+    # Strategies ran on the thread that settles futures. A strategy that slept stalled the futures
+    # of all other calls.
     let_go = threading.Event()
 
     def choose(_uid: str, _candidates: object) -> int | None:
