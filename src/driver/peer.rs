@@ -1,5 +1,4 @@
-//! This namespace as others see it: every operation that they may send, done through drivers of its
-//! own.
+//! This namespace as its peers see it: every operation that they may send, run by drivers of its own.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -75,7 +74,7 @@ impl LocalPeer {
         self.info.close();
     }
 
-    /// The pod, for as long as this process itself believes in it.
+    /// The pod, for as long as this process itself caches it.
     fn believed(&self, link: &LinkId, pod: PodIndex) -> StoredLink {
         let left = self.client.believed_for(link).unwrap_or(Duration::ZERO);
         StoredLink {
@@ -125,8 +124,8 @@ impl LocalPeer {
         })
     }
 
-    /// A write that goes straight to the store. Whatever comes of it, what was known of the link
-    /// before is worth nothing.
+    /// A write that goes straight to the store. Whether it fails or not, the cached link is not valid
+    /// any more.
     async fn write<O: Operation>(
         &self,
         link: &LinkId,
@@ -212,8 +211,11 @@ impl Peer for LocalPeer {
         let subscription = self
             .info
             .subscribe(&service.namespace, Some(service), listener)?;
-        let subscription = Subscribed(subscription);
-        let next = |(mut published, subscription): (mpsc::Receiver<Vec<Change>>, Subscribed)| async move {
+        let subscription = StreamSubscription(subscription);
+        let next = |(mut published, subscription): (
+            mpsc::Receiver<Vec<Change>>,
+            StreamSubscription,
+        )| async move {
             let changes = published.recv().await?;
             Some((changes, (published, subscription)))
         };
@@ -245,9 +247,9 @@ impl ChangeListener for Publisher {
 }
 
 /// A stream's subscription, which ends when the stream is dropped.
-struct Subscribed(Arc<Subscription>);
+struct StreamSubscription(Arc<Subscription>);
 
-impl Drop for Subscribed {
+impl Drop for StreamSubscription {
     fn drop(&mut self) {
         self.0.end();
     }

@@ -174,7 +174,7 @@ impl View {
         Look {
             owner,
             incarnation,
-            takers: !self.candidates_with_sent(now).is_empty(),
+            routable: !self.candidates_with_sent(now).is_empty(),
         }
     }
 

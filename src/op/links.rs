@@ -128,7 +128,7 @@ pub struct Remove {
 /// What [`Remove`] found and did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Removed {
-    /// The owner that was found. A peer does not tell.
+    /// The owner that was found. A peer does not return it.
     pub previous: Option<PodIndex>,
     /// Whether the link was removed, or got its grace period.
     pub done: bool,

@@ -1,4 +1,4 @@
-//! What compute would do with a user, and why: told from values in hand, without doing it.
+//! What compute would do with a user, and why: decided from values in hand, without doing it.
 //!
 //! The steps are those of `plan.rs`, which `driver/client/place.rs` runs. `tests/rust/driver/explain.rs`
 //! holds the one against the other, world by world.
@@ -16,11 +16,11 @@ use crate::id::{Incarnation, PodIndex};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// Answer what this process remembers; the store is not asked.
+    /// Answer from the cache; the store is not asked.
     AnswerFromCache,
     /// Answer the stored link.
     KeepLink,
-    /// Answer the stored link, and remember nothing: its pod may be dead.
+    /// Answer the stored link, and cache nothing: its pod may be dead.
     KeepUntilCertain,
     /// Link the user to one of the candidates.
     MakeLink,
@@ -32,7 +32,7 @@ pub enum Action {
     NoRoutablePod,
     /// Ask the peer that leads to the user's namespace; it decides.
     AskPeer,
-    /// Fail as the explanation's own questions did.
+    /// Fail as the explanation's own requests did.
     Fail,
 }
 
@@ -50,7 +50,7 @@ pub struct Facts {
     /// The owner's certificate; `None` if no process ever began under its index.
     pub certificate: Option<Foretold>,
     /// The process with which the cache remembers the user on this pod, if users of restarted
-    /// pods are placed afresh.
+    /// pods are placed from scratch.
     pub remembered: Option<Incarnation>,
 }
 
@@ -69,58 +69,58 @@ pub struct Forecast {
     pub choices_before: u64,
 }
 
-/// Says what compute would do with a user whom the cache does not answer: plays the steps of a
-/// [`Plan`] against the facts.
+/// What compute would do with a user after a cache miss: simulates the steps of a [`Plan`] with the
+/// facts.
 #[must_use]
 pub fn foresee(facts: &Facts) -> Forecast {
-    let mut game = Game {
+    let mut run = Simulation {
         facts,
         fresh: facts.seen.is_none(),
         choices: 0,
     };
     let mut plan = Plan::default();
     loop {
-        let sight = game.sight();
+        let sight = run.sight();
         match plan.next(sight) {
-            Step::ReadPods => game.fresh = true,
+            Step::ReadPods => run.fresh = true,
             Step::Offer => {
-                game.choices += 1;
+                run.choices += 1;
                 if !facts.linked {
-                    return game.end(Action::MakeLink, Reason::NoLink);
+                    return run.end(Action::MakeLink, Reason::NoLink);
                 }
                 plan.linked(Some(false));
             }
             Step::Find => plan.linked(facts.linked.then_some(false)),
-            Step::Certify => plan.certified(game.certificate()),
+            Step::Certify => plan.certified(run.certificate()),
             Step::Move { reason, .. } => {
-                game.choices += 1;
+                run.choices += 1;
                 return match reason {
-                    Reason::OwnerDead if !game.is_certified() => {
-                        game.end(Action::CertifyThenMove, Reason::OwnerLapsed)
+                    Reason::OwnerDead if !run.is_certified() => {
+                        run.end(Action::CertifyThenMove, Reason::OwnerLapsed)
                     }
-                    reason => game.end(Action::MoveUser, reason),
+                    reason => run.end(Action::MoveUser, reason),
                 };
             }
             Step::Answer { remember, reason } => {
                 return match remember {
-                    true => game.end(Action::KeepLink, reason),
-                    false => game.end(Action::KeepUntilCertain, reason),
+                    true => run.end(Action::KeepLink, reason),
+                    false => run.end(Action::KeepUntilCertain, reason),
                 };
             }
-            Step::Refuse => return game.end(Action::NoRoutablePod, Reason::NoRoutablePod),
+            Step::Refuse => return run.end(Action::NoRoutablePod, Reason::NoRoutablePod),
         }
     }
 }
 
-/// How far compute would have come.
-struct Game<'a> {
+/// The state of the simulated compute.
+struct Simulation<'a> {
     facts: &'a Facts,
     /// The pods would have been read again.
     fresh: bool,
     choices: u64,
 }
 
-impl Game<'_> {
+impl Simulation<'_> {
     fn sight(&self) -> Sight {
         let (look, young) = match self.facts.seen {
             Some(seen) if !self.fresh => (seen, self.facts.just_read),
@@ -240,11 +240,11 @@ mod tests {
     use rand::rngs::StdRng;
     use rand::{RngCore, SeedableRng};
 
-    fn look(owner: Standing, takers: bool) -> Look {
+    fn look(owner: Standing, routable: bool) -> Look {
         Look {
             owner,
             incarnation: Incarnation::new(1),
-            takers,
+            routable,
         }
     }
 

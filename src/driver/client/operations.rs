@@ -98,7 +98,7 @@ impl ClientDriver {
         self.observe(OperationName::BatchGetLinkedPod, work).await
     }
 
-    /// Links the user to `pod` unless there is a link; returns the owner, whoever that is.
+    /// Links the user to `pod` unless there is a link; returns the owner, which may be another pod.
     ///
     /// # Errors
     /// What the store failed with; `Timeout`.

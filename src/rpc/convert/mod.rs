@@ -217,7 +217,7 @@ fn state(given: Option<v1::PodState>) -> Result<PodState> {
     let routing_state = match state.routing_state() {
         v1::RoutingState::Ready => RoutingState::Ready,
         v1::RoutingState::DenyNewCall => RoutingState::DenyNewCall,
-        // What a later version calls by a name unknown here takes nobody.
+        // A state that only a later version knows takes no users.
         v1::RoutingState::Shutdown | v1::RoutingState::Unspecified => RoutingState::Shutdown,
     };
     let readiness = if state.ready {
