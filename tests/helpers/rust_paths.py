@@ -1,4 +1,4 @@
-"""Which paths a Rust file names: the contract test of the rooms reads them.
+"""Which paths a Rust file names: the contract tests of the rooms read them.
 
 Not a parser of Rust. It drops comments and literals, writes out `use` trees, resolves `self` and
 `super` from where the file lies, and collects every `a::b` that is left.
@@ -28,11 +28,20 @@ _MODULE = re.compile(r"^(?:self|super)\b")
 
 def named_paths(file: Path, source_root: Path) -> set[str]:
     """Every path that the file names, such as `redis::cmd` or `crate::driver::Client`."""
-    code = _NOT_CODE.sub(" ", file.read_text())
+    code = code_of(file)
     uses = [tree for found in _USE.findall(code) for tree in _written_out(found)]
     inline = _PATH.findall(_USE.sub(";", code))
     here = module_of(file, source_root)
     return {_resolved(path, here) for path in [*uses, *inline, *_EXTERN_CRATE.findall(code)]}
+
+
+def code_of(file: Path) -> str:
+    """The file without comments and literals; each line keeps its number."""
+
+    def blank(found: re.Match[str]) -> str:
+        return " " + "\n" * found[0].count("\n")
+
+    return _NOT_CODE.sub(blank, file.read_text())
 
 
 def module_of(file: Path, source_root: Path) -> list[str]:
