@@ -35,7 +35,7 @@ impl PeerClient {
         &self,
         operation: &M::Operation,
         deadline: Tick,
-    ) -> Result<messages::Reply<M>> {
+    ) -> Result<messages::MethodReply<M>> {
         let path = PathAndQuery::from_static(M::PATH);
         let ask = |channel, request: Request<M::Request>| {
             let path = path.clone();

@@ -247,7 +247,7 @@ pub(super) fn from_changes(changes: Vec<Change>) -> v1::WatchRoutingStateRespons
     }
 }
 
-pub(super) fn changes(told: v1::WatchRoutingStateResponse) -> Result<Vec<Change>> {
+pub(super) fn changes(response: v1::WatchRoutingStateResponse) -> Result<Vec<Change>> {
     let read = |change: v1::PodChange| {
         let known = |given: Option<v1::PodState>| {
             given
@@ -260,7 +260,7 @@ pub(super) fn changes(told: v1::WatchRoutingStateResponse) -> Result<Vec<Change>
             now: known(change.now)?,
         })
     };
-    told.changes.into_iter().map(read).collect()
+    response.changes.into_iter().map(read).collect()
 }
 
 #[cfg(test)]
