@@ -75,8 +75,8 @@ impl LocalPeer {
     }
 
     /// The pod, for as long as this process itself caches it.
-    fn believed(&self, link: &LinkId, pod: PodIndex) -> StoredLink {
-        let left = self.client.believed_for(link).unwrap_or(Duration::ZERO);
+    fn cached_link(&self, link: &LinkId, pod: PodIndex) -> StoredLink {
+        let left = self.client.cached_for(link).unwrap_or(Duration::ZERO);
         StoredLink {
             pod,
             life: Life::Temporary(left),
@@ -109,7 +109,7 @@ impl LocalPeer {
                     .await?
             }
         };
-        Ok(found.map(|pod| self.believed(&get.link, pod)))
+        Ok(found.map(|pod| self.cached_link(&get.link, pod)))
     }
 
     async fn set_if_absent(&self, set: &SetIfAbsent, deadline: Tick) -> Result<Placed> {
@@ -119,7 +119,7 @@ impl LocalPeer {
             .set_linked_pod_if_absent(link, pod, deadline)
             .await?;
         Ok(Placed {
-            link: self.believed(&set.link, owner),
+            link: self.cached_link(&set.link, owner),
             made: owner == set.pod,
         })
     }
@@ -145,7 +145,7 @@ impl Peer for LocalPeer {
             Call::Compute(compute) => {
                 let link = compute.link.clone();
                 let pod = self.client.compute_linked_pod(link, deadline).await?;
-                Ok(Reply::Compute(self.believed(&compute.link, pod)))
+                Ok(Reply::Compute(self.cached_link(&compute.link, pod)))
             }
             Call::Get(get) => self.get(get, deadline).await.map(Reply::Get),
             Call::BatchGet(batch) => {

@@ -45,7 +45,7 @@ pub struct Facts {
     pub seen: Option<Look>,
     /// That reading is too young to be repeated only because of the owner.
     pub just_read: bool,
-    /// What a reading would say now.
+    /// What a reading would show now.
     pub fresh: Look,
     /// The owner's certificate; `None` if no process ever began under its index.
     pub certificate: Option<Foretold>,

@@ -84,7 +84,7 @@ pub enum Stale {
     PodRestarted,
 }
 
-/// What one reading of the pods says of a user's pod.
+/// What one reading of the pods shows of a user's pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Look {
     /// The standing of the user's pod.
@@ -98,7 +98,7 @@ pub struct Look {
 /// What is known when a step is decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sight {
-    /// What the present reading of the pods says.
+    /// What the present reading of the pods shows.
     pub look: Look,
     /// That reading is too young to be repeated only because of the owner.
     pub young: bool,
@@ -140,7 +140,7 @@ pub enum Step {
 /// Judges what the cache remembers.
 ///
 /// `remembered` is the process of the pod when the answer was given, `seen` what the pods that
-/// this process keeps reading say of the pod, and `first` what a first reading would say.
+/// this process keeps reading show of the pod, and `first` what a first reading would show.
 #[must_use]
 pub fn cached(in_time: bool, remembered: Incarnation, seen: Option<Look>, first: Look) -> Cached {
     if !in_time {
@@ -212,7 +212,7 @@ impl Plan {
         };
     }
 
-    /// Takes note of what the store says of the owner's death.
+    /// Takes note of the store's answer about the owner's death.
     pub fn certified(&mut self, certificate: Certificate) {
         self.certificate = Some(certificate);
     }
@@ -286,7 +286,7 @@ impl Plan {
             {
                 return Some(Step::ReadPods);
             }
-            // It says itself that it takes nothing any more.
+            // It published SHUTDOWN itself.
             Some(Certificate::Alive { .. }) if verdict == Verdict::Relink => {
                 self.moving = Some((incarnation, Reason::OwnerShutdown));
             }

@@ -262,7 +262,7 @@ methods! {
         fn reply(response: v1::SetLinkedPodIfAbsentResponse, _asked: &[Uid]) -> Result<Placed> {
             Ok(Placed {
                 link: convert::given_link(response.link)?,
-                // The peer does not say.
+                // The peer does not return it.
                 made: false,
             })
         }
@@ -322,7 +322,7 @@ methods! {
 
         fn reply(response: v1::TrySetLinkedPodResponse, _asked: &[Uid]) -> Result<Placed> {
             let pod = convert::pod(response.owner_pod_index)?;
-            // How long the link lasts, the peer does not say: it is not for remembering.
+            // The peer does not return how long the link lasts: it must not be cached.
             let life = Life::Temporary(Duration::ZERO);
             Ok(Placed {
                 link: StoredLink { pod, life },
@@ -446,7 +446,7 @@ methods! {
 
 pub(super) use match_method;
 
-/// What a removal is answered with; the peer does not say who the owner was.
+/// The reply to a removal; the peer does not return the previous owner.
 fn removed(done: bool) -> Removed {
     Removed {
         previous: None,

@@ -440,7 +440,7 @@ impl<'a> ExplainCase<'a> {
 }
 
 impl LinkReport {
-    /// A peer does not say whether a link is persistent, nor how long it lasts: only how long it may
+    /// A peer does not return whether a link is persistent, nor how long it lasts: only how long it may
     /// be cached, if at all.
     fn of(link: StoredLink, foreign: bool) -> Self {
         let left = match link.life {

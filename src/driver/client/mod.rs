@@ -275,21 +275,21 @@ impl ClientDriver {
         home.ask(get, deadline).await
     }
 
-    /// The link that the cache believes in. Never waits. Must be called on the runtime.
+    /// The link in the cache, if it is valid. Never waits. Must be called on the runtime.
     ///
     /// # Errors
     /// `Closed`.
     pub fn get_linked_in_cache(&self, link: LinkId) -> Result<Option<PodIndex>> {
         let target = self.shared.target(link)?;
-        let believed = self.shared.believed(&target);
-        if believed.is_some() {
+        let valid_pod = self.shared.valid_pod(&target);
+        if valid_pod.is_some() {
             count(&self.shared.stats.lookup_hits);
         }
-        Ok(believed)
+        Ok(valid_pod)
     }
 
-    /// Makes the cache forget the user; answers under way are not stored. Returns what it
-    /// believed. Must be called on the runtime.
+    /// Makes the cache forget the user; answers under way are not stored. Returns the
+    /// pod that it held. Must be called on the runtime.
     ///
     /// # Errors
     /// `Closed`.
@@ -303,8 +303,8 @@ impl ClientDriver {
         Ok(dropped.map(|entry| entry.pod))
     }
 
-    /// Makes the cache believe that the user is on `pod`, for `cache_ttl`. Returns what it
-    /// believed before. Must be called on the runtime.
+    /// Sets the user's pod in the cache to `pod`, for `cache_ttl`. Returns the pod that it held
+    /// before. Must be called on the runtime.
     ///
     /// # Errors
     /// `Closed`.
@@ -392,10 +392,10 @@ impl ClientDriver {
         self.shared.sweeper.end();
     }
 
-    /// How much longer the cache believes in the user's link; `None`: it does not. Must be called
+    /// How much longer the cached link of the user is valid; `None`: there is none. Must be called
     /// on the runtime.
     #[must_use]
-    pub fn believed_for(&self, link: &LinkId) -> Option<Duration> {
+    pub fn cached_for(&self, link: &LinkId) -> Option<Duration> {
         let target = self.shared.target(link.clone()).ok()?;
         let now = self.shared.clock.now();
         let entry = self.shared.cache.get(target.key, now)?;

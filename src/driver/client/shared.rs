@@ -124,23 +124,23 @@ impl ClientShared {
         table.get(name).unwrap_or_else(|| Arc::new(make(None)))
     }
 
-    /// What the cache holds, unless what is known of the pods speaks against it.
-    pub(super) fn believed(&self, target: &Target) -> Option<PodIndex> {
+    /// The cached pod, unless the known state of the pods contradicts it.
+    pub(super) fn valid_pod(&self, target: &Target) -> Option<PodIndex> {
         let now = self.clock.now();
         let entry = self.cache.get(target.key, now)?;
         let view = target.known.watched.current(now);
-        let believed = view
+        let valid = view
             .as_ref()
             .and_then(|view| view.as_ref())
             .is_none_or(|view| match entry.incarnation {
-                // The pod was unknown then: only its state as it is now speaks against it.
+                // The pod was unknown then: only its state as it is now can contradict it.
                 Incarnation::NONE => {
                     let standing = view.standing(entry.pod, now);
                     standing == Standing::Unknown || standing.is_available()
                 }
                 incarnation => view.serves(entry.pod, incarnation, now),
             });
-        believed.then_some(entry.pod)
+        valid.then_some(entry.pod)
     }
 
     /// The link from where it is kept; the cache keeps it, too.
@@ -169,7 +169,7 @@ impl ClientShared {
         Ok(Some(link.pod))
     }
 
-    /// Keeps a peer's answer for as long as the peer says, if the peer's pods are read, too: an
+    /// Keeps a peer's answer for as long as the peer allows, if the peer's pods are read, too: an
     /// answer whose pod is not watched is not kept.
     pub(super) async fn remember_watched(
         &self,

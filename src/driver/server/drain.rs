@@ -43,7 +43,7 @@ pub struct DrainReport {
 impl ServerDriver {
     /// Publishes DENY_NEW_CALL, lets the drain hooks save and release the users that this pod
     /// owns, treats those that remain by `rule`, publishes SHUTDOWN, ends the lease and the
-    /// renewals. Ends by `deadline` whatever hangs, and the tasks end in every case. A second stop
+    /// renewals. Ends by `deadline` even if a hook hangs, and the tasks end in every case. A second stop
     /// waits for the first and reports the same.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use crate::op::{OperationName, Remove, Set, TrySet};
 use crate::route::link::{Persist, Removal};
 
 impl ServerDriver {
-    /// Links the user to `pod`, whatever was there. Returns the previous owner.
+    /// Links the user to `pod` unconditionally. Returns the previous owner.
     ///
     /// # Errors
     /// `LeaseLost` if `pod` is this one and its lease is over; what the store failed with.

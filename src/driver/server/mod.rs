@@ -356,7 +356,7 @@ impl ServerDriver {
 
 impl ServerShared {
     fn lock(&self) -> MutexGuard<'_, ServerState> {
-        // Every field is whole whatever panicked meanwhile.
+        // Every field is valid even after a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -275,7 +275,7 @@ impl PeerClientShared {
         }
     }
 
-    /// A little before the deadline, so that its own error, which says what is known of the write,
+    /// A little before the deadline, so that its own error, with the outcome of the write,
     /// reaches the caller before the caller's own timeout.
     fn earlier(&self, deadline: Tick) -> Tick {
         const MARGIN: Duration = Duration::from_millis(20);
