@@ -112,7 +112,7 @@ def rows(of: Subjects) -> Iterator[Row]:
     yield from _waiting(of["misses"], of["latency"], of["batch"])
     yield from _sizes(of["memory"], of["pods"])
     yield from _started(of["startup"])
-    yield from _further(of["grpc_calls"], of["metrics"])
+    yield from _further(of["grpc_calls"])
 
 
 def _cached(cached: Measured, threads: Measured) -> Iterator[Row]:
@@ -247,7 +247,7 @@ def _started(startup: Measured) -> Iterator[Row]:
     yield Row("wheel", *at_most(10, 6, "MB"), Value.of(startup.find("MB", "wheel"), "MB"))
 
 
-def _further(grpc: Measured, metrics: Measured) -> Iterator[Row]:
+def _further(grpc: Measured) -> Iterator[Row]:
     for tasks in (1, 64, 256):
         ours = grpc.find("calls/s", "podlink", tasks=tasks)
         value = Value.ratio(ours, grpc.find("calls/s", "grpc.aio", tasks=tasks))
@@ -256,9 +256,6 @@ def _further(grpc: Measured, metrics: Measured) -> Iterator[Row]:
             f"set-if-absent over gRPC, calls/s, {tasks} task{'s' if tasks > 1 else ''} ÷ grpc.aio"
         )
         yield Row(what, *limits, value)
-    on, off = (metrics.find("ns", f"metrics {way}") for way in ("on", "compiled out"))
-    what = "cost of metrics: cached compute, metrics on ÷ compiled out"
-    yield Row(what, *at_most(1.05), Value.ratio(on, off))
 
 
 def cpu_table(of: Subjects) -> list[list[str]]:

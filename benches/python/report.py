@@ -17,7 +17,7 @@ PAGE = PROJECT / "benches" / "README.md"
 BEGIN, END = "<!-- begin: made by report.py from results/ -->", "<!-- end -->"
 SUBJECTS = (
     *("cached", "threads", "misses", "latency", "batch", "memory", "pods", "drivers"),
-    *("startup", "grpc_calls", "metrics"),
+    *("startup", "grpc_calls"),
 )
 EVERY = ("", "median", "unit", "spread", "rounds")
 HEADER = ("what", "at least", "aim", "measured", "met?")
@@ -83,7 +83,6 @@ def _figures(of: Subjects) -> Iterator[str]:
         "drivers": "Drivers in one process",
         "startup": "Import and wheel",
         "grpc_calls": "gRPC",
-        "metrics": "Cost of metrics",
     }
     for subject, title in titles.items():
         figures = of[subject].figures

@@ -6,10 +6,11 @@ use async_trait::async_trait;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
+use super::answer::Answer;
 use super::error::OrRaise;
 use super::grpc_server::address;
 use super::operations::started;
-use super::queue::{Answer, CompletionQueue};
+use super::queue::CompletionQueue;
 use super::runtime::Owned;
 use super::store::StoreCore;
 use super::telemetry::snapshot_of;

@@ -1,5 +1,5 @@
-//! Arguments on their way to the core: the right type, or an error that says which argument, what
-//! was given and what is allowed.
+//! Arguments on their way to the core: the right type, or an error with the argument, the value
+//! given and what is allowed.
 
 use std::time::Duration;
 
@@ -37,6 +37,11 @@ pub(super) fn text<'a>(what: &'static str, given: &'a Bound<'_, PyAny>) -> PyRes
             &invalid(what, "a str with lone surrogates", "valid Unicode text"),
         )
     })
+}
+
+/// The text of a `str` that can be written as UTF-8.
+pub(super) fn as_str<'a>(given: &'a Bound<'_, PyAny>) -> Option<&'a str> {
+    given.cast::<PyString>().ok()?.to_str().ok()
 }
 
 /// A namespace argument: `None`, or a `str`.
@@ -118,7 +123,7 @@ pub(super) fn number(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<f
     })
 }
 
-/// A number too large to be read, cut to what can be shown.
+/// A number too large to be read, shortened for an error message.
 fn written(given: &Bound<'_, PyAny>) -> String {
     let text = given.str().map(|text| text.to_string());
     crate::id::shown(&text.unwrap_or_else(|_| "a huge number".to_owned()))
@@ -126,13 +131,13 @@ fn written(given: &Bound<'_, PyAny>) -> String {
 
 /// A timeout in seconds, or `None` for the driver's default.
 pub(super) fn timeout(given: &Bound<'_, PyAny>) -> PyResult<Option<Duration>> {
-    const LEAST: f64 = 0.001;
-    const MOST: f64 = 3600.0;
+    const MIN: f64 = 0.001;
+    const MAX: f64 = 3600.0;
     if given.is_none() {
         return Ok(None);
     }
     let seconds = number("timeout", given)?;
-    seconds_within("timeout", seconds, LEAST, MOST)
+    seconds_within("timeout", seconds, MIN, MAX)
         .or_raise(given.py())
         .map(Some)
 }

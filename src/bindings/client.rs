@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use pyo3::prelude::*;
-use pyo3::types::{PyString, PyTuple};
+use pyo3::types::PyTuple;
 
+use super::answer::{Answer, users_by_pod};
 use super::argument;
 use super::config::ClientSettings;
 use super::error::OrRaise;
@@ -13,8 +14,8 @@ use super::grpc_client::{GrpcClientCore, peer_table};
 use super::hook::{Hook, PythonChooser, PythonLostPod};
 use super::info::{InfoCore, Registration};
 use super::log;
-use super::operations::{Arguments, Started, started, users_by_pod};
-use super::queue::{Answer, CompletionQueue};
+use super::operations::{Arguments, Started, started};
+use super::queue::CompletionQueue;
 use super::runtime::{self, Owned};
 use super::service::ServiceCore;
 use super::store::StoreCore;
@@ -32,7 +33,7 @@ pub(super) struct ClientCore {
     recent: [OnceLock<Recent>; 4],
 }
 
-/// A service, and the objects that named it. They are held, so nobody else has their address.
+/// A service, and the objects that named it. They are held, so no other object has their address.
 struct Recent {
     namespace: Py<PyAny>,
     service_name: Py<PyAny>,
@@ -86,7 +87,7 @@ impl ClientCore {
     }
 
     /// The cached answer of compute, or None. Arguments that are not even text have no cached
-    /// answer; the full form says what is wrong with them.
+    /// answer; the full form raises what is wrong with them.
     fn compute_cached(
         &self,
         py: Python<'_>,
@@ -103,9 +104,10 @@ impl ClientCore {
         let named = if namespace.is_none() {
             Some("")
         } else {
-            as_str(namespace)
+            argument::as_str(namespace)
         };
-        let (Some(named), Some(user), Some(service)) = (named, as_str(uid), as_str(service_name))
+        let (Some(named), Some(user), Some(service)) =
+            (named, argument::as_str(uid), argument::as_str(service_name))
         else {
             return Ok(None);
         };
@@ -113,7 +115,7 @@ impl ClientCore {
             return Ok(None);
         };
         if let Some(free) = self.recent.iter().find(|recent| recent.get().is_none()) {
-            // Another thread may have been quicker: it named a service that will do as well.
+            // Another thread may have been quicker: its service is cached instead, which is fine.
             let (core, _) = self.service(namespace, service_name)?;
             let _occupied = free.set(Recent {
                 namespace: namespace.clone().unbind(),
@@ -239,11 +241,6 @@ impl ClientCore {
     }
 }
 
-/// The text of a `str` that can be written as UTF-8.
-pub(super) fn as_str<'a>(given: &'a Bound<'_, PyAny>) -> Option<&'a str> {
-    given.cast::<PyString>().ok()?.to_str().ok()
-}
-
 impl ClientCore {
     /// The miss path: the names are read as they are, and many calls share a batch.
     fn compute(&self, started: Started<'_>, given: Arguments<'_, '_>) -> PyResult<()> {
@@ -260,7 +257,7 @@ impl ClientCore {
         let _runtime = runtime.enter();
         let (queue, waiter) = started.waiter();
         let arrivals = queue.arrivals(py)?;
-        // No waiter is kept of a call that is refused here.
+        // A call that fails here keeps no waiter.
         let caller = || queue.caller(arrivals, waiter);
         driver.compute_for(names, deadline, caller).or_raise(py)
     }

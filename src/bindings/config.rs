@@ -9,15 +9,15 @@ use crate::config::{
 };
 use crate::route::pick::Strategy;
 
-/// A hundred years; the finer limits are checked with the figures' relations.
-const MOST: f64 = 3_153_600_000.0;
+/// A hundred years; the finer limits are checked with the settings' relations.
+const MAX: f64 = 3_153_600_000.0;
 
 /// A number of seconds; the finer limits are checked later.
 pub(super) fn seconds(
     what: &'static str,
     given: &Bound<'_, PyAny>,
 ) -> PyResult<std::time::Duration> {
-    seconds_within(what, argument::number(what, given)?, 0.0, MOST).or_raise(given.py())
+    seconds_within(what, argument::number(what, given)?, 0.0, MAX).or_raise(given.py())
 }
 
 /// A checked `podlink.ClientConfig`.
@@ -93,10 +93,7 @@ pub(super) struct ServerSettings(pub(super) ServerConfig);
 impl ServerSettings {
     #[new]
     #[pyo3(signature = (*, lease, renew, guard, gap, grace, cpu_factor, link_grace, drain, timeout))]
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "each is one figure of the configuration"
-    )]
+    #[allow(clippy::too_many_arguments, reason = "each is one setting")]
     fn new(
         lease: &Bound<'_, PyAny>,
         renew: &Bound<'_, PyAny>,

@@ -3,35 +3,30 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
+use super::answer::Answer;
 use super::argument;
 use super::config::seconds;
 use super::error::{OrRaise, raise};
 use super::hook::{Hook, PythonConditionHook};
-use super::operations::{Arguments, Started, started, users_by_pod};
-use super::queue::{Answer, CompletionQueue};
+use super::operations::started;
+use super::peer_call::peer_call;
+use super::queue::CompletionQueue;
 use super::runtime::{self, Owned};
 use super::store::StoreCore;
 use crate::clock::Clock;
 use crate::config::{Balance, PeerClientConfig, PeerUrl, TlsFiles};
 use crate::driver::foreign::{ForeignNamespace, ForeignNamespaces};
-use crate::driver::info::States;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Namespace, invalid, shown};
-use crate::op::{
-    BatchGet, Call, Compute, Get, GetTag, LinkSource, Operation, OperationName, PodsReading,
-    ReadPods, Remove, Reply, Services, Set, SetIfAbsent, TrySet,
-};
-use crate::route::link::{Placed, StoredLink};
-use crate::route::state::PodRecord;
+use crate::op::OperationName;
 use crate::rpc::client::PeerClient;
 use crate::rpc::{MeteredPeer, Peer};
 
-/// The figures of a `podlink.GrpcClientConfig`; they are checked with the endpoints.
+/// The settings of a `podlink.GrpcClientConfig`; they are checked with the endpoints.
 #[pyclass(frozen, module = "podlink._podlink")]
 pub(super) struct GrpcClientSettings(PeerClientConfig);
 
@@ -151,9 +146,10 @@ impl GrpcClientCore {
                 healthy.map(Answer::Flag)
             });
         }
-        let (operation, answer) = self.operation(py, &started, given)?;
+        let resolve = |name: Option<&str>| self.resolve(name);
+        let (call, answer) = peer_call(py, &started, given, resolve)?;
         started.run(py, async move {
-            let reply = client.call(&operation, deadline).await?;
+            let reply = client.call(&call, deadline).await?;
             answer(reply).ok_or_else(mismatched)
         })
     }
@@ -188,96 +184,6 @@ impl GrpcClientCore {
 }
 
 impl GrpcClientCore {
-    /// What a peer is asked for, and how its reply becomes an answer.
-    fn operation(
-        &self,
-        py: Python<'_>,
-        started: &Started<'_>,
-        mut given: Arguments<'_, '_>,
-    ) -> PyResult<(Call, Answering)> {
-        let resolve = |name: Option<&str>| self.resolve(name);
-        let pod = |link: StoredLink| link.pod;
-        Ok(match started.name {
-            OperationName::ComputeLinkedPod => {
-                let link = given.link(resolve)?;
-                let answer = answering::<Compute>(move |link| Answer::Pod(pod(link)));
-                (Compute { link }.into(), answer)
-            }
-            OperationName::GetLinkedPod
-            | OperationName::GetLinkedPodNotCache
-            | OperationName::GetLinkedPodInCacheOrIfPersist => {
-                let (link, from) = (given.link(resolve)?, source(started.name));
-                let answer = answering::<Get>(move |link| Answer::MaybePod(link.map(pod)));
-                (Get { link, from }.into(), answer)
-            }
-            OperationName::BatchGetLinkedPod => {
-                let (service, uids) = given.batch(resolve)?;
-                let asked = uids.clone();
-                let answer = answering::<BatchGet>(move |pods| users_by_pod(asked, pods));
-                (BatchGet { service, uids }.into(), answer)
-            }
-            OperationName::GetLinkService => {
-                let (namespace, uid) = (given.namespace(resolve)?, given.uid()?);
-                let services = Services { namespace, uid };
-                (services.into(), answering::<Services>(Answer::Services))
-            }
-            OperationName::SetLinkedPodIfAbsent => {
-                let set = SetIfAbsent {
-                    link: given.link(resolve)?,
-                    pod: given.pod_index()?,
-                    // The peer has a TTL of its own.
-                    ttl: Duration::ZERO,
-                };
-                let answer = answering::<SetIfAbsent>(|placed| Answer::Pod(placed.link.pod));
-                (set.into(), answer)
-            }
-            OperationName::SetLinkedPod => {
-                let set = Set {
-                    link: given.link(resolve)?,
-                    pod: given.pod_index()?,
-                    persist: given.persist()?,
-                };
-                (set.into(), answering::<Set>(Answer::MaybePod))
-            }
-            OperationName::TrySetLinkedPod => {
-                let set = TrySet {
-                    link: given.link(resolve)?,
-                    pod: given.pod_index()?,
-                    persist: given.persist()?,
-                };
-                let won = |placed: Placed| Answer::Won(placed.made, placed.link.pod);
-                (set.into(), answering::<TrySet>(won))
-            }
-            OperationName::RemoveLinkedPod | OperationName::RemoveLinkedPodWithId => {
-                let link = given.link(resolve)?;
-                let named = started.name == OperationName::RemoveLinkedPodWithId;
-                let owner = named.then(|| given.pod_index()).transpose()?;
-                let removal = given.removal()?;
-                let remove = Remove {
-                    link,
-                    owner,
-                    removal,
-                };
-                let answer = answering::<Remove>(|removed| Answer::Flag(removed.done));
-                (remove.into(), answer)
-            }
-            OperationName::GetAllServiceState => {
-                let read = ReadPods {
-                    service: given.service_id(resolve)?,
-                    last: PodsReading::default(),
-                };
-                let answer = answering::<ReadPods>(|pods| Answer::States(alive(pods.records)));
-                (read.into(), answer)
-            }
-            OperationName::GetServiceNameByTag => {
-                let (namespace, tag) = (given.namespace(resolve)?, given.tag()?);
-                let get = GetTag { namespace, tag };
-                (get.into(), answering::<GetTag>(Answer::Name))
-            }
-            _ => return Err(started.unknown(py)),
-        })
-    }
-
     fn resolve(&self, given: Option<&str>) -> Result<Namespace> {
         match (given, &self.namespace) {
             (None | Some(""), Some(own)) => Ok(own.clone()),
@@ -312,24 +218,9 @@ impl GrpcClientCore {
     }
 }
 
-/// How a reply becomes an answer; `None` for the reply to another operation.
-type Answering = Box<dyn FnOnce(Reply) -> Option<Answer> + Send>;
-
-fn answering<O: Operation>(answer: impl FnOnce(O::Reply) -> Answer + Send + 'static) -> Answering {
-    Box::new(|reply| O::reply(reply).map(answer))
-}
-
 fn mismatched() -> Error {
     let text = "the reply belongs to another operation";
     Error::new(ErrorKind::Internal, text)
-}
-
-fn source(name: OperationName) -> LinkSource {
-    match name {
-        OperationName::GetLinkedPodNotCache => LinkSource::Store,
-        OperationName::GetLinkedPodInCacheOrIfPersist => LinkSource::CacheOrPersistent,
-        _ => LinkSource::CacheOrStore,
-    }
 }
 
 /// The other namespaces that a driver of `own` on this store reaches.
@@ -349,9 +240,4 @@ pub(super) fn peer_table(
         Ok((namespace, foreign))
     });
     peers.collect()
-}
-
-fn alive(pods: Vec<PodRecord>) -> States {
-    let alive = pods.into_iter().filter(|pod| !pod.lease_left.is_zero());
-    alive.map(|pod| (pod.state.pod_id, pod.state)).collect()
 }

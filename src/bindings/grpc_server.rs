@@ -7,13 +7,14 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
+use super::answer::Answer;
 use super::argument;
 use super::client::ClientCore;
 use super::config::{ClientSettings, seconds};
 use super::error::{OrRaise, raise};
 use super::info::InfoCore;
 use super::operations::started;
-use super::queue::{Answer, CompletionQueue};
+use super::queue::CompletionQueue;
 use super::runtime::Owned;
 use super::store::StoreCore;
 use crate::clock::Clock;
@@ -24,7 +25,7 @@ use crate::op::OperationName;
 use crate::rpc::METHODS;
 use crate::rpc::server::Server;
 
-/// The figures of a `podlink.GrpcServerConfig`; they are checked again with the rest.
+/// The settings of a `podlink.GrpcServerConfig`; they are checked again with the rest.
 #[pyclass(frozen, module = "podlink._podlink")]
 pub(super) struct GrpcServerSettings(PeerServerConfig);
 
@@ -36,10 +37,7 @@ impl GrpcServerSettings {
         max_connections, peer_rate, request_timeout, keepalive, keepalive_timeout, connection_age,
         connection_grace
     ))]
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "each is one figure of the configuration"
-    )]
+    #[allow(clippy::too_many_arguments, reason = "each is one setting")]
     fn new(
         max_message_bytes: &Bound<'_, PyAny>,
         max_batch: &Bound<'_, PyAny>,

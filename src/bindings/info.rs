@@ -7,18 +7,19 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
+use super::answer::{Answer, states_to_python};
 use super::argument;
 use super::config::RouteInfoSettings;
 use super::error::OrRaise;
 use super::grpc_client::{GrpcClientCore, peer_table};
-use super::hook::{Hook, PythonChangeListener, state_fields};
+use super::hook::{Hook, PythonChangeListener};
 use super::log;
 use super::operations::started;
-use super::queue::{Answer, CompletionQueue};
+use super::queue::CompletionQueue;
 use super::runtime::{self, Owned};
 use super::store::StoreCore;
 use crate::clock::Clock;
-use crate::driver::info::{InfoDriver, States, Subscription};
+use crate::driver::info::{InfoDriver, Subscription};
 use crate::id::{Namespace, ServiceId};
 use crate::op::OperationName;
 
@@ -237,7 +238,7 @@ impl InfoCore {
         Ok((driver, ServiceId { namespace, service }))
     }
 
-    /// Asks something that never waits.
+    /// Runs a lookup that never waits.
     fn known<T>(
         &self,
         namespace: &Bound<'_, PyAny>,
@@ -250,18 +251,6 @@ impl InfoCore {
         let _runtime = runtime.enter();
         ask(&driver, &service).or_raise(py)
     }
-}
-
-/// States as Python sees them: pod index → fields of `StatefulServiceState`.
-pub(super) fn states_to_python<'py>(
-    py: Python<'py>,
-    states: &States,
-) -> PyResult<Bound<'py, PyDict>> {
-    let table = PyDict::new(py);
-    for (pod, state) in states {
-        table.set_item(pod.get(), state_fields(py, state)?)?;
-    }
-    Ok(table)
 }
 
 /// A hook that is called for changes, until it is unregistered.
@@ -280,7 +269,7 @@ impl Registration {
 
 #[pymethods]
 impl Registration {
-    /// Calls the hook no more. A second time does nothing.
+    /// Ends the calls of the hook. A second call does nothing.
     fn unregister(&self, py: Python<'_>) -> PyResult<()> {
         self.subscription.get(py)?.end();
         Ok(())

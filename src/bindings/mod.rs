@@ -1,20 +1,25 @@
 //! The only room that knows Python. It translates: unwrap arguments, await the core, map the
-//! error. Whatever decides something about routing lives elsewhere.
+//! error. All routing decisions are in other rooms.
 //!
 //! No thread of the runtime ever takes the GIL: results, hook calls and log records wait in queues
 //! that Python threads empty (docs/decisions/0002).
 
 mod admin;
+mod answer;
 mod argument;
 mod client;
 mod config;
+mod counters;
 mod error;
+mod fork;
 mod grpc_client;
 mod grpc_server;
 mod hook;
+mod hook_call;
 mod info;
 mod log;
 mod operations;
+mod peer_call;
 mod queue;
 mod runtime;
 mod server;
@@ -43,13 +48,19 @@ mod _podlink {
     #[pymodule_export]
     use super::config::{ClientSettings, RouteInfoSettings, ServerSettings};
     #[pymodule_export]
+    use super::counters::{hook_called, hook_ended};
+    #[pymodule_export]
     use super::error::error_codes;
+    #[pymodule_export]
+    use super::fork::after_fork_in_child;
     #[pymodule_export]
     use super::grpc_client::{GrpcClientCore, GrpcClientSettings};
     #[pymodule_export]
     use super::grpc_server::{GrpcServerCore, GrpcServerSettings};
     #[pymodule_export]
-    use super::hook::{Reply, start_coroutine};
+    use super::hook::start_coroutine;
+    #[pymodule_export]
+    use super::hook_call::HookReply;
     #[pymodule_export]
     use super::info::{InfoCore, Registration};
     #[pymodule_export]
@@ -59,15 +70,13 @@ mod _podlink {
     #[pymodule_export]
     use super::queue::CompletionQueue;
     #[pymodule_export]
-    use super::runtime::after_fork_in_child;
-    #[pymodule_export]
     use super::server::ServerCore;
     #[pymodule_export]
     use super::service::ServiceCore;
     #[pymodule_export]
     use super::store::StoreCore;
     #[pymodule_export]
-    use super::telemetry::{hook_called, hook_ended, metrics_collect, metrics_table, metrics_text};
+    use super::telemetry::{metrics_collect, metrics_table, metrics_text};
     #[pymodule_export]
     use super::trace::{collect_spans, hash_uid, start_traced, take_spans};
     use super::*;

@@ -1,15 +1,16 @@
 //! Operations on their way to the core: a name and its arguments become a call of a driver, and the
 //! driver's reply an answer for Python.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
+use super::answer::Answer;
 use super::argument;
 use super::error::{OrRaise, raise};
-use super::queue::{Answer, CompletionQueue};
+use super::queue::CompletionQueue;
 use crate::config::seconds_within;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
@@ -22,7 +23,7 @@ pub(super) fn operation_names() -> Vec<&'static str> {
     OperationName::ALL.map(OperationName::as_str).to_vec()
 }
 
-/// One call from Python: what is asked for, and which waiter gets the answer.
+/// One call from Python: the operation, and the waiter that gets the answer.
 pub(super) struct Started<'a> {
     queue: &'a CompletionQueue,
     waiter: Py<PyAny>,
@@ -61,7 +62,7 @@ pub(super) struct Arguments<'a, 'py> {
     timeout: &'a Bound<'py, PyAny>,
 }
 
-/// Takes a call from Python apart.
+/// Parses a call from Python.
 pub(super) fn started<'a, 'py>(
     queue: &'a CompletionQueue,
     waiter: Py<PyAny>,
@@ -107,7 +108,7 @@ impl<'py> Arguments<'_, 'py> {
         Ok(next)
     }
 
-    /// A namespace, as the driver means it.
+    /// A namespace, as the driver resolves it.
     pub(super) fn namespace(
         &mut self,
         resolve: impl Fn(Option<&str>) -> Result<Namespace>,
@@ -225,15 +226,4 @@ impl<'py> Arguments<'_, 'py> {
     pub(super) fn timeout(&self) -> PyResult<Option<Duration>> {
         argument::timeout(self.timeout)
     }
-}
-
-/// Users by pod, in the order in which they were asked for; users without a link are left out.
-pub(super) fn users_by_pod(uids: Vec<Uid>, pods: Vec<Option<PodIndex>>) -> Answer {
-    let mut users: BTreeMap<PodIndex, Vec<Uid>> = BTreeMap::new();
-    for (uid, pod) in uids.into_iter().zip(pods) {
-        if let Some(pod) = pod {
-            users.entry(pod).or_default().push(uid);
-        }
-    }
-    Answer::Users(users)
 }

@@ -4,94 +4,26 @@
 //! The reader wakes once per batch and drains the queue with the GIL that it holds anyway. The
 //! runtime never sees a Python object: waiters stay here, under a number.
 
-use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 
+use arc_swap::ArcSwap;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyTuple};
+use pyo3::types::{PyList, PyTuple};
 use slab::Slab;
 use tracing::Instrument;
 
+use super::answer::Answer;
+use super::counters::bridge;
 use super::error::{parts, raise};
-use super::hook::{HookCall, state_fields};
-use super::info::states_to_python;
+use super::hook_call::HookCall;
 use super::runtime::{self, Owned};
-use super::telemetry::{bridge, note_queue};
 use super::waker::Waker;
 use crate::driver::client::{Caller, Inbox as Answers, Numbered};
-use crate::driver::info::States;
-use crate::driver::server::DrainReport;
 use crate::error::{Error, ErrorKind};
-use crate::id::{PodIndex, ServiceName, Uid};
 use crate::op::OperationName;
-use crate::route::state::PodState;
 use crate::telemetry::count;
-
-/// The result of an operation.
-pub(super) enum Answer {
-    Nothing,
-    Pod(PodIndex),
-    MaybePod(Option<PodIndex>),
-    Flag(bool),
-    Won(bool, PodIndex),
-    Services(BTreeMap<ServiceName, PodIndex>),
-    Users(BTreeMap<PodIndex, Vec<Uid>>),
-    Name(Option<ServiceName>),
-    Text(String),
-    State(Arc<PodState>),
-    States(States),
-    Drained(DrainReport),
-}
-
-impl Answer {
-    fn into_python(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        Ok(match self {
-            Self::Nothing => py.None(),
-            Self::Pod(pod) => pod.get().into_pyobject(py)?.into_any().unbind(),
-            Self::MaybePod(pod) => pod
-                .map(PodIndex::get)
-                .into_pyobject(py)?
-                .into_any()
-                .unbind(),
-            Self::Flag(flag) => flag.into_pyobject(py)?.to_owned().into_any().unbind(),
-            Self::Won(won, pod) => (won, pod.get()).into_pyobject(py)?.into_any().unbind(),
-            Self::Services(services) => {
-                let table = PyDict::new(py);
-                for (service, pod) in services {
-                    table.set_item(service.as_str(), pod.get())?;
-                }
-                table.into_any().unbind()
-            }
-            Self::Users(users) => {
-                let table = PyDict::new(py);
-                for (pod, uids) in users {
-                    let uids = PyList::new(py, uids.iter().map(Uid::as_str))?;
-                    table.set_item(pod.get(), uids)?;
-                }
-                table.into_any().unbind()
-            }
-            Self::Name(name) => {
-                let name = name.as_ref().map(ServiceName::as_str);
-                name.into_pyobject(py)?.into_any().unbind()
-            }
-            Self::Text(text) => text.into_pyobject(py)?.into_any().unbind(),
-            Self::State(state) => state_fields(py, &state)?.into_any().unbind(),
-            Self::States(states) => states_to_python(py, &states)?.into_any().unbind(),
-            Self::Drained(report) => {
-                let seconds = report.took.as_secs_f64();
-                let fields = (
-                    report.released,
-                    report.handed_over,
-                    report.remaining,
-                    seconds,
-                );
-                fields.into_pyobject(py)?.into_any().unbind()
-            }
-        })
-    }
-}
 
 type Outcome = Result<Answer, Error>;
 
@@ -173,7 +105,7 @@ impl Arrivals {
     }
 
     /// The number of queued items, and of awaited operations.
-    pub(super) fn load(&self) -> (usize, usize) {
+    fn load(&self) -> (usize, usize) {
         let inbox = self.lock();
         let waiting = inbox.done.len() + inbox.calls.len();
         (waiting, self.awaited.load(Ordering::Relaxed))
@@ -372,4 +304,32 @@ impl CompletionQueue {
     pub(super) fn arrivals(&self, py: Python<'_>) -> PyResult<Arc<Arrivals>> {
         Ok(Arc::clone(self.arrivals.get(py)?))
     }
+}
+
+/// Every queue in use. Without a lock: a forked child might inherit it locked.
+static QUEUES: LazyLock<ArcSwap<Vec<Weak<Arrivals>>>> = LazyLock::new(ArcSwap::default);
+
+/// Registers a new queue.
+fn note_queue(queue: &Arc<Arrivals>) {
+    QUEUES.rcu(|queues| {
+        let alive = queues.iter().filter(|known| known.strong_count() > 0);
+        let mut queues: Vec<_> = alive.cloned().collect();
+        queues.push(Arc::downgrade(queue));
+        queues
+    });
+}
+
+/// The number of items in all queues, and of awaited operations.
+pub(super) fn queue_loads() -> (u64, u64) {
+    let queues = QUEUES.load();
+    let loads = queues.iter().filter_map(Weak::upgrade);
+    loads.fold((0, 0), |(waiting, operations), queue| {
+        let load = queue.load();
+        (waiting + load.0 as u64, operations + load.1 as u64)
+    })
+}
+
+/// Drops the parent's queues in a forked child.
+pub(super) fn after_fork_in_child() {
+    QUEUES.store(Arc::default());
 }

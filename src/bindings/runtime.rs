@@ -18,13 +18,9 @@ static GENERATION: AtomicU64 = AtomicU64::new(0);
 /// held by the forking thread, so no child inherits it locked.
 static RUNTIME: Mutex<Option<(u64, Handle)>> = Mutex::new(None);
 
-/// Marks this process as a forked child: `os.register_at_fork` calls it.
-#[pyfunction]
+/// Marks this process as a forked child.
 pub(super) fn after_fork_in_child() {
     GENERATION.fetch_add(1, Ordering::SeqCst);
-    super::log::after_fork_in_child();
-    super::telemetry::after_fork_in_child();
-    crate::trace::after_fork_in_child();
 }
 
 /// The number of forks between the first process and this one.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
+use super::answer::Answer;
 use super::argument;
 use super::config::ServerSettings;
 use super::error::OrRaise;
@@ -13,7 +14,7 @@ use super::grpc_client::{GrpcClientCore, peer_table};
 use super::hook::{Hook, PythonPodHooks};
 use super::log;
 use super::operations::{Arguments, Started, started};
-use super::queue::{Answer, CompletionQueue};
+use super::queue::CompletionQueue;
 use super::runtime::Owned;
 use super::store::StoreCore;
 use crate::clock::Clock;

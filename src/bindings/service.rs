@@ -2,7 +2,7 @@
 
 use pyo3::prelude::*;
 
-use super::client::as_str;
+use super::argument;
 use super::runtime::Owned;
 use crate::driver::client::ServiceLinks;
 
@@ -25,7 +25,7 @@ impl ServiceCore {
     /// The cached answer of compute, or None.
     pub(super) fn compute_cached(&self, uid: &Bound<'_, PyAny>) -> PyResult<Option<u32>> {
         let links = self.links.get(uid.py())?;
-        let pod = as_str(uid).and_then(|uid| links.compute_cached(uid));
+        let pod = argument::as_str(uid).and_then(|uid| links.compute_cached(uid));
         Ok(pod.map(|pod| pod.get()))
     }
 }

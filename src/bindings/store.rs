@@ -6,18 +6,19 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
+use super::answer::Answer;
 use super::argument;
 use super::error::OrRaise;
 use super::operations::started;
-use super::queue::{Answer, CompletionQueue};
+use super::queue::CompletionQueue;
 use super::runtime::{self, Owned};
-use super::telemetry::windows_to_python;
 use crate::clock::Clock;
 use crate::config::{StoreAddress, StoreConfig};
 use crate::op::{OperationName, Ping};
 use crate::store::Store;
 use crate::store::layer::{Metered, Traced};
 use crate::telemetry::Metrics;
+use crate::telemetry::windows::Window;
 
 /// How long a ping may take when the caller names no time.
 const PING_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
@@ -39,8 +40,8 @@ impl StoreCore {
         let options: Vec<(String, String)> = options.into_iter().collect();
         let mut config = StoreConfig::parse(argument::text("url", url)?, &options).or_raise(py)?;
         if let StoreAddress::Memory(Some(name)) = &mut config.address {
-            // A forked child has a copy of its parent's memory, and must not own what is in it.
-            // No name in a URL contains this character.
+            // A forked child has a copy of its parent's memory, and must not use its tables. No
+            // name in a URL contains this character.
             name.push_str(&format!("#{}", runtime::generation()));
         }
         let store = crate::store::open(&config, Clock::System).or_raise(py)?;
@@ -82,7 +83,7 @@ impl StoreCore {
         }
     }
 
-    /// What happened lately on all drivers: (window, seconds, counts).
+    /// The counts of all drivers in recent windows: (window, seconds, counts).
     fn windows<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         windows_to_python(py, &self.metrics.get(py)?.windows())
     }
@@ -93,8 +94,27 @@ impl StoreCore {
         Ok(Arc::clone(self.store.get(py)?))
     }
 
-    /// What the drivers on this store report to.
+    /// The metrics that the drivers on this store report to.
     pub(super) fn metrics(&self, py: Python<'_>) -> PyResult<&Arc<Metrics>> {
         self.metrics.get(py)
     }
+}
+
+/// The counts of each window: (window, seconds, counts).
+fn windows_to_python<'py>(py: Python<'py>, windows: &[Window]) -> PyResult<Bound<'py, PyList>> {
+    let windows = windows.iter().map(|window| {
+        let happened = window.happened;
+        let counts = (
+            happened.hits,
+            happened.misses,
+            happened.operations,
+            happened.errors,
+            happened.links_made,
+            happened.links_healed,
+            happened.store_calls,
+            happened.store_errors,
+        );
+        (window.name, window.length.as_secs_f64(), counts)
+    });
+    PyList::new(py, windows.collect::<Vec<_>>())
 }

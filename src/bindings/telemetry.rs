@@ -1,23 +1,19 @@
 //! The metrics for Python: as OpenMetrics text, or series by series.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, LazyLock, Weak};
-use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
+use super::counters::{bridge, hooks};
 use super::error::raise;
-use super::queue::Arrivals;
+use super::queue::queue_loads;
 use super::store::StoreCore;
 use crate::error::{Error, ErrorKind};
 use crate::telemetry::names::{self, Kind, Merge, Metric, Values};
 use crate::telemetry::snapshot::{LabelValues, MetricValue};
-use crate::telemetry::windows::Window;
-use crate::telemetry::{
-    BridgeStats, HookStats, MetricSource, Metrics, MetricsSnapshot, openmetrics,
-};
+use crate::telemetry::{MetricSource, Metrics, MetricsSnapshot, openmetrics};
 
 /// The metrics of all drivers on these stores, added up, and the metrics of the whole process,
 /// once.
@@ -38,7 +34,9 @@ fn snapshot(py: Python<'_>, stores: &[PyRef<'_, StoreCore>]) -> PyResult<Metrics
 pub(super) fn snapshot_of(stores: &[Arc<Metrics>]) -> MetricsSnapshot {
     let mut snapshot = MetricsSnapshot::default();
     snapshot.level(&names::BUILD, &[env!("CARGO_PKG_VERSION")], 1.0);
-    count_queues(bridge());
+    let (waiting, operations) = queue_loads();
+    bridge().waiting.store(waiting, Ordering::Relaxed);
+    bridge().operations.store(operations, Ordering::Relaxed);
     bridge().report(&mut snapshot);
     hooks().report(&mut snapshot);
     stores
@@ -146,91 +144,4 @@ pub(super) fn metrics_table() -> Vec<TableRow> {
         (metric.name, kind, metric.help, labels, merge, bounds)
     };
     names::ALL.iter().map(row).collect()
-}
-
-/// The counts of each window: (window, seconds, counts).
-pub(super) fn windows_to_python<'py>(
-    py: Python<'py>,
-    windows: &[Window],
-) -> PyResult<Bound<'py, PyList>> {
-    let windows = windows.iter().map(|window| {
-        let happened = window.happened;
-        let counts = (
-            happened.hits,
-            happened.misses,
-            happened.operations,
-            happened.errors,
-            happened.links_made,
-            happened.links_healed,
-            happened.store_calls,
-            happened.store_errors,
-        );
-        (window.name, window.length.as_secs_f64(), counts)
-    });
-    PyList::new(py, windows.collect::<Vec<_>>())
-}
-
-/// The counters of the bridge, for the whole process.
-pub(super) fn bridge() -> &'static BridgeStats {
-    static BRIDGE: LazyLock<BridgeStats> = LazyLock::new(BridgeStats::default);
-    &BRIDGE
-}
-
-/// Every queue in use. Without a lock: a forked child might inherit it locked.
-static QUEUES: LazyLock<ArcSwap<Vec<Weak<Arrivals>>>> = LazyLock::new(ArcSwap::default);
-
-/// Registers a new queue.
-pub(super) fn note_queue(queue: &Arc<Arrivals>) {
-    QUEUES.rcu(|queues| {
-        let alive = queues.iter().filter(|known| known.strong_count() > 0);
-        let mut queues: Vec<_> = alive.cloned().collect();
-        queues.push(Arc::downgrade(queue));
-        queues
-    });
-}
-
-/// Sums up the lengths of all queues.
-fn count_queues(bridge: &BridgeStats) {
-    let queues = QUEUES.load();
-    let loads = queues.iter().filter_map(Weak::upgrade);
-    let sum = loads.fold((0, 0), |(waiting, operations), queue| {
-        let load = queue.load();
-        (waiting + load.0, operations + load.1)
-    });
-    bridge.waiting.store(sum.0 as u64, Ordering::Relaxed);
-    bridge.operations.store(sum.1 as u64, Ordering::Relaxed);
-}
-
-/// Resets the counters in a forked child, and drops the parent's queues.
-pub(super) fn after_fork_in_child() {
-    QUEUES.store(Arc::default());
-    bridge().reset();
-    hooks().reset();
-}
-
-/// The counters of hooks, for the whole process: hooks belong to loops and threads, not to stores.
-pub(super) fn hooks() -> &'static HookStats {
-    static HOOKS: LazyLock<HookStats> = LazyLock::new(HookStats::default);
-    &HOOKS
-}
-
-/// Counts a call of a hook whose end the core does not see.
-#[pyfunction]
-pub(super) fn hook_called(hook: &str) {
-    if let Some(hook) = known(hook) {
-        hooks().called(hook);
-    }
-}
-
-/// Counts the end of such a hook call, and its duration.
-#[pyfunction]
-pub(super) fn hook_ended(hook: &str, seconds: f64, well: bool) {
-    if let Some(hook) = known(hook) {
-        let took = Duration::try_from_secs_f64(seconds).unwrap_or_default();
-        hooks().ended(hook, took, well);
-    }
-}
-
-fn known(hook: &str) -> Option<&'static str> {
-    names::HOOKS.into_iter().find(|known| *known == hook)
 }

@@ -1,4 +1,4 @@
-//! The route info driver: what there is to route to.
+//! The route info driver: the pods of each service, tags and workloads.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -155,16 +155,16 @@ impl InfoDriver {
         self.shared.clock.deadline(timeout)
     }
 
-    /// Every alive pod of a service; reads the service first if nobody has.
+    /// Every alive pod of a service; reads the service first if it was not read.
     ///
     /// # Errors
     /// What the store failed with; `Timeout`.
     pub async fn all_states(&self, service: &ServiceId, deadline: Tick) -> Result<States> {
         let view = self.view(service, deadline).await?;
-        Ok(self.shared.those(&view, Standing::is_alive))
+        Ok(self.shared.pods_with(&view, Standing::is_alive))
     }
 
-    /// Every known pod with what is left of its lease; reads the service first if nobody has.
+    /// Every known pod with what is left of its lease; reads the service first if it was not read.
     ///
     /// # Errors
     /// What the store failed with; `Timeout`.
@@ -178,7 +178,7 @@ impl InfoDriver {
         Ok(view.snapshot.pods().iter().map(record).collect())
     }
 
-    /// Every alive pod whose application is ready; reads the service first if nobody has.
+    /// Every alive pod whose application is ready; reads the service first if it was not read.
     ///
     /// # Errors
     /// What the store failed with; `Timeout`.
@@ -205,7 +205,7 @@ impl InfoDriver {
             let text = format!("no pod of {service} is known");
             return Err(Error::new(ErrorKind::ServiceNotFound, text).with("service", service));
         }
-        let mut alive = self.shared.those(&view, Standing::is_alive);
+        let mut alive = self.shared.pods_with(&view, Standing::is_alive);
         alive.remove(&pod).ok_or_else(|| {
             let text = format!("pod {pod} of {service} is not alive; {} are", alive.len());
             Error::new(ErrorKind::PodNotFound, text)
@@ -214,7 +214,7 @@ impl InfoDriver {
         })
     }
 
-    /// The pod that a new user should get; reads the service first if nobody has. The choice
+    /// The pod that a new user should get; reads the service first if it was not read. The choice
     /// counts as a user sent there.
     ///
     /// # Errors
@@ -233,7 +233,9 @@ impl InfoDriver {
     /// # Errors
     /// `Closed`, or `NamespaceUnreachable`.
     pub fn alive_pods(&self, service: &ServiceId) -> Result<States> {
-        self.known(service, |view| self.shared.those(view, Standing::is_alive))
+        self.known(service, |view| {
+            self.shared.pods_with(view, Standing::is_alive)
+        })
     }
 
     /// The pods that take new users, as far as is known. Never waits. Must be called on the
@@ -279,8 +281,8 @@ impl InfoDriver {
         Ok(self.watched(service)?.age(self.shared.clock.now()))
     }
 
-    /// Whether the service as a whole is ready, as its lowest-numbered pod says. A workload that
-    /// nobody keeps up any more is not. In another namespace its pods say so, as the leader here does.
+    /// Whether the service as a whole is ready, as its lowest-numbered pod publishes. An expired
+    /// workload is not. In another namespace it is computed from the pods, as the leader here does.
     ///
     /// # Errors
     /// What the store failed with; `Timeout`.
@@ -317,7 +319,7 @@ impl InfoDriver {
         Ok(found)
     }
 
-    /// Makes a tag stand for a service, for everybody. Says whether it does now.
+    /// Makes a tag stand for a service, for all clients. Returns whether it does now.
     ///
     /// # Errors
     /// What the store failed with; `Timeout`; `NamespaceUnreachable` for another namespace, whose
@@ -336,7 +338,7 @@ impl InfoDriver {
             service: service.clone(),
         };
         let set = place.home.ask(set, deadline).await;
-        // Whatever happened, what was known of the tag before is worth nothing.
+        // Whether it failed or not, the cached service of the tag is not valid any more.
         place.tags.forget(tag);
         set
     }
@@ -412,7 +414,7 @@ impl InfoShared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn those(&self, view: &View, wanted: fn(Standing) -> bool) -> States {
+    fn pods_with(&self, view: &View, wanted: fn(Standing) -> bool) -> States {
         let pods = view.snapshot.those(self.clock.now(), wanted);
         pods.map(|pod| (pod.state.pod_id, Arc::clone(&pod.state)))
             .collect()

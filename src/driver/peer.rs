@@ -1,5 +1,4 @@
-//! This namespace as others see it: every operation that they may send, done through drivers of its
-//! own.
+//! This namespace as its peers see it: every operation that they may send, run by drivers of its own.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -75,9 +74,9 @@ impl LocalPeer {
         self.info.close();
     }
 
-    /// The pod, for as long as this process itself believes in it.
-    fn believed(&self, link: &LinkId, pod: PodIndex) -> StoredLink {
-        let left = self.client.believed_for(link).unwrap_or(Duration::ZERO);
+    /// The pod, for as long as this process itself caches it.
+    fn cached_link(&self, link: &LinkId, pod: PodIndex) -> StoredLink {
+        let left = self.client.cached_for(link).unwrap_or(Duration::ZERO);
         StoredLink {
             pod,
             life: Life::Temporary(left),
@@ -110,7 +109,7 @@ impl LocalPeer {
                     .await?
             }
         };
-        Ok(found.map(|pod| self.believed(&get.link, pod)))
+        Ok(found.map(|pod| self.cached_link(&get.link, pod)))
     }
 
     async fn set_if_absent(&self, set: &SetIfAbsent, deadline: Tick) -> Result<Placed> {
@@ -120,13 +119,13 @@ impl LocalPeer {
             .set_linked_pod_if_absent(link, pod, deadline)
             .await?;
         Ok(Placed {
-            link: self.believed(&set.link, owner),
+            link: self.cached_link(&set.link, owner),
             made: owner == set.pod,
         })
     }
 
-    /// A write that goes straight to the store. Whatever comes of it, what was known of the link
-    /// before is worth nothing.
+    /// A write that goes straight to the store. Whether it fails or not, the cached link is not valid
+    /// any more.
     async fn write<O: Operation>(
         &self,
         link: &LinkId,
@@ -146,7 +145,7 @@ impl Peer for LocalPeer {
             Call::Compute(compute) => {
                 let link = compute.link.clone();
                 let pod = self.client.compute_linked_pod(link, deadline).await?;
-                Ok(Reply::Compute(self.believed(&compute.link, pod)))
+                Ok(Reply::Compute(self.cached_link(&compute.link, pod)))
             }
             Call::Get(get) => self.get(get, deadline).await.map(Reply::Get),
             Call::BatchGet(batch) => {
@@ -212,8 +211,11 @@ impl Peer for LocalPeer {
         let subscription = self
             .info
             .subscribe(&service.namespace, Some(service), listener)?;
-        let subscription = Subscribed(subscription);
-        let next = |(mut published, subscription): (mpsc::Receiver<Vec<Change>>, Subscribed)| async move {
+        let subscription = StreamSubscription(subscription);
+        let next = |(mut published, subscription): (
+            mpsc::Receiver<Vec<Change>>,
+            StreamSubscription,
+        )| async move {
             let changes = published.recv().await?;
             Some((changes, (published, subscription)))
         };
@@ -245,9 +247,9 @@ impl ChangeListener for Publisher {
 }
 
 /// A stream's subscription, which ends when the stream is dropped.
-struct Subscribed(Arc<Subscription>);
+struct StreamSubscription(Arc<Subscription>);
 
-impl Drop for Subscribed {
+impl Drop for StreamSubscription {
     fn drop(&mut self) {
         self.0.end();
     }

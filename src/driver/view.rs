@@ -165,7 +165,7 @@ impl View {
         self.snapshot.standing(pod, now)
     }
 
-    /// What this view says of a user's pod, or of no pod.
+    /// What this view shows of a user's pod, or of no pod.
     #[must_use]
     pub(super) fn look(&self, pod: Option<PodIndex>, now: Tick) -> Look {
         let unknown = (Standing::Unknown, Incarnation::NONE);
@@ -174,7 +174,7 @@ impl View {
         Look {
             owner,
             incarnation,
-            takers: !self.candidates_with_sent(now).is_empty(),
+            routable: !self.candidates_with_sent(now).is_empty(),
         }
     }
 

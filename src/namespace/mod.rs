@@ -77,15 +77,15 @@ impl Home {
                 if event.is_none() {
                     return;
                 }
-                // One that waits already is enough: it only says that something changed.
+                // A pending event is enough: it only means that something changed.
                 let _waits = publish.try_send(());
             }
         });
         Ok(Changes::new(changes))
     }
 
-    /// Why a call takes too long, if that can be said at once: what the store answers to a ping. A
-    /// peer's own calls say what is wrong with it.
+    /// Why a call takes too long, if that is known at once: the store's answer to a ping. A peer's
+    /// own calls return what is wrong with it.
     pub async fn trouble(&self, deadline: Tick) -> Option<Error> {
         let Self::Own(store) = self else { return None };
         let answered = store.ask(Ping, deadline).await;
@@ -168,7 +168,7 @@ impl<T> Namespaces<T> {
         self.foreign.get(name)
     }
 
-    /// No peer leads to this namespace; the error says where peers lead to.
+    /// No peer serves this namespace; the error lists the namespaces that peers serve.
     fn unreachable(&self, namespace: &Namespace) -> Error {
         let mut peers: Vec<&str> = self.foreign.keys().map(Namespace::as_str).collect();
         peers.sort_unstable();

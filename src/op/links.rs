@@ -74,7 +74,7 @@ pub struct SetIfAbsent {
     pub ttl: Duration,
 }
 
-/// Writes the link whatever was there; the reply is the previous owner.
+/// Writes the link unconditionally; the reply is the previous owner.
 #[derive(Debug, Clone)]
 pub struct Set {
     /// The user.
@@ -86,7 +86,7 @@ pub struct Set {
 }
 
 /// Writes the link if there is none, if it already names `pod`, or if it is temporary and unowned;
-/// otherwise leaves it. The reply's `made` says whether `pod` has it now.
+/// otherwise leaves it. The reply's `made` is whether `pod` has it now.
 #[derive(Debug, Clone)]
 pub struct TrySet {
     /// The user.
@@ -128,7 +128,7 @@ pub struct Remove {
 /// What [`Remove`] found and did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Removed {
-    /// The owner that was found. A peer does not tell.
+    /// The owner that was found. A peer does not return it.
     pub previous: Option<PodIndex>,
     /// Whether the link was removed, or got its grace period.
     pub done: bool,

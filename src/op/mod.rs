@@ -197,7 +197,7 @@ operations! {
     Services: Read -> BTreeMap<ServiceName, PodIndex>;
     /// Write a temporary link if there is none.
     SetIfAbsent: Idempotent -> Placed;
-    /// Write a link, whatever was there.
+    /// Write a link unconditionally.
     Set: Once -> Option<PodIndex>;
     /// Write a link unless another pod owns the user.
     TrySet: Idempotent -> Placed;

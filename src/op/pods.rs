@@ -22,7 +22,7 @@ pub struct LeaseTimes {
     pub gap: Duration,
 }
 
-/// Takes an incarnation for a pod process, or says how long an earlier process may live.
+/// Takes an incarnation for a pod process, or returns how long an earlier process may live.
 #[derive(Debug, Clone)]
 pub struct PodBegin {
     /// Who asks.
@@ -72,7 +72,7 @@ pub struct ReadPods {
     pub last: PodsReading,
 }
 
-/// What [`ReadPods`] and [`PodCertify`] would say of every pod of a service, without a change: no
+/// What [`ReadPods`] and [`PodCertify`] would reply for every pod of a service, without a change: no
 /// certificate is written, and the store's clock stays where it was.
 #[derive(Debug, Clone)]
 pub struct Inspect {
@@ -93,7 +93,7 @@ pub struct PodIdentity {
     pub pod_uid: String,
 }
 
-/// What [`PodBegin`] says.
+/// The reply to [`PodBegin`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Begun {
     /// The process holds the index under this incarnation.
@@ -107,12 +107,12 @@ pub enum Begun {
     },
 }
 
-/// What [`PodRenew`] says.
+/// The reply to [`PodRenew`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Renewed {
     /// The lease is renewed and the state published.
     Done {
-        /// This pod speaks for the service: it has the lowest index of those that renew. After
+        /// This pod leads the service: it has the lowest index of those that renew. After
         /// the death of a leader another one leads within a lease and a renewal.
         leads: bool,
     },
@@ -122,14 +122,14 @@ pub enum Renewed {
     Superseded(Incarnation),
 }
 
-/// What [`ReadPods`] says.
+/// The reply to [`ReadPods`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Pods {
     /// Every pod with a readable state whose incarnation is the one that holds the lease.
     pub records: Vec<PodRecord>,
     /// The fields of the state hash that could not be read, and why.
     pub corrupt: Vec<(String, String)>,
-    /// How many subscribe to this service's events; 0 if the store does not say. On a server all
+    /// How many subscribe to this service's events; 0 if the store does not count. On a server all
     /// that subscribe through one store object count as one, because they share a connection.
     pub watchers: u64,
     /// The store's clock: milliseconds since 1970.
@@ -138,12 +138,12 @@ pub struct Pods {
     pub reading: PodsReading,
 }
 
-/// What [`Inspect`] says.
+/// The reply to [`Inspect`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Inspection {
-    /// What [`ReadPods`] would say.
+    /// What [`ReadPods`] would reply.
     pub pods: Pods,
-    /// What [`PodCertify`] would say of each pod that ever began; it knows no others.
+    /// What [`PodCertify`] would reply for each pod that ever began; it knows no others.
     pub certificates: BTreeMap<PodIndex, Foretold>,
 }
 

@@ -25,7 +25,7 @@ pub struct GetWorkload {
     pub service: ServiceId,
 }
 
-/// Lets a tag stand for a service, whatever it stood for before; the reply says whether it does
+/// Makes a tag stand for a service, also if it stood for another; the reply is whether it does
 /// now.
 #[derive(Debug, Clone)]
 pub struct SetTag {

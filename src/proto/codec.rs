@@ -8,7 +8,7 @@ use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
 /// Nearly every message fits into this; tonic would set 8 KiB aside for each, four times a call.
 const BUFFER: usize = 256;
-/// As tonic has it: a stream hands on what it has gathered when it is this much.
+/// As in tonic: a stream is flushed when its buffer has this size.
 const HANDED_ON: usize = 32 * 1024;
 
 /// The codec of every method.

@@ -1,5 +1,5 @@
-//! Generated from proto/podlink/v1/route.proto and committed; `tests/rust/wire` makes it and proves
-//! it fresh. Never edited, but for how messages become bytes.
+//! Generated from proto/podlink/v1/route.proto and committed; `tests/rust/wire` generates it again
+//! and compares. Never edited; only the codec is written by hand.
 
 mod codec;
 
@@ -17,5 +17,5 @@ pub mod v1 {
     include!("podlink.v1.rs");
 }
 
-/// The schema as protoc would compile it: what server reflection tells.
+/// The schema as protoc would compile it: what server reflection serves.
 pub(crate) const DESCRIPTORS: &[u8] = include_bytes!("podlink.v1.bin");

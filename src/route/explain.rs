@@ -1,4 +1,4 @@
-//! What compute would do with a user, and why: told from values in hand, without doing it.
+//! What compute would do with a user, and why: decided from values in hand, without doing it.
 //!
 //! The steps are those of `plan.rs`, which `driver/client/place.rs` runs. `tests/rust/driver/explain.rs`
 //! holds the one against the other, world by world.
@@ -16,11 +16,11 @@ use crate::id::{Incarnation, PodIndex};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// Answer what this process remembers; the store is not asked.
+    /// Answer from the cache; the store is not asked.
     AnswerFromCache,
     /// Answer the stored link.
     KeepLink,
-    /// Answer the stored link, and remember nothing: its pod may be dead.
+    /// Answer the stored link, and cache nothing: its pod may be dead.
     KeepUntilCertain,
     /// Link the user to one of the candidates.
     MakeLink,
@@ -32,7 +32,7 @@ pub enum Action {
     NoRoutablePod,
     /// Ask the peer that leads to the user's namespace; it decides.
     AskPeer,
-    /// Fail as the explanation's own questions did.
+    /// Fail as the explanation's own requests did.
     Fail,
 }
 
@@ -45,12 +45,12 @@ pub struct Facts {
     pub seen: Option<Look>,
     /// That reading is too young to be repeated only because of the owner.
     pub just_read: bool,
-    /// What a reading would say now.
+    /// What a reading would show now.
     pub fresh: Look,
     /// The owner's certificate; `None` if no process ever began under its index.
     pub certificate: Option<Foretold>,
     /// The process with which the cache remembers the user on this pod, if users of restarted
-    /// pods are placed afresh.
+    /// pods are placed from scratch.
     pub remembered: Option<Incarnation>,
 }
 
@@ -69,58 +69,58 @@ pub struct Forecast {
     pub choices_before: u64,
 }
 
-/// Says what compute would do with a user whom the cache does not answer: plays the steps of a
-/// [`Plan`] against the facts.
+/// What compute would do with a user after a cache miss: simulates the steps of a [`Plan`] with the
+/// facts.
 #[must_use]
 pub fn foresee(facts: &Facts) -> Forecast {
-    let mut game = Game {
+    let mut run = Simulation {
         facts,
         fresh: facts.seen.is_none(),
         choices: 0,
     };
     let mut plan = Plan::default();
     loop {
-        let sight = game.sight();
+        let sight = run.sight();
         match plan.next(sight) {
-            Step::ReadPods => game.fresh = true,
+            Step::ReadPods => run.fresh = true,
             Step::Offer => {
-                game.choices += 1;
+                run.choices += 1;
                 if !facts.linked {
-                    return game.end(Action::MakeLink, Reason::NoLink);
+                    return run.end(Action::MakeLink, Reason::NoLink);
                 }
                 plan.linked(Some(false));
             }
             Step::Find => plan.linked(facts.linked.then_some(false)),
-            Step::Certify => plan.certified(game.certificate()),
+            Step::Certify => plan.certified(run.certificate()),
             Step::Move { reason, .. } => {
-                game.choices += 1;
+                run.choices += 1;
                 return match reason {
-                    Reason::OwnerDead if !game.is_certified() => {
-                        game.end(Action::CertifyThenMove, Reason::OwnerLapsed)
+                    Reason::OwnerDead if !run.is_certified() => {
+                        run.end(Action::CertifyThenMove, Reason::OwnerLapsed)
                     }
-                    reason => game.end(Action::MoveUser, reason),
+                    reason => run.end(Action::MoveUser, reason),
                 };
             }
             Step::Answer { remember, reason } => {
                 return match remember {
-                    true => game.end(Action::KeepLink, reason),
-                    false => game.end(Action::KeepUntilCertain, reason),
+                    true => run.end(Action::KeepLink, reason),
+                    false => run.end(Action::KeepUntilCertain, reason),
                 };
             }
-            Step::Refuse => return game.end(Action::NoRoutablePod, Reason::NoRoutablePod),
+            Step::Refuse => return run.end(Action::NoRoutablePod, Reason::NoRoutablePod),
         }
     }
 }
 
-/// How far compute would have come.
-struct Game<'a> {
+/// The state of the simulated compute.
+struct Simulation<'a> {
     facts: &'a Facts,
     /// The pods would have been read again.
     fresh: bool,
     choices: u64,
 }
 
-impl Game<'_> {
+impl Simulation<'_> {
     fn sight(&self) -> Sight {
         let (look, young) = match self.facts.seen {
             Some(seen) if !self.fresh => (seen, self.facts.just_read),
@@ -183,43 +183,47 @@ pub struct CandidateReport {
 #[must_use]
 pub fn weigh(
     strategy: Strategy,
-    seats: &[(Candidate, f64)],
+    candidates: &[(Candidate, f64)],
     certain: Option<PodIndex>,
 ) -> Vec<CandidateReport> {
     #[allow(
         clippy::cast_precision_loss,
         reason = "a load above 2^53 is compared roughly, here as there"
     )]
-    let weighed = |(seat, sent): &(Candidate, f64)| seat.load as f64 + sent / seat.weight;
-    let total: f64 = seats.iter().map(|(seat, _)| seat.weight).sum();
-    let candidate = |(at, seated): (usize, &(Candidate, f64))| {
-        let (seat, sent) = seated;
+    let weighed =
+        |(candidate, sent): &(Candidate, f64)| candidate.load as f64 + sent / candidate.weight;
+    let total: f64 = candidates
+        .iter()
+        .map(|(candidate, _)| candidate.weight)
+        .sum();
+    let report = |(at, pair): (usize, &(Candidate, f64))| {
+        let (candidate, sent) = pair;
         let chance = match strategy {
             Strategy::Custom => None,
-            Strategy::P2c => Some(better_of_two(seats.len(), || {
-                let mine = weighed(seated);
+            Strategy::P2c => Some(better_of_two(candidates.len(), || {
+                let mine = weighed(pair);
                 // Ties go to the lower index.
                 let better = |(other, them): &(usize, &(Candidate, f64))| {
                     let order = weighed(them).total_cmp(&mine);
                     order.is_lt() || order.is_eq() && *other < at
                 };
-                seats.iter().enumerate().filter(better).count()
+                candidates.iter().enumerate().filter(better).count()
             })),
-            Strategy::Weighted => Some(seat.weight / total),
+            Strategy::Weighted => Some(candidate.weight / total),
             Strategy::LeastLoad | Strategy::RoundRobin | Strategy::Rendezvous => {
-                Some(f64::from(u8::from(certain == Some(seat.pod))))
+                Some(f64::from(u8::from(certain == Some(candidate.pod))))
             }
         };
         CandidateReport {
-            pod: seat.pod,
-            load: seat.load,
-            weight: seat.weight,
+            pod: candidate.pod,
+            load: candidate.load,
+            weight: candidate.weight,
             sent: *sent,
-            weighed: weighed(seated),
+            weighed: weighed(pair),
             chance,
         }
     };
-    seats.iter().enumerate().map(candidate).collect()
+    candidates.iter().enumerate().map(report).collect()
 }
 
 /// How probably a pod wins among two different ones drawn at random, if so many are better.
@@ -227,7 +231,7 @@ fn better_of_two(count: usize, better: impl FnOnce() -> usize) -> f64 {
     if count < 2 {
         return 1.0;
     }
-    #[allow(clippy::cast_precision_loss, reason = "nobody has 2^53 pods")]
+    #[allow(clippy::cast_precision_loss, reason = "no service has 2^53 pods")]
     let [count, better] = [count, better()].map(|number| number as f64);
     2.0 * (count - 1.0 - better) / (count * (count - 1.0))
 }
@@ -240,11 +244,11 @@ mod tests {
     use rand::rngs::StdRng;
     use rand::{RngCore, SeedableRng};
 
-    fn look(owner: Standing, takers: bool) -> Look {
+    fn look(owner: Standing, routable: bool) -> Look {
         Look {
             owner,
             incarnation: Incarnation::new(1),
-            takers,
+            routable,
         }
     }
 
@@ -276,7 +280,7 @@ mod tests {
         }
     }
 
-    fn told(facts: &Facts) -> (Action, Reason) {
+    fn foreseen(facts: &Facts) -> (Action, Reason) {
         let forecast = foresee(facts);
         (forecast.action, forecast.reason)
     }
@@ -284,14 +288,14 @@ mod tests {
     #[test]
     fn the_table_of_owners_row_by_row() {
         let keep = |reason| (Action::KeepLink, reason);
-        assert_eq!(told(&facts(Standing::Ready)), keep(Reason::OwnerReady));
+        assert_eq!(foreseen(&facts(Standing::Ready)), keep(Reason::OwnerReady));
         assert_eq!(
-            told(&facts(Standing::Draining)),
+            foreseen(&facts(Standing::Draining)),
             keep(Reason::OwnerDraining)
         );
         let moved = |reason| (Action::MoveUser, reason);
         assert_eq!(
-            told(&facts(Standing::Shutdown)),
+            foreseen(&facts(Standing::Shutdown)),
             moved(Reason::OwnerShutdown)
         );
         for gone in [Standing::Lapsed, Standing::Unknown] {
@@ -302,84 +306,83 @@ mod tests {
                 certificate,
                 ..facts(gone)
             };
-            assert_eq!(told(&with(Some(dead(true)))), moved(Reason::OwnerDead));
+            assert_eq!(foreseen(&with(Some(dead(true)))), moved(Reason::OwnerDead));
             let certify = (Action::CertifyThenMove, Reason::OwnerLapsed);
-            assert_eq!(told(&with(Some(dead(false)))), certify);
-            assert_eq!(told(&with(None)), moved(Reason::OwnerNeverSeen));
+            assert_eq!(foreseen(&with(Some(dead(false)))), certify);
+            assert_eq!(foreseen(&with(None)), moved(Reason::OwnerNeverSeen));
         }
     }
 
     #[test]
-    fn nobody_to_move_to_is_an_error_and_nobody_has_to_move_is_none() {
+    fn no_target_is_an_error_only_if_a_user_must_move() {
         let alone = |owner, certificate| Facts {
             seen: Some(look(owner, false)),
             fresh: look(owner, false),
             certificate: Some(certificate),
             ..facts(owner)
         };
-        let nobody = (Action::NoRoutablePod, Reason::NoRoutablePod);
-        assert_eq!(told(&alone(Standing::Lapsed, dead(false))), nobody);
-        assert_eq!(told(&alone(Standing::Shutdown, alive(1))), nobody);
-        let draining = told(&alone(Standing::Draining, alive(1)));
+        let refused = (Action::NoRoutablePod, Reason::NoRoutablePod);
+        assert_eq!(foreseen(&alone(Standing::Lapsed, dead(false))), refused);
+        assert_eq!(foreseen(&alone(Standing::Shutdown, alive(1))), refused);
+        let draining = foreseen(&alone(Standing::Draining, alive(1)));
         assert_eq!(draining, (Action::KeepLink, Reason::OwnerDraining));
         let new = Facts {
             linked: false,
             ..alone(Standing::Unknown, alive(1))
         };
-        assert_eq!(told(&new), nobody);
+        assert_eq!(foreseen(&new), refused);
     }
 
     #[test]
     fn a_pod_that_has_come_back_is_seen_before_its_user_is_moved() {
         let mut facts = facts(Standing::Lapsed);
         facts.fresh.owner = Standing::Ready;
-        assert_eq!(told(&facts), (Action::KeepLink, Reason::OwnerReady));
+        assert_eq!(foreseen(&facts), (Action::KeepLink, Reason::OwnerReady));
         // Just read, so not read again for the lapsed lease, but for the certificate's process.
         facts.just_read = true;
         facts.certificate = Some(alive(2));
-        assert_eq!(told(&facts), (Action::KeepLink, Reason::OwnerReady));
+        assert_eq!(foreseen(&facts), (Action::KeepLink, Reason::OwnerReady));
     }
 
     #[test]
     fn chances_are_what_the_strategies_do() {
         const DRAWS: u32 = 40_000;
         let mut random = StdRng::seed_from_u64(3);
-        let figures = [(5, 1.0, 0.0), (4, 2.0, 4.0), (9, 1.0, 0.0), (5, 0.5, 0.0)];
-        for count in 1..=figures.len() {
-            let seats: Vec<(Candidate, f64)> = figures[..count]
+        let pods = [(5, 1.0, 0.0), (4, 2.0, 4.0), (9, 1.0, 0.0), (5, 0.5, 0.0)];
+        for count in 1..=pods.len() {
+            let candidates: Vec<(Candidate, f64)> = pods[..count]
                 .iter()
                 .enumerate()
                 .map(|(at, (load, weight, sent))| {
-                    let seat = Candidate {
+                    let candidate = Candidate {
                         pod: PodIndex::new(at as i64).unwrap(),
                         load: *load,
                         weight: *weight,
                     };
-                    (seat, *sent)
+                    (candidate, *sent)
                 })
                 .collect();
-            let alone: Vec<Candidate> = seats.iter().map(|(seat, _)| *seat).collect();
+            let alone: Vec<Candidate> =
+                candidates.iter().map(|(candidate, _)| *candidate).collect();
             for strategy in [Strategy::P2c, Strategy::Weighted] {
-                let weighed = weigh(strategy, &seats, None);
+                let weighed = weigh(strategy, &candidates, None);
                 let mut hits = vec![0_u32; count];
                 for _ in 0..DRAWS {
                     let chance = Chance {
                         turn: 0,
                         random: (random.next_u64(), random.next_u64()),
                     };
-                    let chosen = pick(strategy, &alone, "u", |at| seats[at].1, chance);
+                    let chosen = pick(strategy, &alone, "u", |at| candidates[at].1, chance);
                     hits[chosen.unwrap().get() as usize] += 1;
                 }
-                for (candidate, hits) in weighed.iter().zip(hits) {
-                    let (told, seen) = (
-                        candidate.chance.unwrap(),
-                        f64::from(hits) / f64::from(DRAWS),
-                    );
+                for (report, hits) in weighed.iter().zip(hits) {
+                    let (expected, seen) =
+                        (report.chance.unwrap(), f64::from(hits) / f64::from(DRAWS));
                     assert!(
-                        (told - seen).abs() < 0.02,
-                        "{strategy:?} {candidate:?}: {seen}"
+                        (expected - seen).abs() < 0.02,
+                        "{strategy:?} {report:?}: {seen}"
                     );
-                    assert_eq!(told == 0.0, hits == 0, "{strategy:?} {candidate:?}");
+                    assert_eq!(expected == 0.0, hits == 0, "{strategy:?} {report:?}");
                 }
             }
         }

@@ -320,7 +320,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_choice_is_always_one_of_the_seats(
+        fn the_choice_is_always_a_candidate(
             loads in prop::collection::vec(any::<i64>(), 1..20),
             turn: u64, first: u64, second: u64, sent in -1e9..1e9_f64,
         ) {

@@ -1,7 +1,7 @@
 //! What compute does next, decided once, from values in hand.
 //!
-//! `driver/client/place.rs` runs the steps; `route/explain.rs` plays them against what is known, to
-//! say what compute would do.
+//! `driver/client/place.rs` runs the steps; `route/explain.rs` simulates them with the known facts,
+//! to explain what compute would do.
 
 use super::link::{Certificate, Verdict, judge};
 use super::state::Standing;
@@ -11,15 +11,15 @@ use crate::id::Incarnation;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// What is remembered is still valid, and its pod available.
+    /// The cached link is still valid, and its pod available.
     Cached,
-    /// The program told the cache before the pod was known, and the pod is available.
+    /// The program set the cache before the pod was known, and the pod is available.
     ToldByProgram,
     /// The linked pod is READY.
     OwnerReady,
     /// The linked pod takes no new users, but keeps its own.
     OwnerDraining,
-    /// The linked pod says that it takes nothing any more.
+    /// The linked pod published SHUTDOWN.
     OwnerShutdown,
     /// The linked pod's lease is over, but its death is not certain yet.
     DeathNotCertain,
@@ -37,7 +37,7 @@ pub enum Reason {
     NoRoutablePod,
     /// The namespace is not this driver's.
     ForeignNamespace,
-    /// The store could not be asked, or holds what nobody can read.
+    /// The store could not be asked, or holds data that cannot be read.
     StoreTrouble,
     /// The peer could not be asked.
     PeerTrouble,
@@ -48,8 +48,8 @@ pub enum Reason {
 pub enum Opening {
     /// The cache has a valid answer.
     Cached,
-    /// The cache has what the program told it before the pod was known: the pod is available, so
-    /// the entry is adopted for the process that the pod is now.
+    /// The cache has an entry that the program set before the pod was known: the pod is available,
+    /// so the entry is adopted for the process that the pod is now.
     Adopt,
     /// The namespace is another one: its peer decides.
     AskPeer,
@@ -64,8 +64,8 @@ pub enum Cached {
     Absent,
     /// An answer that compute gives.
     Valid,
-    /// What the program told it before the pod was known; compute believes it from now on.
-    Told,
+    /// An entry that the program set before the pod was known; compute trusts it from now on.
+    SetByProgram,
     /// An answer that compute does not give.
     Stale(Stale),
 }
@@ -76,7 +76,7 @@ pub enum Cached {
 pub enum Stale {
     /// Its time is over.
     Expired,
-    /// The pods of the service are not being read, so nothing vouches for it.
+    /// The pods of the service are not being read, so it cannot be checked.
     PodsNotRead,
     /// Its pod is not available.
     PodNotAvailable,
@@ -84,7 +84,7 @@ pub enum Stale {
     PodRestarted,
 }
 
-/// What one reading of the pods says of a user's pod.
+/// What one reading of the pods shows of a user's pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Look {
     /// The standing of the user's pod.
@@ -92,13 +92,13 @@ pub struct Look {
     /// The process that holds its index.
     pub incarnation: Incarnation,
     /// Whether any pod may get a new user.
-    pub takers: bool,
+    pub routable: bool,
 }
 
 /// What is known when a step is decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sight {
-    /// What the present reading of the pods says.
+    /// What the present reading of the pods shows.
     pub look: Look,
     /// That reading is too young to be repeated only because of the owner.
     pub young: bool,
@@ -140,7 +140,7 @@ pub enum Step {
 /// Judges what the cache remembers.
 ///
 /// `remembered` is the process of the pod when the answer was given, `seen` what the pods that
-/// this process keeps reading say of the pod, and `first` what a first reading would say.
+/// this process keeps reading show of the pod, and `first` what a first reading would show.
 #[must_use]
 pub fn cached(in_time: bool, remembered: Incarnation, seen: Option<Look>, first: Look) -> Cached {
     if !in_time {
@@ -148,7 +148,7 @@ pub fn cached(in_time: bool, remembered: Incarnation, seen: Option<Look>, first:
     }
     let now = seen.unwrap_or(first);
     if remembered == Incarnation::NONE && now.owner.is_available() {
-        return Cached::Told;
+        return Cached::SetByProgram;
     }
     match seen {
         None => Cached::Stale(Stale::PodsNotRead),
@@ -164,7 +164,7 @@ pub const fn opening(cached: Cached, foreign: bool) -> Opening {
     match (cached, foreign) {
         (Cached::Valid, _) => Opening::Cached,
         (_, true) => Opening::AskPeer,
-        (Cached::Told, false) => Opening::Adopt,
+        (Cached::SetByProgram, false) => Opening::Adopt,
         (Cached::Absent | Cached::Stale(_), false) => Opening::Plan,
     }
 }
@@ -172,7 +172,7 @@ pub const fn opening(cached: Cached, foreign: bool) -> Opening {
 /// The steps of one compute in its own namespace: what was found so far.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Plan {
-    link: Link,
+    link: LinkState,
     certificate: Option<Certificate>,
     /// Once decided, a move stands: a reading made for the choice does not take it back.
     moving: Option<(Incarnation, Reason)>,
@@ -184,7 +184,7 @@ pub struct Plan {
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-enum Link {
+enum LinkState {
     #[default]
     NotAsked,
     Absent,
@@ -198,7 +198,7 @@ impl Plan {
     /// Takes note of the link: absent, or found. `placed`: this compute created or moved it.
     pub fn linked(&mut self, found: Option<bool>) {
         *self = Self {
-            link: found.map_or(Link::Absent, |placed| Link::Found { placed }),
+            link: found.map_or(LinkState::Absent, |placed| LinkState::Found { placed }),
             restart_applied: self.restart_applied,
             ..Self::default()
         };
@@ -212,7 +212,7 @@ impl Plan {
         };
     }
 
-    /// Takes note of what the store says of the owner's death.
+    /// Takes note of the store's answer about the owner's death.
     pub fn certified(&mut self, certificate: Certificate) {
         self.certificate = Some(certificate);
     }
@@ -220,9 +220,9 @@ impl Plan {
     /// The next step.
     pub fn next(&mut self, sight: Sight) -> Step {
         let placed = match self.link {
-            Link::NotAsked => return self.choose(sight, Step::Offer, Step::Find),
-            Link::Absent => return Step::Refuse,
-            Link::Found { placed } => placed,
+            LinkState::NotAsked => return self.choose(sight, Step::Offer, Step::Find),
+            LinkState::Absent => return Step::Refuse,
+            LinkState::Found { placed } => placed,
         };
         if self.moving.is_none() {
             let step = self.judge(sight, placed);
@@ -237,12 +237,12 @@ impl Plan {
     }
 
     /// Reads the pods again before it takes for true that no pod takes users.
-    fn choose(&mut self, sight: Sight, chosen: Step, no_taker: Step) -> Step {
-        if sight.look.takers {
+    fn choose(&mut self, sight: Sight, chosen: Step, otherwise: Step) -> Step {
+        if sight.look.routable {
             return chosen;
         }
         if std::mem::replace(&mut self.read_for_choice, true) {
-            return no_taker;
+            return otherwise;
         }
         Step::ReadPods
     }
@@ -286,7 +286,7 @@ impl Plan {
             {
                 return Some(Step::ReadPods);
             }
-            // It says itself that it takes nothing any more.
+            // It published SHUTDOWN itself.
             Some(Certificate::Alive { .. }) if verdict == Verdict::Relink => {
                 self.moving = Some((incarnation, Reason::OwnerShutdown));
             }
@@ -318,17 +318,17 @@ pub const fn keep(owner: Standing) -> Step {
 mod tests {
     use super::*;
 
-    fn look(owner: Standing, takers: bool) -> Look {
+    fn look(owner: Standing, routable: bool) -> Look {
         Look {
             owner,
             incarnation: Incarnation::new(1),
-            takers,
+            routable,
         }
     }
 
-    fn sight(owner: Standing, takers: bool) -> Sight {
+    fn sight(owner: Standing, routable: bool) -> Sight {
         Sight {
-            look: look(owner, takers),
+            look: look(owner, routable),
             young: false,
             remembered: None,
         }
@@ -402,7 +402,10 @@ mod tests {
             cached(true, two, Some(ready), ready),
             stale(Stale::PodRestarted)
         );
-        assert_eq!(cached(true, Incarnation::NONE, None, ready), Cached::Told);
+        assert_eq!(
+            cached(true, Incarnation::NONE, None, ready),
+            Cached::SetByProgram
+        );
         let unknown = cached(true, Incarnation::NONE, Some(gone), gone);
         assert_eq!(unknown, stale(Stale::PodNotAvailable));
     }

@@ -43,10 +43,10 @@ pub(super) trait Method: Send + Sync + 'static {
     fn read(request: Self::Request, max_batch: usize) -> Result<Self::Operation>;
 
     /// The server's side: the answer.
-    fn response(reply: Reply<Self>, asked: &[Uid]) -> Self::Response;
+    fn response(reply: MethodReply<Self>, asked: &[Uid]) -> Self::Response;
 
     /// The caller's side: what was answered.
-    fn reply(response: Self::Response, asked: &[Uid]) -> Result<Reply<Self>>;
+    fn reply(response: Self::Response, asked: &[Uid]) -> Result<MethodReply<Self>>;
 
     /// The users of a batch, in order: its answer names them again.
     fn asked(_operation: &Self::Operation) -> Vec<Uid> {
@@ -55,7 +55,7 @@ pub(super) trait Method: Send + Sync + 'static {
 }
 
 /// The reply to a method's operation.
-pub(super) type Reply<M> = <<M as Method>::Operation as Operation>::Reply;
+pub(super) type MethodReply<M> = <<M as Method>::Operation as Operation>::Reply;
 
 macro_rules! methods {
     ($($method:ident: $operation:ty, $request:ident -> $response:ident { $($body:tt)* })+) => {
@@ -183,7 +183,7 @@ methods! {
             })
         }
 
-        fn response(pods: Reply<Self>, asked: &[Uid]) -> v1::BatchGetLinkedPodResponse {
+        fn response(pods: MethodReply<Self>, asked: &[Uid]) -> v1::BatchGetLinkedPodResponse {
             v1::BatchGetLinkedPodResponse {
                 pods: convert::from_pods_of(asked, &pods),
             }
@@ -192,7 +192,7 @@ methods! {
         fn reply(
             response: v1::BatchGetLinkedPodResponse,
             asked: &[Uid],
-        ) -> Result<Reply<Self>> {
+        ) -> Result<MethodReply<Self>> {
             let mut pods = HashMap::with_capacity(asked.len());
             for found in &response.pods {
                 let pod = convert::pod(found.pod_index)?;
@@ -220,13 +220,13 @@ methods! {
             Ok(Services { namespace, uid })
         }
 
-        fn response(services: Reply<Self>, _asked: &[Uid]) -> v1::GetLinkServiceResponse {
+        fn response(services: MethodReply<Self>, _asked: &[Uid]) -> v1::GetLinkServiceResponse {
             v1::GetLinkServiceResponse {
                 services: convert::from_services(services),
             }
         }
 
-        fn reply(response: v1::GetLinkServiceResponse, _asked: &[Uid]) -> Result<Reply<Self>> {
+        fn reply(response: v1::GetLinkServiceResponse, _asked: &[Uid]) -> Result<MethodReply<Self>> {
             convert::services(response.services)
         }
     }
@@ -262,7 +262,7 @@ methods! {
         fn reply(response: v1::SetLinkedPodIfAbsentResponse, _asked: &[Uid]) -> Result<Placed> {
             Ok(Placed {
                 link: convert::given_link(response.link)?,
-                // The peer does not say.
+                // The peer does not return it.
                 made: false,
             })
         }
@@ -285,13 +285,13 @@ methods! {
             })
         }
 
-        fn response(previous: Reply<Self>, _asked: &[Uid]) -> v1::SetLinkedPodResponse {
+        fn response(previous: MethodReply<Self>, _asked: &[Uid]) -> v1::SetLinkedPodResponse {
             v1::SetLinkedPodResponse {
                 previous_pod_index: previous.map(PodIndex::get),
             }
         }
 
-        fn reply(response: v1::SetLinkedPodResponse, _asked: &[Uid]) -> Result<Reply<Self>> {
+        fn reply(response: v1::SetLinkedPodResponse, _asked: &[Uid]) -> Result<MethodReply<Self>> {
             response.previous_pod_index.map(convert::pod).transpose()
         }
     }
@@ -322,7 +322,7 @@ methods! {
 
         fn reply(response: v1::TrySetLinkedPodResponse, _asked: &[Uid]) -> Result<Placed> {
             let pod = convert::pod(response.owner_pod_index)?;
-            // How long the link lasts, the peer does not say: it is not for remembering.
+            // The peer does not return how long the link lasts: it must not be cached.
             let life = Life::Temporary(Duration::ZERO);
             Ok(Placed {
                 link: StoredLink { pod, life },
@@ -432,13 +432,13 @@ methods! {
             Ok(GetTag { namespace, tag })
         }
 
-        fn response(found: Reply<Self>, _asked: &[Uid]) -> v1::GetServiceNameByTagResponse {
+        fn response(found: MethodReply<Self>, _asked: &[Uid]) -> v1::GetServiceNameByTagResponse {
             v1::GetServiceNameByTagResponse {
                 service_name: found.map(|name| name.to_string()),
             }
         }
 
-        fn reply(response: v1::GetServiceNameByTagResponse, _asked: &[Uid]) -> Result<Reply<Self>> {
+        fn reply(response: v1::GetServiceNameByTagResponse, _asked: &[Uid]) -> Result<MethodReply<Self>> {
             convert::service_name(response.service_name)
         }
     }
@@ -446,7 +446,7 @@ methods! {
 
 pub(super) use match_method;
 
-/// What a removal is answered with; the peer does not say who the owner was.
+/// The reply to a removal; the peer does not return the previous owner.
 fn removed(done: bool) -> Removed {
     Removed {
         previous: None,

@@ -12,7 +12,7 @@ use crate::id::{Namespace, ServiceId};
 use crate::op::{Call, CallName, Reply};
 use crate::telemetry::{Gauges, MetricSource, Metrics, MetricsSnapshot, PeerStats, names};
 
-/// Counts and times every call of the peer within, repetitions as one.
+/// Counts and times every call of the inner peer; retries count as one call.
 #[derive(Debug)]
 pub struct MeteredPeer {
     namespace: Namespace,

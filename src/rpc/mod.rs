@@ -1,6 +1,6 @@
-//! Operations across namespaces: what puts bytes on, or takes bytes off, the wire.
+//! Operations across namespaces: everything that reads or writes bytes of the wire.
 //!
-//! [`Peer`] is a namespace as others see it. The drivers implement it for their own
+//! [`Peer`] is a namespace as other namespaces see it. The drivers implement it for their own
 //! (`driver/peer.rs`), [`client::PeerClient`] for one that it reaches over gRPC, and
 //! [`server::Server`] serves any of them. `messages.rs` has each operation as a request and its
 //! answer, once for both ends.
@@ -32,27 +32,27 @@ use crate::route::snapshot::Change;
 /// changed since, a reading of the pods shows.
 pub type ChangeStream = BoxStream<'static, Vec<Change>>;
 
-/// A namespace as other namespaces see it, wherever that is.
+/// A namespace as other namespaces see it, local or remote.
 ///
 /// Every call ends by `deadline`, with `Timeout` at the latest. A failed write says in its error
 /// whether it was not sent or its outcome is unknown. Dropping a call's future abandons only the
 /// wait: what was begun goes on.
 #[async_trait]
 pub trait Peer: Send + Sync + std::fmt::Debug + 'static {
-    /// Does one operation there. A link in a reply lasts as long as the peer believes in it; one
-    /// that lasts no time at all must not be remembered.
+    /// Does one operation there. A link in a reply lasts as long as the peer caches it; one that
+    /// lasts no time at all must not be cached.
     async fn call(&self, call: &Call, deadline: Tick) -> Result<Reply>;
 
     /// Publishes the changes of a service's pods from now on.
     async fn watch(&self, service: &ServiceId, deadline: Tick) -> Result<ChangeStream>;
 
-    /// How each endpoint is that leads there; empty where there is no way to go.
+    /// The condition of each endpoint of the namespace; empty for a local one.
     fn conditions(&self) -> Vec<(String, client::Condition)> {
         Vec::new()
     }
 }
 
-/// What a peer says that is asked for what only the pods and clients of its own namespace do.
+/// The error of a peer for an operation that only pods and clients of its own namespace may call.
 pub fn only_within(name: CallName) -> Error {
     let text = format!(
         "{} is done within a namespace only, not across namespaces",

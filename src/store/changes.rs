@@ -7,7 +7,7 @@ use tokio::sync::mpsc::{self, Receiver, Sender};
 
 /// A subscription to the events of one service's pods. Dropping it ends the subscription.
 ///
-/// An event says *that* something changed, never what: the subscriber reads the pods. So any
+/// An event means *that* something changed, never what: the subscriber reads the pods. So any
 /// number of events that arrive between two waits are one.
 #[derive(Debug)]
 pub struct Changes {

@@ -1,9 +1,9 @@
-//! The only door to shared state.
+//! The only access to shared state.
 //!
 //! [`Store`] has one contract (`tests/rust/contract/`): in-process memory, Redis and Valkey behave
 //! alike, operation by operation. Each operation is one atomic step; the Lua files in `lua/` are
-//! its definition on a server, `memory/` is the same thing without one. What is true of every call,
-//! such as metrics and traces, is a [`layer`] over any store.
+//! its definition on a server, `memory/` is the same without one. What applies to every call, such as
+//! metrics and traces, is a [`layer`] over any store.
 
 mod changes;
 mod codec;
@@ -55,7 +55,7 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// Ends the connection and every task behind it. Later calls fail with `Closed`.
     async fn close(&self);
 
-    /// How the connection is, and what happened to it so far.
+    /// The state of the connection, and what happened to it so far.
     fn report(&self) -> ConnectionReport;
 }
 
@@ -82,7 +82,7 @@ impl dyn Store {
     }
 }
 
-/// How a store's connection is, and how often what has happened to it.
+/// The state of a store's connection, and counts of its events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ConnectionReport {
     /// Calls can be sent at this moment.
@@ -110,7 +110,7 @@ pub fn open(config: &StoreConfig, clock: Clock) -> Result<Arc<dyn Store>> {
     }
 }
 
-/// What a store says that is asked for what only a peer can do.
+/// The error of a store for an operation that only a peer can do.
 fn only_a_peer(name: CallName) -> Error {
     Error::new(ErrorKind::Internal, "a store does not compute").in_call(name)
 }

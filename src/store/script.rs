@@ -1,7 +1,7 @@
 //! The Lua scripts: one atomic operation each, called by hash.
 //!
 //! A script is sent as `EVALSHA`; a server that does not know it (restart, fail-over, `SCRIPT
-//! FLUSH`) says NOSCRIPT before it has done anything, and gets the source with `EVAL` once.
+//! FLUSH`) replies NOSCRIPT before it has done anything, and gets the source with `EVAL` once.
 
 use std::sync::LazyLock;
 

@@ -1,4 +1,4 @@
-"""Which paths a Rust file names: the contract test of the rooms reads them.
+"""Which paths a Rust file names: the contract tests of the rooms read them.
 
 Not a parser of Rust. It drops comments and literals, writes out `use` trees, resolves `self` and
 `super` from the module that they stand in, and collects every `a::b` that is left.
@@ -45,7 +45,7 @@ class NamedPaths(NamedTuple):
 
 def named_paths(file: Path, source_root: Path) -> NamedPaths:
     """Every path that the file names."""
-    code = _NOT_CODE.sub(" ", file.read_text())
+    code = code_of(file)
     here = module_of(file, source_root)
     modules = list(_inline_modules(code))
     # Blanked and not cut, so that every position stays what it is.
@@ -60,6 +60,15 @@ def named_paths(file: Path, source_root: Path) -> NamedPaths:
         resolved = _resolved(path, [*here, *(module.name for module in around)])
         (named.tests if in_tests else named.code).add(resolved)
     return NamedPaths(named.code, named.tests - named.code)
+
+
+def code_of(file: Path) -> str:
+    """The file without comments and literals; each line keeps its number."""
+
+    def blank(found: re.Match[str]) -> str:
+        return " " + "\n" * found[0].count("\n")
+
+    return _NOT_CODE.sub(blank, file.read_text())
 
 
 def module_of(file: Path, source_root: Path) -> list[str]:

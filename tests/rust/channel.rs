@@ -15,7 +15,7 @@ use podlink::store::{Changes, RedisStore, Store};
 use tokio::runtime::Runtime;
 
 use crate::ask::Ask as _;
-use crate::contract::events::{ended, told};
+use crate::contract::events::{ended, notified};
 use crate::node::{SHORT, get, is, set, store, within};
 use crate::server::{Kind, PATIENCE, Raw, Server, address, eventually, free_port};
 use crate::stage::service_id;
@@ -83,7 +83,7 @@ async fn listen_again(store: &RedisStore, name: &str) -> Changes {
 async fn works(server: &Server, changes: &mut Changes, name: &str) {
     let receivers = server.raw().number(&["PUBLISH", &channel(name), "news"]);
     assert_eq!(receivers, 1, "one connection is subscribed");
-    told(changes).await;
+    notified(changes).await;
 }
 
 /// How many connections have subscriptions.
@@ -209,7 +209,7 @@ async fn all_services_share_one_connection(kind: Kind) {
         assert_eq!(raw.number(&["PUBLISH", &channel(name), "news"]), 1);
     }
     let mut all = all;
-    told(&mut all[8]).await;
+    notified(&mut all[8]).await;
     for (n, changes) in all.iter_mut().enumerate() {
         let expected = (n == 7).then_some(true);
         assert_eq!(changes.changed().now_or_never(), expected, "service {n}");
@@ -296,7 +296,7 @@ async fn a_user_may_be_kept_from_listening(kind: Kind) {
         .unwrap();
     assert_eq!(pods.watchers, 0);
     raw.run(&["PUBLISH", &channel("svc"), "news"]);
-    told(&mut changes).await;
+    notified(&mut changes).await;
     raw.run(&["ACL", "SETUSER", "canary-user", "+pubsub|numsub"]);
     let pods = store
         .pods(&service("svc"), &PodsReading::default(), within(PATIENCE))

@@ -60,7 +60,7 @@ enum Act {
     },
     /// The link's time is over, if it has one.
     Expire,
-    /// Somebody claims the user; only servers have owner records so far.
+    /// A pod claims the user; only servers have owner records so far.
     Record {
         pod: i64,
         incarnation: u64,

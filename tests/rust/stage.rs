@@ -53,8 +53,8 @@ impl Stage {
         }
     }
 
-    /// Looks at the pods as somebody does who looks again and again. Whatever the last look has
-    /// left, somebody who looks for the first time sees the same.
+    /// Reads the pods as a client that reads again and again. Its reading must be the same as that
+    /// of a client that reads for the first time.
     pub(crate) async fn pods(&self, service: &ServiceId) -> Pods {
         let last = self.reading.lock().unwrap().clone();
         let read = async |last: &PodsReading| {

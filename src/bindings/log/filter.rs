@@ -18,7 +18,7 @@ static WANTED: LazyLock<ArcSwap<Targets>> =
 /// Parses a text like `debug` or `info,podlink.store=trace`, and applies it from now on. Returns
 /// the most verbose level.
 ///
-/// Only podlink's own records pass, whatever the text says: those of the libraries below may
+/// Only podlink's own records pass, whatever the filter is: those of the libraries below may
 /// contain bytes from the wire, including tokens.
 pub(super) fn set(text: &str) -> Result<LevelFilter> {
     WANTED.store(Arc::new(read(text)?));

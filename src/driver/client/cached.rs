@@ -1,11 +1,11 @@
-//! The hot path: cached links, and the services that it knows without asking anybody.
+//! The hot path: cached links, and the services that need no lookup.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
-use super::{ClientDriver, Shared};
+use super::{ClientDriver, ClientShared};
 use crate::cache::Scope;
 use crate::driver::states::Watched;
 use crate::id::{PodIndex, ServiceId};
@@ -13,7 +13,7 @@ use crate::telemetry::count;
 
 /// What the hot path needs to know about a service.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct KnownService {
     pub(super) id: ServiceId,
     /// This driver's own number for the service, in cache entries.
     pub(super) number: u32,
@@ -24,23 +24,23 @@ pub(super) struct Known {
 /// The services of one namespace that were asked for, in the order of their names. A program has
 /// a few, and comparing a name with those costs less than hashing it.
 #[derive(Debug, Default)]
-pub(super) struct Table(ArcSwap<Vec<Arc<Known>>>);
+pub(super) struct ServiceTable(ArcSwap<Vec<Arc<KnownService>>>);
 
-impl Table {
-    /// What `look` sees in the service of this name.
-    fn look<T>(&self, name: &str, look: impl FnOnce(&Arc<Known>) -> Option<T>) -> Option<T> {
+impl ServiceTable {
+    /// What `read` finds in the service of this name.
+    fn with<T>(&self, name: &str, read: impl FnOnce(&Arc<KnownService>) -> Option<T>) -> Option<T> {
         let known = self.0.load();
         let at = place(&known, name).ok()?;
-        look(known.get(at)?)
+        read(known.get(at)?)
     }
 
     /// The service of this name.
-    pub(super) fn get(&self, name: &str) -> Option<Arc<Known>> {
-        self.look(name, |known| Some(Arc::clone(known)))
+    pub(super) fn get(&self, name: &str) -> Option<Arc<KnownService>> {
+        self.with(name, |known| Some(Arc::clone(known)))
     }
 
-    /// Puts what `make` makes of the service that stood under this name in its place.
-    pub(super) fn put(&self, name: &str, make: impl Fn(Option<&Known>) -> Known) {
+    /// Replaces the service of this name by what `make` makes of it.
+    pub(super) fn put(&self, name: &str, make: impl Fn(Option<&KnownService>) -> KnownService) {
         self.0.rcu(|table| {
             let mut table = Vec::clone(table);
             match place(&table, name) {
@@ -57,23 +57,22 @@ impl Table {
     }
 }
 
-fn place(table: &[Arc<Known>], name: &str) -> Result<usize, usize> {
+fn place(table: &[Arc<KnownService>], name: &str) -> Result<usize, usize> {
     table.binary_search_by(|known| known.id.service.as_str().cmp(name))
 }
 
 impl ClientDriver {
     /// The hot path of `compute_linked_pod`: the cached link, if it is valid, its pod available,
     /// and the process that holds the pod's index the one that held it when the answer was given.
-    /// Does no I/O and waits for nobody, but for who writes to the same part of the cache at this
-    /// very moment.
+    /// Does no I/O, and waits only for a writer to the same shard of the cache.
     #[must_use]
     pub fn compute_cached(&self, namespace: &str, uid: &str, service: &str) -> Option<PodIndex> {
         let shared = &*self.shared;
         let table = shared.table(namespace)?;
-        table.look(service, |known| shared.answer(known, uid))
+        table.with(service, |known| shared.answer(known, uid))
     }
 
-    /// The links of one service, for those who ask for them again and again.
+    /// The links of one service, for callers that compute them again and again.
     #[must_use]
     pub fn service(&self, id: ServiceId) -> ServiceLinks {
         ServiceLinks {
@@ -87,10 +86,10 @@ impl ClientDriver {
 /// The links of one service, whose place in the driver is looked up once.
 #[derive(Debug)]
 pub struct ServiceLinks {
-    shared: Arc<Shared>,
+    shared: Arc<ClientShared>,
     id: ServiceId,
-    /// Empty until the service was asked for, and again after a time in which nobody did.
-    known: ArcSwapOption<Known>,
+    /// Empty until the service was asked for, and again after a time without a request.
+    known: ArcSwapOption<KnownService>,
 }
 
 impl ServiceLinks {
@@ -110,13 +109,13 @@ impl ServiceLinks {
     }
 }
 
-impl Shared {
+impl ClientShared {
     /// The services of this namespace, if it is one that can be reached.
-    pub(super) fn table(&self, namespace: &str) -> Option<&Table> {
+    pub(super) fn table(&self, namespace: &str) -> Option<&ServiceTable> {
         Some(&self.places.find(namespace)?.known)
     }
 
-    fn answer(&self, known: &Known, uid: &str) -> Option<PodIndex> {
+    fn answer(&self, known: &KnownService, uid: &str) -> Option<PodIndex> {
         if self.closed.load(Ordering::Relaxed) {
             return None;
         }

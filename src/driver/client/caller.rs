@@ -1,4 +1,4 @@
-//! Who waits for an answer of compute, and how answers get there: many at once.
+//! The callers that wait for answers of compute, and the delivery of answers in batches.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -18,11 +18,11 @@ pub trait Inbox: Send + Sync + Debug + 'static {
     fn arrive(&self, answers: Numbered);
 }
 
-/// One caller of compute. However the question ends, even by a panic, the caller hears of it.
+/// One caller of compute. However the lookup ends, even by a panic, the caller gets an answer.
 #[derive(Debug)]
 pub struct Caller {
     address: Option<Address>,
-    /// Since when it waits, if that is measured here.
+    /// Since when it waits, if that is timed here.
     asked: Option<Tick>,
 }
 
@@ -59,11 +59,11 @@ impl Caller {
     /// A caller that waits for its answer alone.
     pub(super) fn alone() -> (Self, impl Future<Output = Result<PodIndex>> + Send) {
         let (caller, answer) = oneshot::channel();
-        let answer = async { answer.await.unwrap_or_else(|_| Err(broken())) };
+        let answer = async { answer.await.unwrap_or_else(|_| Err(ended_without_answer())) };
         (Self::at(Address::Channel(caller)), answer)
     }
 
-    /// Tells this caller alone.
+    /// Answers this caller alone.
     pub(super) fn settle(self, answer: Result<PodIndex>) {
         let mut answers = Answers::default();
         answers.add(self, answer);
@@ -74,7 +74,7 @@ impl Caller {
 impl Drop for Caller {
     fn drop(&mut self) {
         if let Some(Address::Inbox(inbox, number)) = self.address.take() {
-            inbox.arrive(vec![(number, Err(broken()))]);
+            inbox.arrive(vec![(number, Err(ended_without_answer()))]);
         }
     }
 }
@@ -93,7 +93,7 @@ impl Answers {
                     None => self.0.push((inbox, vec![(number, answer)])),
                 }
             }
-            // Whoever has stopped waiting wants no answer.
+            // A caller that has stopped waiting wants no answer.
             Some(Address::Channel(channel)) => drop(channel.send(answer)),
             None => {}
         }
@@ -112,8 +112,8 @@ impl Drop for Answers {
     }
 }
 
-/// What a caller hears whose question ended without an answer.
-pub(super) fn broken() -> Error {
+/// The error of a caller whose lookup ended without an answer.
+pub(super) fn ended_without_answer() -> Error {
     Error::new(
         ErrorKind::Internal,
         "the task that should have answered ended without an answer",
@@ -126,16 +126,16 @@ mod tests {
     use std::sync::Mutex;
 
     #[derive(Debug, Default)]
-    struct Letters(Mutex<Vec<Numbered>>);
+    struct StoredAnswers(Mutex<Vec<Numbered>>);
 
-    impl Inbox for Letters {
+    impl Inbox for StoredAnswers {
         fn arrive(&self, answers: Numbered) {
             self.0.lock().unwrap().push(answers);
         }
     }
 
-    fn inbox() -> (Arc<Letters>, Arc<dyn Inbox>) {
-        let inbox = Arc::<Letters>::default();
+    fn inbox() -> (Arc<StoredAnswers>, Arc<dyn Inbox>) {
+        let inbox = Arc::<StoredAnswers>::default();
         (Arc::clone(&inbox), inbox)
     }
 
@@ -148,7 +148,7 @@ mod tests {
             answers.add(Caller::new(Arc::clone(to), number), PodIndex::new(0));
         }
         answers.deliver();
-        let numbers = |inbox: &Letters| {
+        let numbers = |inbox: &StoredAnswers| {
             let arrived = inbox.0.lock().unwrap();
             let of = |batch: &Numbered| batch.iter().map(|(number, _)| *number).collect();
             arrived.iter().map(of).collect::<Vec<Vec<u64>>>()
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_caller_that_is_dropped_is_told_so() {
+    async fn a_dropped_caller_gets_an_error() {
         let (inbox, to) = inbox();
         drop(Caller::new(to, 7));
         let arrived = inbox.0.lock().unwrap().pop().unwrap();

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::cached::Known;
+use super::cached::KnownService;
 use super::place::FRESH;
-use super::{ClientDriver, ClientPlace, Shared};
+use super::{ClientDriver, ClientPlace, ClientShared};
 use crate::cache::Entry;
 use crate::clock::Tick;
 use crate::config::OnRestart;
@@ -32,9 +32,9 @@ pub struct Explanation {
     service_name: String,
     /// Whether the namespace is another one, whose peer was asked.
     foreign: bool,
-    link: Option<Link>,
-    cache: Remembered,
-    /// Every pod that the store, or the peer, shows, and the user's own whatever is known of it.
+    link: Option<LinkReport>,
+    cache: CacheReport,
+    /// Every pod that the store, or the peer, shows, and the user's own even if it is unknown.
     pods: Vec<PodFacts>,
     strategy: &'static str,
     overload_limit: Option<i64>,
@@ -49,14 +49,14 @@ pub struct Explanation {
     answers: Vec<PodIndex>,
     /// Until the death of the user's pod is certain.
     certain_in: Option<f64>,
-    trouble: Option<Trouble>,
+    trouble: Option<FailureReport>,
 }
 
 impl Explanation {
     /// As one JSON object.
     ///
     /// # Errors
-    /// `Internal`, which would be a mistake here.
+    /// `Internal`, which would be a bug here.
     pub fn json(&self) -> Result<String> {
         serde_json::to_string(self).map_err(|error| {
             Error::new(ErrorKind::Internal, "an explanation is not JSON").caused_by(error)
@@ -84,17 +84,17 @@ impl Explanation {
 
 /// The stored link.
 #[derive(Debug, Clone, Copy, Serialize)]
-struct Link {
+struct LinkReport {
     pod: PodIndex,
-    /// `None`: a peer does not tell.
+    /// `None`: a peer does not publish it.
     persistent: Option<bool>,
-    /// What is left of a temporary one, or how long a peer's may be remembered.
+    /// The time left of a temporary one, or how long a peer's may be cached.
     left: Option<f64>,
 }
 
 /// What the cache holds.
 #[derive(Debug, Clone, Copy, Serialize)]
-struct Remembered {
+struct CacheReport {
     state: &'static str,
     why: Option<Stale>,
     pod: Option<PodIndex>,
@@ -109,32 +109,32 @@ struct PodFacts {
     standing: &'static str,
     /// What it published last; nothing if it never did, or was withdrawn.
     #[serde(flatten)]
-    said: Option<Said>,
+    published: Option<PublishedState>,
     lease_left: f64,
-    /// Of its death: `certified`, `due`, `not_yet`, or `None` if nobody knows.
+    /// Of its death: `certified`, `due`, `not_yet`, or `None` if it is unknown.
     death: Option<&'static str>,
     certain_in: Option<f64>,
 }
 
 #[derive(Debug, Clone, Serialize)]
-struct Said {
+struct PublishedState {
     routing_state: &'static str,
     state: &'static str,
     load_state: i64,
     incarnation: Incarnation,
-    /// Since it was published, by the store's clock; a peer does not tell that.
+    /// Since it was published, by the store's clock; a peer does not publish that.
     age: Option<f64>,
     metadata: BTreeMap<String, String>,
 }
 
 /// Why the store or the peer could not be asked.
 #[derive(Debug, Clone, Serialize)]
-struct Trouble {
+struct FailureReport {
     code: &'static str,
     message: String,
 }
 
-impl From<Error> for Trouble {
+impl From<Error> for FailureReport {
     fn from(error: Error) -> Self {
         Self {
             code: error.kind().code(),
@@ -144,7 +144,7 @@ impl From<Error> for Trouble {
 }
 
 impl ClientDriver {
-    /// Tells what compute would do with the user now, and why. Nothing changes: not the store,
+    /// Explains what compute would do with the user now, and why. Nothing changes: not the store,
     /// not the cache, not what is known of the pods, no counter of the driver's.
     ///
     /// # Errors
@@ -155,20 +155,25 @@ impl ClientDriver {
         let place = shared.places.get(&link.service.namespace)?;
         match read(shared, &place.home, &link, deadline).await {
             Err(error) if error.kind() == ErrorKind::Closed => Err(error),
-            read => Ok(Case::new(shared, place, &link, read).explain()),
+            read => Ok(ExplainCase::new(shared, place, &link, read).explain()),
         }
     }
 }
 
-/// What the store or the peer said.
+/// The answers of the store or the peer.
 #[derive(Default)]
-struct Read {
-    link: Option<Link>,
+struct LinkAndPods {
+    link: Option<LinkReport>,
     found: Inspection,
     asked: Tick,
 }
 
-async fn read(shared: &Shared, home: &Home, link: &LinkId, deadline: Tick) -> Result<Read> {
+async fn read(
+    shared: &ClientShared,
+    home: &Home,
+    link: &LinkId,
+    deadline: Tick,
+) -> Result<LinkAndPods> {
     let get = Get {
         link: link.clone(),
         from: LinkSource::Store,
@@ -179,39 +184,44 @@ async fn read(shared: &Shared, home: &Home, link: &LinkId, deadline: Tick) -> Re
         service: link.service.clone(),
     };
     let found = home.ask(inspect, deadline).await?;
-    Ok(Read {
-        link: stored.map(|stored| Link::of(stored, home.is_foreign())),
+    Ok(LinkAndPods {
+        link: stored.map(|stored| LinkReport::of(stored, home.is_foreign())),
         found,
         asked,
     })
 }
 
 /// One user's case.
-struct Case<'a> {
-    shared: &'a Shared,
+struct ExplainCase<'a> {
+    shared: &'a ClientShared,
     id: &'a LinkId,
     place: &'a ClientPlace,
     now: Tick,
-    known: Option<Arc<Known>>,
+    known: Option<Arc<KnownService>>,
     /// The pods as compute would see them at first.
     seen: Option<Arc<View>>,
     /// The pods as they are.
     fresh: View,
     entry: Option<Entry>,
-    link: Option<Link>,
+    link: Option<LinkReport>,
     found: Inspection,
-    trouble: Option<Trouble>,
+    trouble: Option<FailureReport>,
 }
 
-impl<'a> Case<'a> {
-    fn new(shared: &'a Shared, place: &'a ClientPlace, id: &'a LinkId, read: Result<Read>) -> Self {
+impl<'a> ExplainCase<'a> {
+    fn new(
+        shared: &'a ClientShared,
+        place: &'a ClientPlace,
+        id: &'a LinkId,
+        read: Result<LinkAndPods>,
+    ) -> Self {
         // What is known of the service if it was ever asked for; it is not asked for now.
         let known = place.known.get(id.service.service.as_str());
         let seen = known.as_ref().and_then(|known| known.watched.unused());
         let scope = shared.cache.scope(&id.service);
         let (read, trouble) = match read {
             Ok(read) => (read, None),
-            Err(error) => (Read::default(), Some(Trouble::from(error))),
+            Err(error) => (LinkAndPods::default(), Some(FailureReport::from(error))),
         };
         let states = place.pods.states();
         let fresh = states.view(read.found.pods.clone(), read.asked, seen.as_deref());
@@ -247,7 +257,7 @@ impl<'a> Case<'a> {
             service_name: service.as_str().to_owned(),
             foreign: self.place.home.is_foreign(),
             link: self.link,
-            cache: self.remembered(cached),
+            cache: self.cache_report(cached),
             pods: self.pods(),
             strategy: self.strategy().as_str(),
             overload_limit: self.place.pods.states().config().overload_limit,
@@ -304,8 +314,8 @@ impl<'a> Case<'a> {
         let owner = self.link.map(|link| link.pod);
         let young = |seen: &Arc<View>| self.now.since(seen.snapshot.asked()) <= FRESH;
         let remembers = |entry: &Entry| Some(entry.pod) == owner && self.now < entry.valid_until;
-        let afresh = self.shared.config.on_restart == OnRestart::BestPod;
-        let remembered = self.entry.filter(remembers).filter(|_| afresh);
+        let from_scratch = self.shared.config.on_restart == OnRestart::BestPod;
+        let remembered = self.entry.filter(remembers).filter(|_| from_scratch);
         Facts {
             linked: self.link.is_some(),
             seen: self.seen.as_ref().map(|seen| self.look(seen, owner)),
@@ -350,24 +360,24 @@ impl<'a> Case<'a> {
             Action::MakeLink | Action::MoveUser | Action::CertifyThenMove => chosen(),
             Action::AskPeer => match owner {
                 Some(pod) if self.fresh.standing(pod, self.now).is_available() => vec![pod],
-                // By its own strategy, which it does not tell.
+                // By its own strategy, which it does not publish.
                 _ => candidates.iter().map(|candidate| candidate.pod).collect(),
             },
             Action::NoRoutablePod | Action::Fail => Vec::new(),
         }
     }
 
-    fn remembered(&self, cached: Cached) -> Remembered {
+    fn cache_report(&self, cached: Cached) -> CacheReport {
         let (state, why) = match cached {
             Cached::Absent => ("absent", None),
-            Cached::Valid | Cached::Told => ("valid", None),
+            Cached::Valid | Cached::SetByProgram => ("valid", None),
             Cached::Stale(why) => ("stale", Some(why)),
         };
         let known = |entry: &Entry| {
             Some(entry.incarnation).filter(|incarnation| *incarnation != Incarnation::NONE)
         };
         let left = |entry: Entry| entry.valid_until.since(self.now).as_secs_f64();
-        Remembered {
+        CacheReport {
             state,
             why,
             pod: self.entry.map(|entry| entry.pod),
@@ -409,16 +419,16 @@ impl<'a> Case<'a> {
         PodFacts {
             pod: index,
             standing: view.standing(index, self.now).as_str(),
-            said: pod.map(|pod| self.said(&pod.state)),
+            published: pod.map(|pod| self.published(&pod.state)),
             lease_left: pod.map_or(0.0, lease_left),
             death,
             certain_in,
         }
     }
 
-    fn said(&self, state: &PodState) -> Said {
+    fn published(&self, state: &PodState) -> PublishedState {
         let age = Duration::from_millis(self.found.pods.now_ms.saturating_sub(state.update_time));
-        Said {
+        PublishedState {
             routing_state: state.routing_state.as_str(),
             state: state.state.as_str(),
             load_state: state.load_state,
@@ -429,9 +439,9 @@ impl<'a> Case<'a> {
     }
 }
 
-impl Link {
-    /// A peer does not say whether a link is persistent, nor how long it lasts: only how long it may
-    /// be remembered, if at all.
+impl LinkReport {
+    /// A peer does not return whether a link is persistent, nor how long it lasts: only how long it may
+    /// be cached, if at all.
     fn of(link: StoredLink, foreign: bool) -> Self {
         let left = match link.life {
             Life::Persistent => None,

@@ -34,10 +34,10 @@ use crate::store::Store;
 use crate::telemetry::{ClientStats, count};
 
 pub use cached::ServiceLinks;
-use cached::{Known, Table};
+use cached::{KnownService, ServiceTable};
 pub use caller::{Caller, Inbox, Numbered};
 pub use explain::Explanation;
-use placer::{Request, Requests};
+use placer::{ComputeRequest, Requests};
 use sweep::Sweeper;
 
 /// A function of the program's own that chooses a pod for a new user.
@@ -53,7 +53,7 @@ pub trait PodChooser: Send + Sync + std::fmt::Debug + 'static {
     ) -> Result<Option<PodIndex>>;
 }
 
-/// Wants to know when a pod is lost.
+/// Is called when a pod is lost.
 pub trait LostPodHook: Send + Sync + std::fmt::Debug + 'static {
     /// The pod is gone, and so many users were remembered with it. Must not wait.
     fn lost(&self, service: &ServiceId, pod: PodIndex, users_cached: u64);
@@ -62,7 +62,7 @@ pub trait LostPodHook: Send + Sync + std::fmt::Debug + 'static {
 /// Looks for lost pods among all changes.
 #[derive(Debug)]
 struct LostPods {
-    client: Weak<Shared>,
+    client: Weak<ClientShared>,
     hook: Arc<dyn LostPodHook>,
 }
 
@@ -83,7 +83,7 @@ impl ChangeListener for LostPods {
         if lost.is_empty() || client.places.own() != &service.namespace {
             return;
         }
-        // Counting looks at the whole cache: not on a thread that moves bytes. It ends by itself.
+        // Counting reads the whole cache: not on a thread that does I/O. It ends by itself.
         tokio::task::spawn_blocking(move || {
             for pod in lost {
                 let now = client.clock.now();
@@ -97,11 +97,11 @@ impl ChangeListener for LostPods {
 /// Finds or makes links. Cheap to clone; the clones are one driver.
 #[derive(Debug, Clone)]
 pub struct ClientDriver {
-    shared: Arc<Shared>,
+    shared: Arc<ClientShared>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct ClientShared {
     clock: Clock,
     config: ClientConfig,
     chooser: Option<Arc<dyn PodChooser>>,
@@ -124,7 +124,7 @@ struct ClientPlace {
     home: Home,
     pods: HeldStates,
     /// The services that were asked for, ready for the hot path.
-    known: Table,
+    known: ServiceTable,
 }
 
 impl ClientPlace {
@@ -132,7 +132,7 @@ impl ClientPlace {
         Self {
             home,
             pods,
-            known: Table::default(),
+            known: ServiceTable::default(),
         }
     }
 }
@@ -142,7 +142,7 @@ impl ClientPlace {
 struct Target {
     link: LinkId,
     key: Key,
-    known: Arc<Known>,
+    known: Arc<KnownService>,
     /// Where to ask.
     home: Home,
 }
@@ -169,7 +169,7 @@ impl ClientDriver {
         });
         let foreign = foreign.collect();
         let here = ClientPlace::new(Home::Own(store), HeldStates::own(states));
-        let shared = Shared {
+        let shared = ClientShared {
             cache: LinkCache::new(config.cache_capacity, config.cache_ttl, seed),
             sweeper: Sweeper::default(),
             clock,
@@ -216,15 +216,15 @@ impl ClientDriver {
     async fn compute(&self, link: LinkId, deadline: Tick) -> Result<PodIndex> {
         let target = self.shared.target(link)?;
         let (caller, answer) = Caller::alone();
-        placer::ask(&self.shared, Request::new(target, deadline, caller));
+        placer::ask(&self.shared, ComputeRequest::new(target, deadline, caller));
         answer.await
     }
 
-    /// `compute_linked_pod` for a caller that is told of the answer, and whose cache has just said
-    /// that it has none: the names are looked at as they are. Must be called on the runtime.
+    /// `compute_linked_pod` for a caller that gets the answer by its inbox, right after a cache
+    /// miss: the names are read as they are. Must be called on the runtime.
     ///
     /// # Errors
-    /// What is wrong with the names. Everything else is told to the caller.
+    /// What is wrong with the names. Every other error goes to the caller's inbox.
     pub fn compute_for(
         &self,
         (namespace, uid, service): (Option<&str>, &str, &str),
@@ -243,7 +243,7 @@ impl ClientDriver {
         };
         let caller = caller().timed(self.shared.clock.now());
         match target {
-            Ok(target) => placer::ask(&self.shared, Request::new(target, deadline, caller)),
+            Ok(target) => placer::ask(&self.shared, ComputeRequest::new(target, deadline, caller)),
             Err(error) => {
                 let answer = Err(error.during(OperationName::ComputeLinkedPod));
                 self.shared.note_answer(&caller, &answer);
@@ -275,21 +275,21 @@ impl ClientDriver {
         home.ask(get, deadline).await
     }
 
-    /// The link that the cache believes in. Never waits. Must be called on the runtime.
+    /// The link in the cache, if it is valid. Never waits. Must be called on the runtime.
     ///
     /// # Errors
     /// `Closed`.
     pub fn get_linked_in_cache(&self, link: LinkId) -> Result<Option<PodIndex>> {
         let target = self.shared.target(link)?;
-        let believed = self.shared.believed(&target);
-        if believed.is_some() {
+        let valid_pod = self.shared.valid_pod(&target);
+        if valid_pod.is_some() {
             count(&self.shared.stats.lookup_hits);
         }
-        Ok(believed)
+        Ok(valid_pod)
     }
 
-    /// Makes the cache forget the user; answers under way are not stored. Returns what it
-    /// believed. Must be called on the runtime.
+    /// Makes the cache forget the user; answers under way are not stored. Returns the
+    /// pod that it held. Must be called on the runtime.
     ///
     /// # Errors
     /// `Closed`.
@@ -303,8 +303,8 @@ impl ClientDriver {
         Ok(dropped.map(|entry| entry.pod))
     }
 
-    /// Makes the cache believe that the user is on `pod`, for `cache_ttl`. Returns what it
-    /// believed before. Must be called on the runtime.
+    /// Sets the user's pod in the cache to `pod`, for `cache_ttl`. Returns the pod that it held
+    /// before. Must be called on the runtime.
     ///
     /// # Errors
     /// `Closed`.
@@ -392,10 +392,10 @@ impl ClientDriver {
         self.shared.sweeper.end();
     }
 
-    /// How much longer the cache believes in the user's link; `None`: it does not. Must be called
+    /// How much longer the cached link of the user is valid; `None`: there is none. Must be called
     /// on the runtime.
     #[must_use]
-    pub fn believed_for(&self, link: &LinkId) -> Option<Duration> {
+    pub fn cached_for(&self, link: &LinkId) -> Option<Duration> {
         let target = self.shared.target(link.clone()).ok()?;
         let now = self.shared.clock.now();
         let entry = self.shared.cache.get(target.key, now)?;

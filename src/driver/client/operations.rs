@@ -98,7 +98,7 @@ impl ClientDriver {
         self.observe(OperationName::BatchGetLinkedPod, work).await
     }
 
-    /// Links the user to `pod` unless there is a link; returns the owner, whoever that is.
+    /// Links the user to `pod` unless there is a link; returns the owner, which may be another pod.
     ///
     /// # Errors
     /// What the store failed with; `Timeout`.
@@ -113,7 +113,7 @@ impl ClientDriver {
             .await
     }
 
-    /// What the cache believes. A lookup that a closed driver refuses is counted like every other.
+    /// The pod in the cache. A lookup that a closed driver refuses is counted like every other.
     fn cached(&self, link: &LinkId, name: OperationName) -> Result<Option<PodIndex>> {
         let cached = self.get_linked_in_cache(link.clone());
         cached.map_err(|error| {

@@ -1,10 +1,10 @@
-//! compute, the slow path: whatever it takes to find a user's pod, or to make or heal the link. What
-//! comes next is decided in `route/plan.rs`.
+//! compute, the slow path: all steps that find a user's pod, or make or heal the link. What comes
+//! next is decided in `route/plan.rs`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Shared, Target};
+use super::{ClientShared, Target};
 use crate::cache::Ticket;
 use crate::clock::Tick;
 use crate::config::OnRestart;
@@ -29,7 +29,7 @@ pub(super) const FRESH: Duration = Duration::from_millis(50);
 
 /// Finds or makes the link, or goes on from the one that was found. ARCHITECTURE.md draws the steps.
 pub(super) async fn place(
-    shared: Arc<Shared>,
+    shared: Arc<ClientShared>,
     target: Target,
     ticket: Ticket,
     deadline: Tick,
@@ -57,7 +57,7 @@ pub(super) fn with_context(error: Error, service: &ServiceId) -> Error {
 }
 
 struct Placing<'a> {
-    shared: &'a Shared,
+    shared: &'a ClientShared,
     target: &'a Target,
     ticket: Ticket,
     deadline: Tick,
@@ -154,8 +154,8 @@ impl Placing<'_> {
         Ok(found.pod)
     }
 
-    /// What the program told the cache before the pods were known: believed from now on for the
-    /// process that holds the pod's index.
+    /// An entry that the program put into the cache before the pods were known: valid from now on
+    /// for the process that holds the pod's index.
     fn adopt(&self, view: &View) -> Option<PodIndex> {
         let now = self.shared.clock.now();
         let entry = self.shared.cache.get(self.target.key, now)?;
@@ -298,7 +298,7 @@ impl Placing<'_> {
         }
         let names: Vec<PodIndex> = candidates.iter().map(|pod| pod.state.pod_id).collect();
         let (service, uid) = (&self.target.link.service, &self.target.link.uid);
-        // Half of what is left: a function that does not answer costs time, and not the user.
+        // Half of the time left: a strategy that does not answer must not fail the compute.
         let now = self.shared.clock.now();
         let until = now.after(self.deadline.since(now) / 2);
         let choice = chooser.choose(service, uid, candidates);

@@ -1,9 +1,9 @@
-//! compute for many at once: whoever asks while an exchange is under way is part of the next one.
+//! compute in batches: requests that arrive while a batch is under way are part of the next one.
 //!
-//! Callers leave requests; one task, the placer, takes whatever has come together, puts callers
-//! that ask for the same user into one flight, and asks the store for all flights in one exchange.
-//! What is the rule is decided here; what is not (a pod that may be dead, a peer's namespace, a
-//! strategy of the program's own) goes the long way of `place.rs`, one task per flight.
+//! Callers queue requests; one task, the placer, drains the queue. Calls for the same user share one
+//! flight (single flight), and all flights are sent to the store in one batch. The common case is
+//! decided here. The others (a pod that may be dead, a peer's namespace, a strategy of the program's
+//! own) take the slow path of `place.rs`, one task per flight.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,9 +15,9 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::Notify;
 use tracing::{Instrument, Span};
 
-use super::caller::{Answers, Caller, broken};
+use super::caller::{Answers, Caller, ended_without_answer};
 use super::place::{self, Found};
-use super::{Known, Shared, Target};
+use super::{ClientShared, KnownService, Target};
 use crate::cache::{Key, Ticket};
 use crate::clock::Tick;
 use crate::driver::view::View;
@@ -28,37 +28,37 @@ use crate::route::link::{Placed, Verdict, judge};
 use crate::telemetry::count;
 use crate::trace;
 
-/// Exchanges under way at a time: while the store works at one, the next is on its way.
-const EXCHANGES: usize = 4;
-/// The most users of one exchange. Where fewer wait, each exchange takes its share of them, so that
-/// the server works at some while others are on their way and the program makes its next calls...
-const CROWD: usize = 512;
+/// Batches under way at a time: while the store works at one, the next is on its way.
+const BATCHES: usize = 4;
+/// The most users of one batch. Where fewer wait, each batch takes its share of them, so that the
+/// server works at some while others are on their way and the program makes its next calls...
+const BATCH_MAX: usize = 512;
 /// ...but not less than this.
-const CROWD_LEAST: usize = 8;
-/// An exchange ends by the last deadline of its callers, so their deadlines lie at most this far
+const BATCH_MIN: usize = 8;
+/// A batch ends by the last deadline of its callers, so their deadlines lie at most this far
 /// apart...
-const SPREAD: Duration = Duration::from_millis(25);
-/// ...and each of them waits that long, and longer, for an error that says more than that its time
-/// ran out.
+const DEADLINE_SPREAD: Duration = Duration::from_millis(25);
+/// ...and each of them waits that long, and longer, for an error that says more than that the
+/// deadline passed.
 const MARGIN: Duration = Duration::from_millis(50);
-/// How often the placer looks at new requests while all exchanges are under way...
-const LOOK: Duration = Duration::from_millis(10);
+/// How often the placer drains the queue while all batches are under way...
+const POLL_WHILE_FULL: Duration = Duration::from_millis(10);
 /// ...and at the callers' deadlines at the latest.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
+const POLL_MAX: Duration = Duration::from_secs(60);
 
 /// One call of compute.
 #[derive(Debug)]
-pub(super) struct Request {
+pub(super) struct ComputeRequest {
     pub(super) target: Target,
     pub(super) deadline: Tick,
     pub(super) caller: Caller,
     /// The caller's, while traces are collected.
     pub(super) span: Span,
-    /// Whether there shall be spans of what is done for it.
+    /// Whether its steps get spans.
     traced: bool,
 }
 
-impl Request {
+impl ComputeRequest {
     pub(super) fn new(target: Target, deadline: Tick, caller: Caller) -> Self {
         let span = if trace::is_collecting() {
             Span::current()
@@ -75,65 +75,65 @@ impl Request {
     }
 }
 
-/// What the placer has not yet looked at.
+/// Requests that the placer has not yet drained.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     /// Held for a push or a swap, never across an await.
-    waiting: Mutex<Waiting>,
-    news: Notify,
+    queue: Mutex<RequestQueue>,
+    arrived: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
-    requests: Vec<Request>,
-    /// Whether a placer runs. It ends when nobody waits for anything any more.
+struct RequestQueue {
+    requests: Vec<ComputeRequest>,
+    /// Whether a placer runs. It ends when no caller waits any more.
     running: bool,
 }
 
 impl Requests {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, RequestQueue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Hands a request to the placer, which is started if none runs. Must be called on the runtime.
-pub(super) fn ask(shared: &Arc<Shared>, request: Request) {
-    let mut waiting = shared.requests.lock();
-    waiting.requests.push(request);
-    let first = waiting.requests.len() == 1;
-    let running = std::mem::replace(&mut waiting.running, true);
-    drop(waiting);
+pub(super) fn ask(shared: &Arc<ClientShared>, request: ComputeRequest) {
+    let mut queue = shared.requests.lock();
+    queue.requests.push(request);
+    let first = queue.requests.len() == 1;
+    let running = std::mem::replace(&mut queue.running, true);
+    drop(queue);
     if !running {
         tokio::spawn(Placer::new(Arc::clone(shared)).run());
     } else if first {
-        shared.requests.news.notify_one();
+        shared.requests.arrived.notify_one();
     }
 }
 
 /// Which flight an answer belongs to.
 #[derive(Debug, Clone, Copy)]
-struct Course {
+struct FlightId {
     key: Key,
     ticket: Ticket,
     /// A later flight of the same user has another one.
     number: u64,
 }
 
-/// One question under way, and who waits for its answer.
+/// One lookup under way, and the callers that wait for its answer.
 struct Flight {
     number: u64,
-    known: Arc<Known>,
-    /// Not yet sent to anybody.
+    known: Arc<KnownService>,
+    /// Not yet sent to the store.
     waits: bool,
     first: Caller,
-    /// That of the first caller, by which the question ends.
+    /// The first caller's, by which the lookup ends.
     deadline: Tick,
-    joined: Vec<Request>,
+    joined: Vec<ComputeRequest>,
 }
 
-/// What is to be asked of the store for one flight.
-struct Question {
-    course: Course,
+/// What the store is asked for one flight.
+struct PendingOffer {
+    flight_id: FlightId,
     target: Target,
     deadline: Tick,
     pod: PodIndex,
@@ -141,54 +141,54 @@ struct Question {
     view: Arc<View>,
 }
 
-/// An exchange that has ended.
-struct Exchanged {
-    questions: Vec<Question>,
+/// A batch that has ended.
+struct FinishedBatch {
+    offers: Vec<PendingOffer>,
     asked: Tick,
-    answers: Vec<Result<Placed>>,
+    replies: Vec<Result<Placed>>,
 }
 
-/// The task that asks for everybody.
+/// The task that sends the batches of all callers.
 struct Placer {
-    shared: Arc<Shared>,
+    shared: Arc<ClientShared>,
     flights: HashMap<(Key, Ticket), Flight>,
     /// How many flights there were.
     number: u64,
     /// Not yet sent.
-    questions: VecDeque<Question>,
-    exchanges: FuturesUnordered<BoxFuture<'static, Exchanged>>,
-    /// Flights that go the long way, each with a task of its own.
-    long_way: FuturesUnordered<BoxFuture<'static, (Course, Result<PodIndex>)>>,
+    offers: VecDeque<PendingOffer>,
+    batches: FuturesUnordered<BoxFuture<'static, FinishedBatch>>,
+    /// Flights that take the slow path, each with a task of its own.
+    slow_path: FuturesUnordered<BoxFuture<'static, (FlightId, Result<PodIndex>)>>,
     answers: Answers,
-    /// No caller's time is up before this.
+    /// No caller's deadline passes before this.
     due: Tick,
-    /// Nobody waits any more, and the next request starts another placer.
+    /// No caller waits any more, and the next request starts another placer.
     ended: bool,
 }
 
 impl Drop for Placer {
-    /// However the placer ends, callers hear of it, and the next one finds no placer running.
+    /// However the placer ends, its callers are answered, and the next one finds no placer running.
     fn drop(&mut self) {
         if self.ended {
             return;
         }
-        let mut waiting = self.shared.requests.lock();
-        waiting.running = false;
-        let abandoned = std::mem::take(&mut waiting.requests);
-        drop(waiting);
+        let mut queue = self.shared.requests.lock();
+        queue.running = false;
+        let abandoned = std::mem::take(&mut queue.requests);
+        drop(queue);
         drop(abandoned);
     }
 }
 
 impl Placer {
-    fn new(shared: Arc<Shared>) -> Self {
+    fn new(shared: Arc<ClientShared>) -> Self {
         Self {
             shared,
             flights: HashMap::new(),
             number: 0,
-            questions: VecDeque::new(),
-            exchanges: FuturesUnordered::new(),
-            long_way: FuturesUnordered::new(),
+            offers: VecDeque::new(),
+            batches: FuturesUnordered::new(),
+            slow_path: FuturesUnordered::new(),
             answers: Answers::default(),
             due: Tick::NEVER,
             ended: false,
@@ -197,49 +197,48 @@ impl Placer {
 
     async fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        let news = &shared.requests.news;
-        let timer = tokio::time::sleep(LOOK);
+        let arrived = &shared.requests.arrived;
+        let timer = tokio::time::sleep(POLL_WHILE_FULL);
         tokio::pin!(timer);
-        let mut rings_at = Tick::ZERO;
+        let mut timer_at = Tick::ZERO;
         while self.take_requests() {
             self.send();
             self.answers.deliver();
             if self.flights.is_empty() {
                 continue;
             }
-            let full = self.exchanges.len() >= EXCHANGES;
+            let full = self.batches.len() >= BATCHES;
             let now = shared.clock.now();
-            let look = now.after(if full { LOOK } else { LOOK_AGAIN });
+            let look = now.after(if full { POLL_WHILE_FULL } else { POLL_MAX });
             let wanted = self.due.min(look);
-            // A timer that rings too early does no harm: nearly always nothing has to be set.
-            if wanted < rings_at || rings_at <= now {
-                rings_at = wanted;
+            // A timer that fires too early does no harm: nearly always nothing has to be set.
+            if wanted < timer_at || timer_at <= now {
+                timer_at = wanted;
                 timer.set(tokio::time::sleep(wanted.since(now)));
             }
             tokio::select! {
                 biased;
-                Some(exchanged) = self.exchanges.next() => self.hear(exchanged),
-                Some((course, answer)) = self.long_way.next() => self.land(course, answer),
-                () = news.notified(), if !full => {}
+                Some(batch) = self.batches.next() => self.batch_ended(batch),
+                Some((flight_id, answer)) = self.slow_path.next() => self.land(flight_id, answer),
+                () = arrived.notified(), if !full => {}
                 () = &mut timer => {
-                    rings_at = Tick::ZERO;
+                    timer_at = Tick::ZERO;
                     self.expire();
                 }
             }
         }
     }
 
-    /// Looks at everything that was asked for meanwhile. `false`: there was nothing, and nobody
-    /// waits for anything any more.
+    /// Drains the queue. `false`: it was empty, and no caller waits any more.
     fn take_requests(&mut self) -> bool {
         let requests = {
-            let mut waiting = self.shared.requests.lock();
-            if waiting.requests.is_empty() && self.flights.is_empty() {
-                waiting.running = false;
+            let mut queue = self.shared.requests.lock();
+            if queue.requests.is_empty() && self.flights.is_empty() {
+                queue.running = false;
                 self.ended = true;
                 return false;
             }
-            std::mem::take(&mut waiting.requests)
+            std::mem::take(&mut queue.requests)
         };
         let now = self.shared.clock.now();
         for request in requests {
@@ -248,24 +247,24 @@ impl Placer {
         true
     }
 
-    fn admit(&mut self, request: Request, now: Tick) {
+    fn admit(&mut self, request: ComputeRequest, now: Tick) {
         let stats = &self.shared.stats;
-        match self.shared.way(&request, now) {
-            Way::Known(pod) => {
+        match self.shared.look_up(&request, now) {
+            Lookup::Cached(pod) => {
                 count(&stats.cache_hits);
                 self.answers.add(request.caller, Ok(pod));
             }
-            way => {
+            lookup => {
                 count(&stats.cache_misses);
-                if matches!(way, Way::Long) {
+                if matches!(lookup, Lookup::SlowPath) {
                     self.shared.note_stale(&request.target);
                 }
-                self.join_or_start(request, way, now);
+                self.join_or_start(request, lookup, now);
             }
         }
     }
 
-    fn join_or_start(&mut self, request: Request, way: Way, now: Tick) {
+    fn join_or_start(&mut self, request: ComputeRequest, lookup: Lookup, now: Tick) {
         let key = request.target.key;
         let ticket = self.shared.cache.ticket(key);
         self.due = self.due.min(request.deadline.after(MARGIN));
@@ -274,7 +273,7 @@ impl Placer {
             flight.joined.push(request);
             return;
         }
-        let Request {
+        let ComputeRequest {
             target,
             deadline,
             caller,
@@ -282,20 +281,20 @@ impl Placer {
             traced: _,
         } = request;
         self.number += 1;
-        let course = Course {
+        let flight_id = FlightId {
             key,
             ticket,
             number: self.number,
         };
-        let chosen = match way {
-            Way::Short(view) => {
+        let chosen = match lookup {
+            Lookup::FastPath(view) => {
                 let pod = self.shared.choose(&target, &view, now);
                 pod.map(|pod| (pod, view))
             }
-            Way::Known(_) | Way::Long => None,
+            Lookup::Cached(_) | Lookup::SlowPath => None,
         };
         let flight = Flight {
-            number: course.number,
+            number: flight_id.number,
             known: Arc::clone(&target.known),
             waits: chosen.is_some(),
             first: caller,
@@ -304,24 +303,24 @@ impl Placer {
         };
         self.flights.insert((key, ticket), flight);
         match chosen {
-            Some((pod, view)) => self.questions.push_back(Question {
-                course,
+            Some((pod, view)) => self.offers.push_back(PendingOffer {
+                flight_id,
                 target,
                 deadline,
                 pod,
                 view,
             }),
             None => {
-                let work = self.place(&course, target, deadline, None);
-                self.go_the_long_way(course, work.instrument(span));
+                let work = self.place(&flight_id, target, deadline, None);
+                self.spawn_slow_path(flight_id, work.instrument(span));
             }
         }
     }
 
-    /// The long way of this flight, from the link that was found, if one was.
+    /// The slow path of this flight, from the link that was found, if one was.
     fn place(
         &self,
-        course: &Course,
+        flight_id: &FlightId,
         target: Target,
         deadline: Tick,
         found: Option<Found>,
@@ -329,126 +328,129 @@ impl Placer {
         place::place(
             Arc::clone(&self.shared),
             target,
-            course.ticket,
+            flight_id.ticket,
             deadline,
             found,
         )
     }
 
-    fn go_the_long_way(
+    fn spawn_slow_path(
         &self,
-        course: Course,
+        flight_id: FlightId,
         work: impl Future<Output = Result<PodIndex>> + Send + 'static,
     ) {
-        // Whoever comes first is whose trace says what was done.
+        // The steps are part of the trace of the first caller.
         let task = tokio::spawn(work);
-        self.long_way.push(Box::pin(async move {
-            (course, task.await.unwrap_or_else(|_| Err(broken())))
+        self.slow_path.push(Box::pin(async move {
+            (
+                flight_id,
+                task.await.unwrap_or_else(|_| Err(ended_without_answer())),
+            )
         }));
     }
 
-    /// Asks for as many as may be under way.
+    /// Sends as many batches as may be under way.
     fn send(&mut self) {
-        while self.exchanges.len() < EXCHANGES && !self.questions.is_empty() {
-            let questions = self.next_crowd();
-            if !questions.is_empty() {
-                let work = exchange(Arc::clone(&self.shared), questions);
-                self.exchanges.push(Box::pin(work));
+        while self.batches.len() < BATCHES && !self.offers.is_empty() {
+            let offers = self.next_batch();
+            if !offers.is_empty() {
+                let work = send_batch(Arc::clone(&self.shared), offers);
+                self.batches.push(Box::pin(work));
             }
         }
     }
 
-    /// The next questions whose deadlines are about the same.
-    fn next_crowd(&mut self) -> Vec<Question> {
-        let mut crowd: Vec<Question> = Vec::new();
+    /// The next offers whose deadlines are about the same.
+    fn next_batch(&mut self) -> Vec<PendingOffer> {
+        let mut batch: Vec<PendingOffer> = Vec::new();
         let mut later = VecDeque::new();
-        let share = self.flights.len().div_ceil(EXCHANGES);
-        let most = share.clamp(CROWD_LEAST, CROWD);
-        while crowd.len() < most
-            && let Some(question) = self.questions.pop_front()
+        let share = self.flights.len().div_ceil(BATCHES);
+        let most = share.clamp(BATCH_MIN, BATCH_MAX);
+        while batch.len() < most
+            && let Some(offer) = self.offers.pop_front()
         {
-            let near = crowd
+            let near = batch
                 .first()
-                .is_none_or(|first| apart(first.deadline, question.deadline) <= SPREAD / 2);
+                .is_none_or(|first| apart(first.deadline, offer.deadline) <= DEADLINE_SPREAD / 2);
             if !near {
-                later.push_back(question);
-            } else if let Some(flight) = self.flight(question.course) {
+                later.push_back(offer);
+            } else if let Some(flight) = self.flight(offer.flight_id) {
                 flight.waits = false;
-                crowd.push(question);
+                batch.push(offer);
             } else {
-                // Its callers' time was up before it could be sent.
-                question.view.count_sent(question.pod, -1);
+                // Its callers' deadlines passed before it could be sent.
+                offer.view.count_sent(offer.pod, -1);
             }
         }
-        // Their place in the line is before those that nobody has looked at.
-        while let Some(question) = later.pop_back() {
-            self.questions.push_front(question);
+        // Requeue skipped offers at the front: they arrived before the ones not yet drained.
+        while let Some(offer) = later.pop_back() {
+            self.offers.push_front(offer);
         }
-        crowd
+        batch
     }
 
-    fn flight(&mut self, course: Course) -> Option<&mut Flight> {
-        let flight = self.flights.get_mut(&(course.key, course.ticket));
-        flight.filter(|flight| flight.number == course.number)
+    fn flight(&mut self, flight_id: FlightId) -> Option<&mut Flight> {
+        let flight = self.flights.get_mut(&(flight_id.key, flight_id.ticket));
+        flight.filter(|flight| flight.number == flight_id.number)
     }
 
-    fn hear(&mut self, exchanged: Exchanged) {
-        let Exchanged {
-            questions,
+    fn batch_ended(&mut self, batch: FinishedBatch) {
+        let FinishedBatch {
+            offers,
             asked,
-            answers,
-        } = exchanged;
+            replies,
+        } = batch;
         let now = self.shared.clock.now();
-        for (question, answer) in questions.into_iter().zip(answers) {
-            let Question {
-                course,
+        for (offer, answer) in offers.into_iter().zip(replies) {
+            let PendingOffer {
+                flight_id,
                 target,
                 deadline,
                 pod,
                 view,
-            } = question;
+            } = offer;
             if answer.as_ref().is_ok_and(|placed| placed.made) {
                 self.shared.stats.link_made(&target.link.service);
             } else {
                 view.count_sent(pod, -1);
             }
             match answer {
-                Ok(Placed { link, .. }) if self.shared.keeps(&target, link.pod, now) => {
-                    self.shared.remember(&target, link, asked, course.ticket);
-                    self.land(course, Ok(link.pod));
+                Ok(Placed { link, .. }) if self.shared.owner_serves(&target, link.pod, now) => {
+                    self.shared.remember(&target, link, asked, flight_id.ticket);
+                    self.land(flight_id, Ok(link.pod));
                 }
-                // Somebody has to look at the owner more closely.
+                // The slow path has to examine the owner.
                 Ok(Placed { link, made }) => {
                     let found = Some(Found {
                         link,
                         asked,
                         placed: made,
                     });
-                    let work = self.place(&course, target, deadline, found);
-                    self.go_the_long_way(course, work);
+                    let work = self.place(&flight_id, target, deadline, found);
+                    self.spawn_slow_path(flight_id, work);
                 }
                 Err(error) => {
                     let error = place::with_context(error, &target.link.service);
-                    self.land(course, Err(error));
+                    self.land(flight_id, Err(error));
                 }
             }
         }
     }
 
-    /// A flight has its answer. Who joined it and has more time than it had asks again.
-    fn land(&mut self, course: Course, answer: Result<PodIndex>) {
-        if self.flight(course).is_none() {
+    /// A flight has its answer. A joined caller with a later deadline than the flight's retries.
+    fn land(&mut self, flight_id: FlightId, answer: Result<PodIndex>) {
+        if self.flight(flight_id).is_none() {
             return;
         }
-        let Some(flight) = self.flights.remove(&(course.key, course.ticket)) else {
+        let Some(flight) = self.flights.remove(&(flight_id.key, flight_id.ticket)) else {
             return;
         };
         let late = matches!(&answer, Err(error) if error.kind() == ErrorKind::Timeout);
         for request in flight.joined {
             if late && request.deadline > flight.deadline {
                 let now = self.shared.clock.now();
-                let way = self.shared.way(&request, now);
-                self.join_or_start(request, way, now);
+                let lookup = self.shared.look_up(&request, now);
+                self.join_or_start(request, lookup, now);
             } else {
                 self.answer(request.caller, answer.clone());
             }
@@ -461,25 +463,25 @@ impl Placer {
         self.answers.add(caller, answer);
     }
 
-    /// Tells those whose time is up. A flight goes on for those who have more, and once it was
-    /// sent also for nobody: the cache keeps what it brings.
+    /// Answers the callers whose deadlines have passed. A flight goes on for callers with later
+    /// ones, and once it was sent even without callers: the cache keeps its answer.
     fn expire(&mut self) {
         let now = self.shared.clock.now();
         if now < self.due {
-            return; // the timer only wanted new requests to be looked at
+            return; // the timer fired only to drain the queue
         }
         let is_over = |deadline: Tick| deadline.after(MARGIN) <= now;
         let (mut late, mut over, mut due) = (Vec::new(), Vec::new(), Tick::NEVER);
         for ((key, ticket), flight) in &mut self.flights {
             let joined = &mut flight.joined;
             for request in joined.extract_if(.., |joined| is_over(joined.deadline)) {
-                late.push((request.caller, flight_is_late(&flight.known, flight.waits)));
+                late.push((request.caller, deadline_passed(&flight.known, flight.waits)));
             }
             if is_over(flight.deadline) {
                 let (key, ticket, number) = (*key, *ticket, flight.number);
-                let error = flight_is_late(&flight.known, flight.waits);
+                let error = deadline_passed(&flight.known, flight.waits);
                 over.push((
-                    Course {
+                    FlightId {
                         key,
                         ticket,
                         number,
@@ -494,24 +496,25 @@ impl Placer {
         for (caller, error) in late {
             self.answer(caller, Err(error));
         }
-        for (course, error) in over {
-            self.land(course, Err(error));
+        for (flight_id, error) in over {
+            self.land(flight_id, Err(error));
         }
     }
 }
 
-/// One batch to the store for all questions.
-async fn exchange(shared: Arc<Shared>, questions: Vec<Question>) -> Exchanged {
-    let deadlines = questions.iter().map(|question| question.deadline);
+/// One batch to the store for all offers.
+async fn send_batch(shared: Arc<ClientShared>, offers: Vec<PendingOffer>) -> FinishedBatch {
+    let deadlines = offers.iter().map(|offer| offer.deadline);
     let deadline = deadlines.max().unwrap_or(Tick::ZERO);
-    let offers = questions.iter();
-    let offers = offers.map(|question| shared.offer(&question.target, question.pod));
+    let operations = offers.iter();
+    let operations = operations.map(|offer| shared.offer(&offer.target, offer.pod));
     let asked = shared.clock.now();
-    let answers = shared.places.here().home.ask_many(offers, deadline).await;
-    Exchanged {
-        questions,
+    let home = &shared.places.here().home;
+    let replies = home.ask_many(operations, deadline).await;
+    FinishedBatch {
+        offers,
         asked,
-        answers,
+        replies,
     }
 }
 
@@ -519,8 +522,8 @@ fn apart(one: Tick, other: Tick) -> Duration {
     one.since(other).max(other.since(one))
 }
 
-/// The error of a caller whose time is up before the flight has ended.
-fn flight_is_late(known: &Known, waits: bool) -> Error {
+/// The error of a caller whose deadline passes before the flight has ended.
+fn deadline_passed(known: &KnownService, waits: bool) -> Error {
     let what = "the pod of the user";
     let text = format!("the deadline passed while waiting for {what}");
     let error = Error::new(ErrorKind::Timeout, text).with("waited_for", what);
@@ -532,22 +535,20 @@ fn flight_is_late(known: &Known, waits: bool) -> Error {
     place::with_context(error.with_outcome(outcome), &known.id)
 }
 
-/// How a request can be answered.
-enum Way {
-    /// It is known by now.
-    Known(PodIndex),
-    /// By one question to the store, with a pod chosen here.
-    Short(Arc<View>),
-    /// By whatever it takes.
-    Long,
+/// How a request is answered.
+enum Lookup {
+    /// The cache has the answer by now.
+    Cached(PodIndex),
+    /// By one set-if-absent, with a pod chosen here.
+    FastPath(Arc<View>),
+    /// By the steps of `place.rs`.
+    SlowPath,
 }
 
-impl Shared {
-    /// Counts and times what a caller of compute is answered.
+impl ClientShared {
+    /// Counts and times an answer of compute.
     pub(super) fn note_answer(&self, caller: &Caller, answer: &Result<PodIndex>) {
-        if let Some(asked) = caller.asked()
-            && !cfg!(feature = "unmetered")
-        {
+        if let Some(asked) = caller.asked() {
             let took = self.clock.now().since(asked);
             let operations = &self.stats.operations;
             let name = OperationName::ComputeLinkedPod;
@@ -555,7 +556,7 @@ impl Shared {
         }
     }
 
-    fn way(&self, request: &Request, now: Tick) -> Way {
+    fn look_up(&self, request: &ComputeRequest, now: Tick) -> Lookup {
         let target = &request.target;
         let view = target.known.watched.current(now);
         let view = view.as_ref().and_then(|view| view.as_ref());
@@ -563,15 +564,15 @@ impl Shared {
         if let (Some(view), Some(entry)) = (view, entry)
             && view.serves(entry.pod, entry.incarnation, now)
         {
-            return Way::Known(entry.pod);
+            return Lookup::Cached(entry.pod);
         }
-        // What the cache holds and does not believe is to be looked at; and a call of many has no
-        // span of its own for each.
-        let looks = entry.is_some() || request.traced;
+        // A cached link whose pod is doubtful has to be examined; and a batch has no spans of its
+        // own for each user.
+        let examines = entry.is_some() || request.traced;
         let asks = target.home.is_foreign() || self.chooser.is_some();
         match view {
-            Some(view) if !looks && !asks => Way::Short(Arc::clone(view)),
-            _ => Way::Long,
+            Some(view) if !examines && !asks => Lookup::FastPath(Arc::clone(view)),
+            _ => Lookup::SlowPath,
         }
     }
 
@@ -585,7 +586,7 @@ impl Shared {
     }
 
     /// Whether the owner serves, as far as is known now.
-    fn keeps(&self, target: &Target, owner: PodIndex, now: Tick) -> bool {
+    fn owner_serves(&self, target: &Target, owner: PodIndex, now: Tick) -> bool {
         let view = target.known.watched.current(now);
         let view = view.as_ref().and_then(|view| view.as_ref());
         view.is_some_and(|view| judge(view.standing(owner, now)) == Verdict::Keep)

@@ -1,8 +1,8 @@
-//! What the metrics say of a client driver.
+//! The metrics of a client driver.
 
 use std::sync::{Arc, Weak};
 
-use super::{ClientDriver, Shared, Target};
+use super::{ClientDriver, ClientShared, Target};
 use crate::telemetry::{Gauges, MetricSource, Metrics, MetricsSnapshot, count, names};
 
 impl ClientDriver {
@@ -11,16 +11,16 @@ impl ClientDriver {
     pub fn report_to(&self, metrics: &Metrics) {
         metrics.join(Arc::clone(&self.shared.stats) as Arc<dyn MetricSource>);
         metrics.join(self.shared.cache.stats() as Arc<dyn MetricSource>);
-        let shared: Weak<Shared> = Arc::downgrade(&self.shared);
+        let shared: Weak<ClientShared> = Arc::downgrade(&self.shared);
         metrics.watch(shared);
         let foreign = self.shared.places.foreign();
         foreign.for_each(|place| place.pods.states().report_to(metrics));
     }
 }
 
-impl Shared {
+impl ClientShared {
     /// The cache has just given no answer; it may hold one all the same, whose pod is gone or
-    /// restarted. Those that were over it has dropped, and counted itself.
+    /// restarted. Expired entries it has dropped and counted itself.
     pub(super) fn note_stale(&self, target: &Target) {
         if self.cache.get(target.key, self.clock.now()).is_some() {
             count(&self.stats.cache_stale);
@@ -28,11 +28,11 @@ impl Shared {
     }
 }
 
-impl Gauges for Shared {
-    fn report(&self, sheet: &mut MetricsSnapshot) {
+impl Gauges for ClientShared {
+    fn report(&self, snapshot: &mut MetricsSnapshot) {
         if self.open().is_ok() {
             #[allow(clippy::cast_precision_loss, reason = "no cache holds that many")]
-            sheet.level(&names::CACHE_ENTRIES, &[], self.cache.len() as f64);
+            snapshot.level(&names::CACHE_ENTRIES, &[], self.cache.len() as f64);
         }
     }
 }

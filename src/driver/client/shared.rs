@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{ClientPlace, Known, Shared, Target};
+use super::{ClientPlace, ClientShared, KnownService, Target};
 use crate::cache::{Entry, Ticket};
 use crate::clock::Tick;
 use crate::error::{Error, ErrorKind, Result};
@@ -31,7 +31,7 @@ impl Target {
     }
 }
 
-impl Shared {
+impl ClientShared {
     pub(super) fn open(&self) -> Result<()> {
         if self.closed.load(Ordering::SeqCst) {
             return Err(Error::new(
@@ -100,7 +100,7 @@ impl Shared {
         }
     }
 
-    fn known(&self, place: &ClientPlace, id: &ServiceId) -> Arc<Known> {
+    fn known(&self, place: &ClientPlace, id: &ServiceId) -> Arc<KnownService> {
         let (table, states) = (&place.known, place.pods.states());
         let name = id.service.as_str();
         if let Some(known) = table.get(name)
@@ -109,9 +109,9 @@ impl Shared {
             return known;
         }
         let watched = states.service(id);
-        let make = |earlier: Option<&Known>| {
+        let make = |earlier: Option<&KnownService>| {
             let next = || self.numbers.fetch_add(1, Ordering::Relaxed);
-            Known {
+            KnownService {
                 id: id.clone(),
                 // A service keeps its number when it comes back after a time without use.
                 number: earlier.map_or_else(next, |known| known.number),
@@ -124,23 +124,23 @@ impl Shared {
         table.get(name).unwrap_or_else(|| Arc::new(make(None)))
     }
 
-    /// What the cache holds, unless what is known of the pods speaks against it.
-    pub(super) fn believed(&self, target: &Target) -> Option<PodIndex> {
+    /// The cached pod, unless the known state of the pods contradicts it.
+    pub(super) fn valid_pod(&self, target: &Target) -> Option<PodIndex> {
         let now = self.clock.now();
         let entry = self.cache.get(target.key, now)?;
         let view = target.known.watched.current(now);
-        let believed = view
+        let valid = view
             .as_ref()
             .and_then(|view| view.as_ref())
             .is_none_or(|view| match entry.incarnation {
-                // Nobody knew the pod then: only what is known of it now speaks against it.
+                // The pod was unknown then: only its state as it is now can contradict it.
                 Incarnation::NONE => {
                     let standing = view.standing(entry.pod, now);
                     standing == Standing::Unknown || standing.is_available()
                 }
                 incarnation => view.serves(entry.pod, incarnation, now),
             });
-        believed.then_some(entry.pod)
+        valid.then_some(entry.pod)
     }
 
     /// The link from where it is kept; the cache keeps it, too.
@@ -169,7 +169,7 @@ impl Shared {
         Ok(Some(link.pod))
     }
 
-    /// Keeps a peer's answer for as long as the peer says, if the peer's pods are read, too: an
+    /// Keeps a peer's answer for as long as the peer allows, if the peer's pods are read, too: an
     /// answer whose pod is not watched is not kept.
     pub(super) async fn remember_watched(
         &self,

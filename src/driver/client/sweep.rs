@@ -1,4 +1,4 @@
-//! The task that takes out of the cache what has ended and nobody asks for any more.
+//! The task that removes ended entries from the cache that no caller asks for any more.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::task::AbortHandle;
 
-use super::Shared;
+use super::ClientShared;
 
 /// Sweeps a driver's cache, from the first call that may put something in until it is dropped.
 #[derive(Debug, Default)]
@@ -18,7 +18,7 @@ pub(super) struct Sweeper {
 
 impl Sweeper {
     /// Sees to it that the task runs. Must be called on the runtime.
-    pub(super) fn start(&self, client: &Arc<Shared>) {
+    pub(super) fn start(&self, client: &Arc<ClientShared>) {
         if self.started.load(Ordering::Relaxed) || self.started.swap(true, Ordering::SeqCst) {
             return;
         }
@@ -46,7 +46,7 @@ impl Drop for Sweeper {
     }
 }
 
-async fn sweep(client: Weak<Shared>, period: Duration) {
+async fn sweep(client: Weak<ClientShared>, period: Duration) {
     loop {
         tokio::time::sleep(period).await;
         let Some(client) = client.upgrade() else {
@@ -55,7 +55,7 @@ async fn sweep(client: Weak<Shared>, period: Duration) {
         if client.cache.is_empty() {
             continue;
         }
-        // A look at every entry: not on a thread that moves bytes.
+        // Sweeping reads every entry: not on a thread that does I/O.
         let swept = tokio::task::spawn_blocking(move || client.cache.sweep(client.clock.now()));
         if let Err(error) = swept.await {
             tracing::warn!(%error, "the link cache was not swept");

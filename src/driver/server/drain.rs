@@ -1,4 +1,4 @@
-//! Stopping: users are saved and given away, then the pod withdraws.
+//! Stopping: users are saved and released or handed over, then the pod withdraws.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
 use rand::Rng;
 
-use super::{Phase, ServerDriver, Shared};
+use super::{Phase, ServerDriver, ServerShared};
 use crate::clock::Tick;
 use crate::config::Drain;
 use crate::driver::view::View;
@@ -43,7 +43,7 @@ pub struct DrainReport {
 impl ServerDriver {
     /// Publishes DENY_NEW_CALL, lets the drain hooks save and release the users that this pod
     /// owns, treats those that remain by `rule`, publishes SHUTDOWN, ends the lease and the
-    /// renewals. Ends by `deadline` whatever hangs, and the tasks end in every case. A second stop
+    /// renewals. Ends by `deadline` even if a hook hangs, and the tasks end in every case. A second stop
     /// waits for the first and reports the same.
     ///
     /// # Errors
@@ -62,7 +62,7 @@ impl ServerDriver {
         };
         if !matches!(phase, Phase::Draining | Phase::Stopped) {
             let stopping = Stopping(Arc::clone(shared));
-            // A task of its own: the lease must be given back even if nobody waits for it.
+            // A task of its own: the lease must be progress back even if the caller stops waiting.
             tokio::spawn(async move {
                 if phase == Phase::Running {
                     stopping.0.drain(rule, deadline).await;
@@ -84,11 +84,11 @@ impl ServerDriver {
     }
 }
 
-/// The drain task keeps its own deadline; whoever waits for it waits this much longer.
+/// The drain task keeps its own deadline; its callers wait this much longer.
 const MARGIN: Duration = Duration::from_millis(500);
 
-/// A stop under way: however it ends, its waiters hear of it and the tasks are gone.
-struct Stopping(Arc<Shared>);
+/// A stop under way: however it ends, its waiters are notified and the tasks are gone.
+struct Stopping(Arc<ServerShared>);
 
 impl Drop for Stopping {
     fn drop(&mut self) {
@@ -103,30 +103,30 @@ impl Drop for Stopping {
     }
 }
 
-/// What became of the users so far.
+/// How many users were released and handed over so far.
 #[derive(Debug, Default)]
-struct Given {
+struct DrainProgress {
     released: AtomicU64,
     handed_over: AtomicU64,
-    failures: Failures,
+    failures: DrainFailures,
 }
 
-/// Failures of the same kind: one line in the log tells of all of them, or ten thousand users
-/// would drown what matters.
+/// Failures of the same kind: all of them get one line in the log. One line for each of ten
+/// thousand users would hide everything else.
 #[derive(Debug, Default)]
-struct Failures {
+struct DrainFailures {
     count: AtomicU64,
     first: OnceLock<Error>,
 }
 
-impl Failures {
+impl DrainFailures {
     fn note(&self, error: Error) {
         count(&self.count);
         // The others are most likely the same.
         let _not_the_first = self.first.set(error);
     }
 
-    fn tell(&self, service: &ServiceId, what: &'static str) {
+    fn log(&self, service: &ServiceId, what: &'static str) {
         if let Some(error) = self.first.get() {
             let failures = self.count.load(Ordering::Relaxed);
             tracing::warn!(%service, failures, first = %error, "{what}");
@@ -135,13 +135,13 @@ impl Failures {
 }
 
 /// How the time of a stop is shared, so that what hangs in one step leaves time for the next.
-struct Shares {
+struct DrainTimes {
     hooks_until: Tick,
     links_until: Tick,
 }
 
-impl Shares {
-    /// Withdrawing matters most, and comes last; then that nobody is linked to a pod that is gone.
+impl DrainTimes {
+    /// Withdrawing matters most, and comes last; second, that no user is linked to a pod that is gone.
     fn of(started: Tick, deadline: Tick) -> Self {
         const WITHDRAWAL: Duration = Duration::from_secs(2);
         const LINKS: Duration = Duration::from_secs(5);
@@ -154,40 +154,41 @@ impl Shares {
     }
 }
 
-impl Shared {
+impl ServerShared {
     async fn drain(&self, rule: Drain, deadline: Tick) {
         let started = self.clock.now();
-        let Shares {
+        let DrainTimes {
             hooks_until,
             links_until,
-        } = Shares::of(started, deadline);
-        self.say(RoutingState::DenyNewCall, hooks_until).await;
+        } = DrainTimes::of(started, deadline);
+        self.publish_routing(RoutingState::DenyNewCall, hooks_until)
+            .await;
         let lease = self.lease_number();
         let users = self.users();
-        let failures = Failures::default();
+        let failures = DrainFailures::default();
         let asked = self.ask_hooks(users.clone(), &failures);
         let in_time = with_deadline(&self.clock, hooks_until, "drain hooks", asked).await;
-        failures.tell(&self.info.service, "drain hooks failed");
+        failures.log(&self.info.service, "drain hooks failed");
         if let Err(error) = in_time {
             tracing::warn!(service = %self.info.service, %error, "not every drain hook has ended");
         }
-        let given = Given::default();
+        let progress = DrainProgress::default();
         if lease == self.lease_number() {
             let gone = users.iter().filter(|user| !self.owned().contains(user));
             let gone = gone.count() as u64;
-            given.released.store(gone, Ordering::Relaxed);
+            progress.released.store(gone, Ordering::Relaxed);
             self.count_released(gone);
         }
-        let giving = self.give_away(rule, &given, links_until);
+        let releasing = self.release_users(rule, &progress, links_until);
         let _out_of_time =
-            with_deadline(&self.clock, links_until, "the links of the pod", giving).await;
-        given
+            with_deadline(&self.clock, links_until, "the links of the pod", releasing).await;
+        progress
             .failures
-            .tell(&self.info.service, "links were not given away");
+            .log(&self.info.service, "links were not given away");
         self.withdraw(deadline).await;
         let report = DrainReport {
-            released: given.released.into_inner(),
-            handed_over: given.handed_over.into_inner(),
+            released: progress.released.into_inner(),
+            handed_over: progress.handed_over.into_inner(),
             remaining: self.owned().len() as u64,
             took: self.clock.now().since(started),
         };
@@ -199,7 +200,7 @@ impl Shared {
         self.owned().iter().cloned().collect()
     }
 
-    /// Waits until a start under way has given back what it has taken; ends it if that lasts.
+    /// Waits until a start under way has progress back what it has taken; ends it if that lasts.
     async fn call_off_start(&self, deadline: Tick) {
         self.stopping.send_replace(true);
         let until = deadline.min(self.soon());
@@ -208,8 +209,8 @@ impl Shared {
         self.end_tasks();
     }
 
-    /// Publishes a routing state, as far as the store lets it.
-    async fn say(&self, routing: RoutingState, deadline: Tick) {
+    /// Publishes a routing state; a failure is logged.
+    async fn publish_routing(&self, routing: RoutingState, deadline: Tick) {
         {
             let mut state = self.lock();
             if state.routing.check_move(routing).is_err() {
@@ -223,7 +224,7 @@ impl Shared {
         }
     }
 
-    async fn ask_hooks(&self, users: Vec<LinkId>, failures: &Failures) {
+    async fn ask_hooks(&self, users: Vec<LinkId>, failures: &DrainFailures) {
         let ask = |link: LinkId| async move {
             if let Err(error) = self.hooks.drain(&link).await {
                 count(&self.stats.drain_hook_failures);
@@ -236,31 +237,35 @@ impl Shared {
     }
 
     /// Treats the users that are still owned by the rule.
-    async fn give_away(&self, rule: Drain, given: &Given, deadline: Tick) {
+    async fn release_users(&self, rule: Drain, progress: &DrainProgress, deadline: Tick) {
         if rule == Drain::Keep {
             return;
         }
         let mut targets = None;
         for users in self.users().chunks(LINKS_AT_ONCE) {
             if rule == Drain::Handover {
-                // Read anew each time: leases go on while users are handed over, and a reading's end.
+                // Read again for each chunk: leases are renewed while users are handed over, and a
+                // reading expires.
                 let fresh = self.others(targets.as_ref(), deadline).await;
                 targets = fresh.or(targets);
             }
-            let gifts = users.iter().map(|link| async {
-                if let Err(error) = self.give(link, targets.as_ref(), given, deadline).await {
-                    given.failures.note(error);
+            let work = users.iter().map(|link| async {
+                if let Err(error) = self
+                    .release_or_hand_over(link, targets.as_ref(), progress, deadline)
+                    .await
+                {
+                    progress.failures.note(error);
                 }
             });
-            join_all(gifts).await;
+            join_all(work).await;
         }
     }
 
-    async fn give(
+    async fn release_or_hand_over(
         &self,
         link: &LinkId,
         targets: Option<&View>,
-        given: &Given,
+        progress: &DrainProgress,
         deadline: Tick,
     ) -> Result<()> {
         let moved = match targets {
@@ -268,10 +273,10 @@ impl Shared {
             None => false,
         };
         if moved {
-            given.handed_over.fetch_add(1, Ordering::Relaxed);
+            progress.handed_over.fetch_add(1, Ordering::Relaxed);
             self.count_handed_over();
         } else {
-            // Nobody takes new users: then at least nobody waits for this pod.
+            // No pod takes new users: then at least no user waits for this pod.
             let owner = Some(self.info.pod);
             let removal = self.grace();
             let remove = Remove {
@@ -281,14 +286,14 @@ impl Shared {
             };
             let removed = self.store.ask(remove, deadline).await?;
             let released = u64::from(removed.done);
-            given.released.fetch_add(released, Ordering::Relaxed);
+            progress.released.fetch_add(released, Ordering::Relaxed);
             self.count_released(released);
         }
         self.owned().remove(link);
         Ok(())
     }
 
-    /// The pods that may take this one's users; `previous` knows who was sent where already.
+    /// The pods that may take this one's users; `previous` counts the users sent to each so far.
     async fn others(&self, previous: Option<&View>, deadline: Tick) -> Option<View> {
         let asked = self.clock.now();
         let mut records = self.read_pods(deadline).await.ok()?.records;
@@ -297,7 +302,7 @@ impl Shared {
         Some(View::new(snapshot, previous, 1, asked))
     }
 
-    /// Moves a user to another pod, if the link is still this pod's. `false`: nobody takes users.
+    /// Moves a user to another pod, if the link is still this pod's. `false`: no pod takes users.
     async fn hand_over(&self, link: &LinkId, view: &View, deadline: Tick) -> Result<bool> {
         let chance = Chance {
             turn: 0,
@@ -326,10 +331,10 @@ impl Shared {
         Ok(moved.is_some_and(|placed| placed.made))
     }
 
-    /// Says that the pod is gone. Afterwards no task is left, and nothing is published any more.
+    /// Publishes that the pod is gone. Afterwards no task is left, and nothing is published any more.
     async fn withdraw(&self, deadline: Tick) {
-        self.say(RoutingState::Shutdown, deadline).await;
-        // A renewal behind the end would find its incarnation dead, and bring the pod back as a
+        self.publish_routing(RoutingState::Shutdown, deadline).await;
+        // A renewal after the end would find its incarnation dead, and bring the pod back as a
         // new one.
         self.end_tasks();
         let turn = self.publishing.lock();

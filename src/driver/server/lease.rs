@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rand::Rng;
 
-use super::{Phase, Shared};
+use super::{Phase, ServerShared};
 use crate::clock::Tick;
 use crate::driver::cpu::CpuMeter;
 use crate::driver::with_deadline;
@@ -15,7 +15,7 @@ use crate::op::{PodRenew, Renewed};
 use crate::route::state::{PodState, Readiness, RoutingState};
 use crate::telemetry::count;
 
-impl Shared {
+impl ServerShared {
     /// Renews the lease and publishes the state as it is now.
     pub(super) async fn publish(&self, deadline: Tick) -> Result<()> {
         let turn = self.publishing.lock();
@@ -108,7 +108,7 @@ impl Shared {
 
     fn lost(&self, why: &str) -> Error {
         if self.valid_until.swap(0, Ordering::SeqCst) != 0 {
-            // Not only a figure: it numbers the leases.
+            // Not only a metric: it numbers the leases.
             self.stats.leases_lost.fetch_add(1, Ordering::SeqCst);
             self.owned().clear();
             self.hooks.lease_lost();
@@ -134,7 +134,7 @@ impl Shared {
                 return;
             };
             count(&self.stats.renew_failures);
-            self.complain(&error);
+            self.log_renew_failure(&error);
             if !self.lock().phase.renews() {
                 return;
             }
@@ -177,7 +177,7 @@ impl Shared {
         Ok(())
     }
 
-    fn complain(&self, error: &Error) {
+    fn log_renew_failure(&self, error: &Error) {
         let until = Tick::from_nanos(self.valid_until.load(Ordering::SeqCst));
         let left = until.since(self.clock.now());
         let (pod, service, left_ms) = (self.info.pod, &self.info.service, left.as_millis());
@@ -192,7 +192,7 @@ impl Shared {
 const DEAD: &str = "this incarnation was declared dead";
 
 /// The renewal task: owned by the driver's state, ended by `stop`, and by the driver's end.
-pub(super) async fn renewals(shared: Weak<Shared>, period: Duration) {
+pub(super) async fn renewals(shared: Weak<ServerShared>, period: Duration) {
     let Some(clock) = shared.upgrade().map(|shared| shared.clock.clone()) else {
         return;
     };

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Phase, ServerDriver, Shared};
+use super::{Phase, ServerDriver, ServerShared};
 use crate::clock::Tick;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{LinkId, PodIndex, invalid, shown};
@@ -11,7 +11,7 @@ use crate::op::{OperationName, Remove, Set, TrySet};
 use crate::route::link::{Persist, Removal};
 
 impl ServerDriver {
-    /// Links the user to `pod`, whatever was there. Returns the previous owner.
+    /// Links the user to `pod` unconditionally. Returns the previous owner.
     ///
     /// # Errors
     /// `LeaseLost` if `pod` is this one and its lease is over; what the store failed with.
@@ -26,7 +26,7 @@ impl ServerDriver {
         self.shared.observe(OperationName::SetLinkedPod, work).await
     }
 
-    /// Links the user to `pod` unless another pod has a right to the user. Says whether `pod` has
+    /// Links the user to `pod` unless another pod has a right to the user. Returns whether `pod` has
     /// the link now, and which pod has it.
     ///
     /// # Errors
@@ -147,7 +147,7 @@ impl ServerDriver {
     }
 }
 
-impl Shared {
+impl ServerShared {
     /// Where the operations on this link are sent.
     fn home(&self, link: &LinkId) -> Result<&Home> {
         self.homes.get(&link.service.namespace)

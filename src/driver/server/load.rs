@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use rand::Rng;
 
-use super::{Shared, State};
+use super::{ServerShared, ServerState};
 use crate::error::Result;
 use crate::route::load::weighted;
 use crate::telemetry::count;
 
-impl Shared {
-    pub(super) fn weighted_load(&self, state: &State) -> i64 {
+impl ServerShared {
+    pub(super) fn weighted_load(&self, state: &ServerState) -> i64 {
         weighted(
             self.config.cpu_factor,
             state.cpu_percent,
@@ -33,8 +33,8 @@ impl Shared {
 
 /// The load task: owned by the driver's state, ended by `stop`, when another process takes the
 /// index, and by the driver's end. Its own task, so that a slow load function never delays a
-/// renewal. The function is never asked twice at a time: one that hangs is asked once.
-pub(super) async fn loads(shared: Weak<Shared>, period: Duration) {
+/// renewal. The function is never called twice at a time: one that hangs is called once.
+pub(super) async fn loads(shared: Weak<ServerShared>, period: Duration) {
     loop {
         let Some(hooks) = shared.upgrade().map(|shared| Arc::clone(&shared.hooks)) else {
             return;

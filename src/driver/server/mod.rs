@@ -43,11 +43,11 @@ pub struct ServerInfo {
     pub metadata: BTreeMap<String, String>,
 }
 
-/// What the program wants to be asked and told. Failures are logged and counted, never fatal, and
-/// nothing here delays a renewal.
+/// The program's hooks of a pod. Failures are logged and counted, never fatal, and no hook delays a
+/// renewal.
 #[async_trait]
 pub trait PodHooks: Send + Sync + std::fmt::Debug + 'static {
-    /// Whether `load` is worth asking.
+    /// Whether `load` should be called.
     fn reports_load(&self) -> bool;
 
     /// The load that the application reports now.
@@ -56,11 +56,11 @@ pub trait PodHooks: Send + Sync + std::fmt::Debug + 'static {
     /// The pod is stopping and owns this user: time to save and to release.
     async fn drain(&self, link: &LinkId) -> Result<()>;
 
-    /// The lease was lost: whatever was held under it is held no more.
+    /// The lease was lost: everything that was held under it is held no more.
     fn lease_lost(&self);
 }
 
-/// For programs that want neither to be asked nor told.
+/// For programs without hooks.
 #[derive(Debug)]
 pub struct NoHooks;
 
@@ -84,11 +84,11 @@ impl PodHooks for NoHooks {
 /// A pod's lease, state and links. Cheap to clone; the clones are one driver.
 #[derive(Debug, Clone)]
 pub struct ServerDriver {
-    shared: Arc<Shared>,
+    shared: Arc<ServerShared>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct ServerShared {
     store: Arc<dyn Store>,
     clock: Clock,
     info: ServerInfo,
@@ -96,19 +96,19 @@ struct Shared {
     hooks: Arc<dyn PodHooks>,
     /// Where the operations on links are sent, by namespace.
     homes: Namespaces<Home>,
-    /// What the pod is and says. Never held across an await.
-    state: Mutex<State>,
+    /// The pod's state, and what it publishes. Never held across an await.
+    state: Mutex<ServerState>,
     /// The users that this pod has made its own under its present lease. Never held across an
     /// await.
     owned: Mutex<HashSet<LinkId>>,
-    /// Drawn once per driver: an incarnation that was taken although the answer was lost is given
-    /// again to whoever asks with the same nonce.
+    /// Drawn once per driver: it makes `begin` idempotent. A retry after a lost answer gets the
+    /// same incarnation.
     nonce: String,
-    /// Held while the pod begins, publishes or ends, so that an older word cannot overtake a newer
+    /// Held while the pod begins, publishes or ends, so that an older state cannot overtake a newer
     /// one.
     publishing: tokio::sync::Mutex<()>,
-    /// Until when the pod may act, as a [`Tick`]; 0 without a lease. One atomic load and one clock
-    /// read tell.
+    /// Until when the pod may act, as a [`Tick`]; 0 without a lease. Checked with one atomic load
+    /// and one clock read.
     valid_until: AtomicU64,
     /// How the start under way ended: a second start waits for it.
     started: watch::Sender<Option<Result<()>>>,
@@ -120,7 +120,7 @@ struct Shared {
 }
 
 #[derive(Debug)]
-struct State {
+struct ServerState {
     phase: Phase,
     incarnation: Incarnation,
     /// The incarnation was declared dead, or its successor's answer was lost: the next renewal
@@ -135,7 +135,7 @@ struct State {
     tasks: Vec<AbortHandle>,
 }
 
-impl State {
+impl ServerState {
     /// Keeps a task until `stop` ends it.
     fn own(&mut self, task: tokio::task::JoinHandle<()>) {
         self.tasks.retain(|task| !task.is_finished());
@@ -218,7 +218,7 @@ impl ServerDriver {
         let own = info.service.namespace.clone();
         let home = Home::Own(Arc::clone(&store));
         let homes = Namespaces::new(own, home, foreign.collect());
-        let state = State {
+        let state = ServerState {
             phase: Phase::New,
             incarnation: Incarnation::NONE,
             dead: false,
@@ -229,7 +229,7 @@ impl ServerDriver {
         };
         let mut random = [0_u64; 2];
         rand::rng().fill(&mut random);
-        let shared = Shared {
+        let shared = ServerShared {
             nonce: format!("{:016x}{:016x}", random[0], random[1]),
             store,
             clock,
@@ -257,7 +257,7 @@ impl ServerDriver {
         &self.shared.info
     }
 
-    /// What becomes of owned links when the caller of `stop` does not say.
+    /// How `stop` treats owned links if its caller names no rule.
     #[must_use]
     pub fn drain_rule(&self) -> Drain {
         self.shared.config.drain
@@ -354,9 +354,9 @@ impl ServerDriver {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Every field is whole whatever panicked meanwhile.
+impl ServerShared {
+    fn lock(&self) -> MutexGuard<'_, ServerState> {
+        // Every field is valid even after a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -379,7 +379,7 @@ impl Shared {
     }
 }
 
-impl Drop for Shared {
+impl Drop for ServerShared {
     fn drop(&mut self) {
         self.lock().tasks.iter().for_each(AbortHandle::abort);
     }

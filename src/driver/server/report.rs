@@ -1,9 +1,9 @@
-//! What the metrics say of a server driver.
+//! The metrics of a server driver.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
-use super::{Phase, ServerDriver, Shared};
+use super::{Phase, ServerDriver, ServerShared};
 use crate::clock::Tick;
 use crate::error::{Error, Result};
 use crate::op::{OperationName, Renewed};
@@ -14,13 +14,13 @@ impl ServerDriver {
     /// stays.
     pub fn report_to(&self, metrics: &Metrics) {
         metrics.join(Arc::clone(&self.shared.stats) as Arc<dyn MetricSource>);
-        let shared: Weak<Shared> = Arc::downgrade(&self.shared);
+        let shared: Weak<ServerShared> = Arc::downgrade(&self.shared);
         metrics.watch(shared);
     }
 }
 
-impl Shared {
-    /// How publishing went that was sent then, while the lease before is still noted.
+impl ServerShared {
+    /// Counts and times a publication, while the end of the lease before is still stored.
     pub(super) fn count_publication(&self, renewed: &Result<Renewed>, sent: Tick) {
         if !matches!(renewed, Ok(Renewed::Done { .. })) {
             count(&self.stats.publish_failures);
@@ -50,7 +50,7 @@ impl Shared {
         done.map_err(|error| error.during(name))
     }
 
-    /// So many users were given up because the pod stops.
+    /// Counts users that were released because the pod stops.
     pub(super) fn count_released(&self, users: u64) {
         self.stats
             .users_released
@@ -59,7 +59,7 @@ impl Shared {
         links.released(self.info.pod, users);
     }
 
-    /// A user was handed over because the pod stops.
+    /// Counts a user that was handed over because the pod stops.
     pub(super) fn count_handed_over(&self) {
         count(&self.stats.users_handed_over);
         let links = self.stats.services.tally(&self.info.service);
@@ -67,7 +67,7 @@ impl Shared {
     }
 
     #[allow(clippy::cast_precision_loss, reason = "no pod has that many users")]
-    fn report_users(&self, sheet: &mut MetricsSnapshot, [namespace, service, pod]: [&str; 3]) {
+    fn report_users(&self, snapshot: &mut MetricsSnapshot, [namespace, service, pod]: [&str; 3]) {
         let fates = [
             ("remaining", self.owned().len() as u64),
             (
@@ -81,17 +81,17 @@ impl Shared {
         ];
         for (fate, users) in fates {
             let labels = [namespace, service, pod, fate];
-            sheet.level(&names::DRAIN_USERS, &labels, users as f64);
+            snapshot.level(&names::DRAIN_USERS, &labels, users as f64);
         }
     }
 }
 
-impl Gauges for Shared {
+impl Gauges for ServerShared {
     #[allow(
         clippy::cast_precision_loss,
         reason = "gauges are shown, not counted on"
     )]
-    fn report(&self, sheet: &mut MetricsSnapshot) {
+    fn report(&self, snapshot: &mut MetricsSnapshot) {
         let (phase, load) = {
             let state = self.lock();
             (state.phase, self.weighted_load(&state))
@@ -100,18 +100,18 @@ impl Gauges for Shared {
         let pod = self.info.pod.to_string();
         let labels = [service.namespace.as_str(), service.service.as_str(), &pod];
         let draining = f64::from(u8::from(phase == Phase::Draining));
-        sheet.level(&names::DRAINING, &labels, draining);
+        snapshot.level(&names::DRAINING, &labels, draining);
         if phase >= Phase::Draining {
-            self.report_users(sheet, labels);
+            self.report_users(snapshot, labels);
         }
         if !phase.renews() {
             return;
         }
         let until = Tick::from_nanos(self.valid_until.load(Ordering::SeqCst));
         let left = until.since(self.clock.now());
-        sheet.level(&names::LEASE_LEFT, &labels, left.as_secs_f64());
-        sheet.level(&names::POD_LOAD, &labels, load as f64);
-        sheet.level(&names::OWNED_USERS, &labels, self.owned().len() as f64);
+        snapshot.level(&names::LEASE_LEFT, &labels, left.as_secs_f64());
+        snapshot.level(&names::POD_LOAD, &labels, load as f64);
+        snapshot.level(&names::OWNED_USERS, &labels, self.owned().len() as f64);
     }
 
     fn trouble(&self) -> Option<Error> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::lease::renewals;
 use super::load::loads;
-use super::{Phase, ServerDriver, Shared};
+use super::{Phase, ServerDriver, ServerShared};
 use crate::clock::Tick;
 use crate::driver::with_deadline;
 use crate::error::{Error, ErrorKind, Result};
@@ -15,7 +15,7 @@ use crate::op::{Begun, PodBegin, PodEnd, PodIdentity};
 use crate::route::state::RoutingState;
 use crate::telemetry::count;
 
-/// The start keeps its own deadline; whoever made it waits this much longer for its outcome.
+/// The start keeps its own deadline; its caller waits this much longer for the outcome.
 const MARGIN: Duration = Duration::from_millis(500);
 
 impl ServerDriver {
@@ -35,7 +35,7 @@ impl ServerDriver {
                 Phase::New => {
                     state.phase = Phase::Starting;
                     shared.started.send_replace(None);
-                    // A task of its own: whoever stops waiting for it does not end it.
+                    // A task of its own: a caller that stops waiting does not end it.
                     let starting = Starting(Arc::clone(shared));
                     state.own(tokio::spawn(starting.run(deadline)));
                     patience = deadline.after(MARGIN);
@@ -54,7 +54,7 @@ impl ServerDriver {
 }
 
 /// A start under way; unless it succeeds, the driver is as if it had never been started.
-struct Starting(Arc<Shared>);
+struct Starting(Arc<ServerShared>);
 
 impl Starting {
     async fn run(self, deadline: Tick) {
@@ -68,7 +68,7 @@ impl Starting {
         let failed = outcome.is_err();
         let taken = failed.then(|| shared.undo_start());
         shared.started.send_replace(Some(outcome));
-        // The turn is still held: nobody begins, or says that it has stopped, before this is done.
+        // The turn is still held: no start begins, and no stop ends, before this is done.
         if let Some(incarnation) = taken.filter(|taken| *taken != Incarnation::NONE) {
             shared.give_back(incarnation, shared.soon()).await;
         }
@@ -78,22 +78,22 @@ impl Starting {
         let shared = &self.0;
         shared.begin(deadline).await?;
         loop {
-            let said = shared.lock().routing;
+            let published = shared.lock().routing;
             shared.publish_now(deadline).await?;
-            // Somebody may have set another state meanwhile.
-            if self.succeed(said)? {
+            // The program may have set another state meanwhile.
+            if self.succeed(published)? {
                 return Ok(());
             }
         }
     }
 
-    fn succeed(&self, said: RoutingState) -> Result<bool> {
+    fn succeed(&self, published: RoutingState) -> Result<bool> {
         let shared = &self.0;
         let mut state = shared.lock();
         if state.phase != Phase::Starting {
             return Err(state.phase.refuses());
         }
-        if state.routing != said {
+        if state.routing != published {
             return Ok(false);
         }
         state.phase = Phase::Running;
@@ -108,7 +108,7 @@ impl Starting {
 
 impl Drop for Starting {
     fn drop(&mut self) {
-        // Ended from outside, or by a panic: then nobody else tells those who wait.
+        // Aborted, or ended by a panic: then the waiting callers are notified here.
         self.0.started.send_if_modified(|outcome| {
             let missing = outcome.is_none();
             outcome.get_or_insert_with(|| Err(Phase::Stopped.refuses()));
@@ -121,7 +121,7 @@ impl Drop for Starting {
     }
 }
 
-impl Shared {
+impl ServerShared {
     /// Takes an incarnation; waits while an earlier process may be alive. With the turn held.
     pub(super) async fn begin(&self, deadline: Tick) -> Result<()> {
         let begin = PodBegin {
@@ -188,7 +188,7 @@ impl Shared {
     }
 
     /// Withdraws the pod: successors and clients need not wait for its lease to end. If the store
-    /// cannot be told, the lease ends by itself.
+    /// cannot be reached, the lease ends by itself.
     pub(super) async fn give_back(&self, incarnation: Incarnation, deadline: Tick) -> bool {
         let (service, pod) = (&self.info.service, self.info.pod);
         let end = PodEnd {

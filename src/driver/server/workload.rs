@@ -1,14 +1,14 @@
 //! The state of the whole service, written by the pod that leads: the lowest-numbered alive one.
 
-use super::Shared;
+use super::ServerShared;
 use crate::clock::Tick;
 use crate::error::Result;
 use crate::op::{Pods, PodsReading, ReadPods, SetWorkload};
 use crate::route::state::WorkloadState;
 use crate::telemetry::count;
 
-impl Shared {
-    /// Says what the service is like. That disappears by itself if nobody keeps it up, instead of
+impl ServerShared {
+    /// Writes the workload state of the service. It expires unless a leader renews it, instead of
     /// staying READY for ever.
     pub(super) async fn write_workload(&self, deadline: Tick) {
         let service = &self.info.service;
@@ -33,7 +33,7 @@ impl Shared {
         }
     }
 
-    /// What the service looks like without this pod, if nobody else is there to say so.
+    /// Writes the workload state without this pod, if no other pod is alive to write it.
     pub(super) async fn write_last_workload(&self, deadline: Tick) {
         let pods = self.read_pods(deadline).await;
         if pods.is_ok_and(|pods| pods.records.iter().all(|pod| pod.lease_left.is_zero())) {

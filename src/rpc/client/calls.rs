@@ -35,7 +35,7 @@ impl PeerClient {
         &self,
         operation: &M::Operation,
         deadline: Tick,
-    ) -> Result<messages::Reply<M>> {
+    ) -> Result<messages::MethodReply<M>> {
         let path = PathAndQuery::from_static(M::PATH);
         let ask = |channel, request: Request<M::Request>| {
             let path = path.clone();
@@ -156,7 +156,7 @@ impl Peer for PeerClient {
                 let pods = self.pods(&read.service, deadline).await;
                 pods.map(Reply::ReadPods)
             }
-            // What is certain of a pod's death, the wire does not say.
+            // The wire has no field for the certainty of a pod's death.
             Call::Inspect(inspect) => {
                 let pods = self.pods(&inspect.service, deadline).await?;
                 Ok(Reply::Inspect(Inspection {
@@ -164,7 +164,7 @@ impl Peer for PeerClient {
                     ..Inspection::default()
                 }))
             }
-            // The wire has no workload: the pods say what it would be.
+            // The wire has no workload: it is computed from the pods.
             Call::GetWorkload(get) => {
                 let pods = self.pods(&get.service, deadline).await?;
                 let workload = WorkloadState::of(&pods.records, pods.now_ms);

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwapOption;
 use tonic::metadata::{Ascii, MetadataValue};
 
-use super::Shared;
+use super::PeerClientShared;
 use crate::error::{Error, ErrorKind, Result};
 
 type BearerHeader = MetadataValue<Ascii>;
@@ -56,7 +56,7 @@ impl Credentials {
 }
 
 /// Reloads the token when its file changes. Owned by the client, which aborts it.
-pub(super) async fn follow(shared: Weak<Shared>) {
+pub(super) async fn follow(shared: Weak<PeerClientShared>) {
     const POLL_INTERVAL: Duration = Duration::from_millis(500);
     let mut seen = None;
     loop {

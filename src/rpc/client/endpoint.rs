@@ -13,7 +13,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use super::Shared;
+use super::PeerClientShared;
 use super::channel::PeerChannel;
 use super::dial::{HostResolver, PeerDialer};
 use crate::config::{PeerClientConfig, PeerUrl};
@@ -171,8 +171,8 @@ impl PeerEndpoint {
 
 /// Probes an ejected endpoint, and readmits it when it is healthy. Owned by the client, which
 /// aborts it.
-pub(super) async fn probe(shared: Weak<Shared>, at: usize) {
-    let waker = |shared: Arc<Shared>| Arc::clone(&shared.endpoints[at].probe_waker);
+pub(super) async fn probe(shared: Weak<PeerClientShared>, at: usize) {
+    let waker = |shared: Arc<PeerClientShared>| Arc::clone(&shared.endpoints[at].probe_waker);
     let Some(waker) = shared.upgrade().map(waker) else {
         return;
     };
@@ -201,7 +201,7 @@ pub(super) async fn probe(shared: Weak<Shared>, at: usize) {
                     return;
                 };
                 shared.endpoints[at].readmit();
-                shared.tell(at);
+                shared.publish_change(at);
                 break;
             }
             delay = (delay * 2).min(EJECTION_MAX);
@@ -230,7 +230,7 @@ struct HealthQuery {
 }
 
 /// `None`: the client is dropped.
-fn health_query(shared: &Weak<Shared>, at: usize) -> Option<HealthQuery> {
+fn health_query(shared: &Weak<PeerClientShared>, at: usize) -> Option<HealthQuery> {
     let shared = shared.upgrade()?;
     let service = READINESS.to_owned();
     Some(HealthQuery {
@@ -247,7 +247,7 @@ fn jittered(delay: Duration) -> Duration {
 
 /// Watches the health of an endpoint, and so retries it while it is down. Owned by the client,
 /// which aborts it.
-pub(super) async fn watch(shared: Weak<Shared>, at: usize) {
+pub(super) async fn watch(shared: Weak<PeerClientShared>, at: usize) {
     const BACKOFF_MIN: Duration = Duration::from_millis(50);
     const BACKOFF_MAX: Duration = Duration::from_millis(500);
     /// A server without a health service is checked at this interval.
@@ -274,7 +274,7 @@ enum WatchOutcome {
 }
 
 /// Watches until the connection ends. `None`: the client is dropped.
-async fn watch_once(weak: &Weak<Shared>, at: usize) -> Option<WatchOutcome> {
+async fn watch_once(weak: &Weak<PeerClientShared>, at: usize) -> Option<WatchOutcome> {
     let note = |condition| weak.upgrade().map(|shared| shared.note(at, condition));
     let query = health_query(weak, at)?;
     let timeout = query.timeout;

@@ -1,4 +1,4 @@
-//! The gRPC client: link operations on a namespace whose store is out of reach.
+//! The gRPC client: link operations on a namespace whose store cannot be reached from here.
 
 mod budget;
 mod calls;
@@ -39,7 +39,7 @@ use crate::trace;
 pub use dial::HostResolver;
 pub use endpoint::Condition;
 
-/// Wants to know how the endpoints are.
+/// Is called when the condition of an endpoint changes.
 pub trait ConditionHook: Send + Sync + std::fmt::Debug + 'static {
     /// An endpoint is in another condition than before. Must not wait.
     fn changed(&self, endpoint: &str, condition: Condition);
@@ -49,17 +49,17 @@ pub trait ConditionHook: Send + Sync + std::fmt::Debug + 'static {
 /// one client.
 #[derive(Debug, Clone)]
 pub struct PeerClient {
-    shared: Arc<Shared>,
+    shared: Arc<PeerClientShared>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct PeerClientShared {
     config: PeerClientConfig,
     clock: Clock,
     endpoints: Vec<PeerEndpoint>,
     credentials: Credentials,
     budget: RetryBudget,
-    /// Counts the changes of conditions: whoever waits for an endpoint waits here.
+    /// Counts the changes of conditions: calls that wait for an endpoint wait here.
     changes: watch::Sender<u64>,
     hooks: Mutex<Vec<Arc<dyn ConditionHook>>>,
     turn: AtomicUsize,
@@ -70,8 +70,8 @@ struct Shared {
     closed: AtomicBool,
 }
 
-/// What came of one attempt.
-struct Failure {
+/// A failed attempt.
+struct AttemptFailure {
     error: Error,
     /// Another attempt may succeed and does no harm.
     again: bool,
@@ -101,7 +101,7 @@ impl PeerClient {
         let endpoints = config.endpoints.iter().cloned();
         let endpoint = |url| PeerEndpoint::new(url, &config, Arc::clone(&names));
         let endpoints: Result<Vec<PeerEndpoint>> = endpoints.map(endpoint).collect();
-        let shared = Shared {
+        let shared = PeerClientShared {
             endpoints: endpoints?,
             credentials: Credentials::new(config.token_file.clone()),
             budget: RetryBudget::new(config.retry_ratio),
@@ -126,7 +126,7 @@ impl PeerClient {
         self.shared.clock.deadline(timeout)
     }
 
-    /// How each endpoint is.
+    /// The condition of each endpoint.
     #[must_use]
     pub fn conditions(&self) -> Vec<(String, Condition)> {
         let endpoints = self.shared.endpoints.iter();
@@ -135,39 +135,39 @@ impl PeerClient {
             .collect()
     }
 
-    /// Tells `hook` of every change of a condition from now on.
+    /// Calls `hook` for every change of a condition from now on.
     pub fn on_condition(&self, hook: Arc<dyn ConditionHook>) {
         self.shared.hooks().push(hook);
     }
 
-    /// Asks an endpoint whether it can answer: the first that says anything.
+    /// Asks the endpoints whether they can answer; the first response counts.
     ///
     /// # Errors
-    /// `PeerUnavailable` if none says anything; `Timeout`; `Closed`.
+    /// `PeerUnavailable` if none responds; `Timeout`; `Closed`.
     pub async fn check_health(&self, deadline: Tick) -> Result<bool> {
         self.shared.start().await?;
         let service = READINESS.to_owned();
         let message = HealthCheckRequest { service };
-        let ask = |line: PeerChannel, request: Request<HealthCheckRequest>| async move {
-            HealthClient::new(line).check(request).await
+        let ask = |channel: PeerChannel, request: Request<HealthCheckRequest>| async move {
+            HealthClient::new(channel).check(request).await
         };
-        let said = self
+        let response = self
             .shared
             .call("Check", Effect::Read, deadline, message, ask)
             .await?;
-        Ok(said.status() == ServingStatus::Serving)
+        Ok(response.status() == ServingStatus::Serving)
     }
 
     /// Ends the connections and tasks. Later calls fail with `Closed`.
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::SeqCst);
         self.shared.end();
-        // Whoever waits for an endpoint waits no longer.
+        // Calls that wait for an endpoint fail now.
         self.shared.changes.send_modify(|count| *count += 1);
     }
 }
 
-impl Shared {
+impl PeerClientShared {
     fn hooks(&self) -> MutexGuard<'_, Vec<Arc<dyn ConditionHook>>> {
         self.hooks.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -209,18 +209,18 @@ impl Shared {
             .for_each(|each| each.channel.disconnect());
     }
 
-    /// Takes note of what an endpoint says of itself, and tells whoever waits for one.
-    fn note(&self, at: usize, said: Condition) {
+    /// Sets the condition of an endpoint, and publishes a change.
+    fn note(&self, at: usize, condition: Condition) {
         let endpoint = &self.endpoints[at];
         let before = endpoint.condition();
-        endpoint.set(said);
+        endpoint.set(condition);
         if endpoint.condition() != before {
-            self.tell(at);
+            self.publish_change(at);
         }
     }
 
-    /// Tells that an endpoint is in another condition than before.
-    fn tell(&self, at: usize) {
+    /// Notifies waiting calls and hooks that the condition of an endpoint has changed.
+    fn publish_change(&self, at: usize) {
         let endpoint = &self.endpoints[at];
         let condition = endpoint.condition();
         let shown = endpoint.url.to_string();
@@ -251,7 +251,7 @@ impl Shared {
         loop {
             let at = match self.usable(tried, deadline).await {
                 Ok(at) => at,
-                Err(error) => return Err(self.nobody(error, last, effect)),
+                Err(error) => return Err(self.no_reachable_endpoint(error, last, effect)),
             };
             attempts += 1;
             let span = trace::attempt(method, &self.endpoints[at].url, attempts);
@@ -275,8 +275,8 @@ impl Shared {
         }
     }
 
-    /// A little before the deadline, so that its own error, which says what is known of the write,
-    /// reaches whoever waits before that one gives up.
+    /// A little before the deadline, so that its own error, with the outcome of the write,
+    /// reaches the caller before the caller's own timeout.
     fn earlier(&self, deadline: Tick) -> Tick {
         const MARGIN: Duration = Duration::from_millis(20);
         let now = self.clock.now();
@@ -291,20 +291,22 @@ impl Shared {
         deadline: Tick,
         message: &Q,
         send: &impl Fn(PeerChannel, Request<Q>) -> W,
-    ) -> std::result::Result<A, Failure>
+    ) -> std::result::Result<A, AttemptFailure>
     where
         Q: Clone,
         W: Future<Output = std::result::Result<Response<A>, Status>>,
     {
         let endpoint = &self.endpoints[at];
         let left = deadline.since(self.clock.now());
-        // Where somebody else could answer, half of the time is kept for that.
+        // Where another endpoint could answer, half of the time is kept for it.
         let spare = effect != Effect::Once && self.endpoints.len() > 1;
         let limit = if spare { left / 2 } else { left };
         let mut request = self.credentials.on(message.clone());
-        request.metadata_mut().insert("grpc-timeout", told(left));
+        request
+            .metadata_mut()
+            .insert("grpc-timeout", timeout_header(left));
         traced::inject(&mut request);
-        let _busy = Busy::new(&endpoint.under_way);
+        let _in_flight = CallUnderWay::new(&endpoint.under_way);
         let sending = pin!(send(endpoint.channel.clone(), request));
         let failure = match tokio::time::timeout(limit, sending).await {
             Ok(Ok(answer)) => {
@@ -312,7 +314,7 @@ impl Shared {
                 return Ok(answer.into_inner());
             }
             Ok(Err(status)) => judge(&status, effect),
-            Err(_) => late(effect, spare && limit < left),
+            Err(_) => timed_out(effect, spare && limit < left),
         };
         let silent = matches!(
             failure.error.kind(),
@@ -323,14 +325,14 @@ impl Shared {
         } else if failure.unsent {
             self.note(at, Condition::Down);
         } else if endpoint.failed() {
-            self.tell(at);
+            self.publish_change(at);
         }
         Err(failure)
     }
 
     fn answered(&self, at: usize) {
         if self.endpoints[at].answered() {
-            self.tell(at);
+            self.publish_change(at);
         }
     }
 
@@ -364,7 +366,7 @@ impl Shared {
             let good = others.into_iter().filter(|at| condition(*at) == best);
             (best != Condition::Down).then(|| good.collect())
         };
-        // Another one than that which has just failed, if there is any.
+        // Another one than the one that has just failed, if there is any.
         let others = all.clone().filter(|at| Some(*at) != tried).collect();
         let good = best(others).or_else(|| best(all.collect()))?;
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
@@ -383,12 +385,12 @@ impl Shared {
         }
     }
 
-    fn nobody(&self, error: Error, last: Option<Error>, effect: Effect) -> Error {
+    fn no_reachable_endpoint(&self, error: Error, last: Option<Error>, effect: Effect) -> Error {
         if error.kind() != ErrorKind::PeerUnavailable {
             return error;
         }
         let urls: Vec<String> = self.endpoints.iter().map(|e| e.url.to_string()).collect();
-        // Where the watchers tried first, no call has tried itself.
+        // Where the watchers dialed first, no call has dialed itself.
         let found = || self.endpoints.iter().find_map(PeerEndpoint::last_error);
         let why = last.as_ref().map(ToString::to_string);
         let why = why.or_else(|| found().map(|why| why.to_string()));
@@ -408,13 +410,13 @@ impl Shared {
     }
 }
 
-impl Drop for Shared {
+impl Drop for PeerClientShared {
     fn drop(&mut self) {
         self.end();
     }
 }
 
-fn judge(status: &Status, effect: Effect) -> Failure {
+fn judge(status: &Status, effect: Effect) -> AttemptFailure {
     let mut error = status::to_error(status);
     let unsent = status::never_sent(status);
     if effect != Effect::Read && error.outcome().is_none() {
@@ -433,29 +435,29 @@ fn judge(status: &Status, effect: Effect) -> Failure {
         error.kind(),
         ErrorKind::PeerUnavailable | ErrorKind::Overloaded
     );
-    Failure {
+    AttemptFailure {
         error,
         again: harmless && passing,
         unsent,
     }
 }
 
-fn late(effect: Effect, again: bool) -> Failure {
+fn timed_out(effect: Effect, again: bool) -> AttemptFailure {
     let text = "the deadline passed while waiting for the peer";
     let mut error = Error::new(ErrorKind::Timeout, text).with("waited_for", "the peer");
     if effect != Effect::Read {
         error = error.with_outcome(WriteOutcome::Unknown);
     }
-    Failure {
+    AttemptFailure {
         error,
         again,
         unsent: false,
     }
 }
 
-/// What is left, for the server. It is rounded up, to the same few values for most calls, so that
-/// HTTP/2 need not spell it out each time.
-fn told(left: Duration) -> MetadataValue<Ascii> {
+/// The time left, for the server. It is rounded up, to the same few values for most calls, so that
+/// HTTP/2's header table has it.
+fn timeout_header(left: Duration) -> MetadataValue<Ascii> {
     let milliseconds = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
     let step = if milliseconds < 1_000 { 1 } else { 10 };
     let rounded = (milliseconds / step + 1) * step;
@@ -465,16 +467,16 @@ fn told(left: Duration) -> MetadataValue<Ascii> {
 }
 
 /// A call under way.
-struct Busy<'a>(&'a AtomicUsize);
+struct CallUnderWay<'a>(&'a AtomicUsize);
 
-impl<'a> Busy<'a> {
+impl<'a> CallUnderWay<'a> {
     fn new(count: &'a AtomicUsize) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
         Self(count)
     }
 }
 
-impl Drop for Busy<'_> {
+impl Drop for CallUnderWay<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

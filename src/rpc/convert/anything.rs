@@ -1,4 +1,4 @@
-//! Reading whatever bytes arrive, as the fuzzer and the tests do it: nothing panics, and a request
+//! Reading any bytes that arrive, as the fuzzer and the tests do it: nothing panics, and a request
 //! that cannot be meant is refused with INVALID_PARAMETER and nothing else.
 
 use prost::Message;
@@ -31,7 +31,7 @@ fn read_as<M: Method>(bytes: &[u8]) {
     if let Ok(request) = M::Request::decode(bytes) {
         taken_or_refused(M::read(request, MAX_BATCH));
     }
-    // An answer that cannot be meant is an error of whatever kind.
+    // An invalid answer is an error of any kind.
     if let (Ok(response), Ok(uid)) = (M::Response::decode(bytes), Uid::new("a")) {
         let _unreadable = M::reply(response, &[uid]);
     }

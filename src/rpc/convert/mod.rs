@@ -217,7 +217,7 @@ fn state(given: Option<v1::PodState>) -> Result<PodState> {
     let routing_state = match state.routing_state() {
         v1::RoutingState::Ready => RoutingState::Ready,
         v1::RoutingState::DenyNewCall => RoutingState::DenyNewCall,
-        // What a later version calls by a name unknown here takes nobody.
+        // A state that only a later version knows takes no users.
         v1::RoutingState::Shutdown | v1::RoutingState::Unspecified => RoutingState::Shutdown,
     };
     let readiness = if state.ready {
@@ -247,7 +247,7 @@ pub(super) fn from_changes(changes: Vec<Change>) -> v1::WatchRoutingStateRespons
     }
 }
 
-pub(super) fn changes(told: v1::WatchRoutingStateResponse) -> Result<Vec<Change>> {
+pub(super) fn changes(response: v1::WatchRoutingStateResponse) -> Result<Vec<Change>> {
     let read = |change: v1::PodChange| {
         let known = |given: Option<v1::PodState>| {
             given
@@ -260,7 +260,7 @@ pub(super) fn changes(told: v1::WatchRoutingStateResponse) -> Result<Vec<Change>
             now: known(change.now)?,
         })
     };
-    told.changes.into_iter().map(read).collect()
+    response.changes.into_iter().map(read).collect()
 }
 
 #[cfg(test)]

@@ -42,18 +42,18 @@ pub(super) const READINESS: &str = "readiness";
 /// Serves one namespace to callers in others. Cheap to clone; the clones are one server.
 #[derive(Debug, Clone)]
 pub struct Server {
-    shared: Arc<Shared>,
+    shared: Arc<GrpcServerShared>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct GrpcServerShared {
     operations: Arc<dyn Peer>,
     namespace: Namespace,
     config: PeerServerConfig,
     clock: Clock,
-    /// Places for requests under way: taken by each until its work has ended.
-    places: Arc<Semaphore>,
-    /// Places for streams of events.
+    /// Permits for requests under way: held by each until its work has ended.
+    permits: Arc<Semaphore>,
+    /// Permits for streams of events.
     streams: Arc<Semaphore>,
     /// Ends listening, streams and the health of everything.
     stop: CancellationToken,
@@ -79,10 +79,10 @@ impl Server {
         config: PeerServerConfig,
         clock: Clock,
     ) -> Self {
-        let shared = Shared {
+        let shared = GrpcServerShared {
             operations,
             namespace,
-            places: Arc::new(Semaphore::new(config.max_in_flight)),
+            permits: Arc::new(Semaphore::new(config.max_in_flight)),
             streams: Arc::new(Semaphore::new(config.max_event_streams)),
             config,
             clock,
@@ -134,7 +134,7 @@ impl Server {
     }
 
     /// Stops: no new connections and requests; those under way may end until `deadline`, then
-    /// every connection is cut. Says whether all of them ended. A second stop does nothing more.
+    /// every connection is cut. Returns whether all of them ended. A second stop does nothing more.
     pub async fn stop(&self, deadline: Tick) -> bool {
         let shared = &self.shared;
         let health = shared.running().health.clone();
@@ -146,7 +146,7 @@ impl Server {
             }
             shared.stop.cancel();
             let ended = shared.drained(deadline).await;
-            // Whoever watches the health hears its end.
+            // Watchers of the health are notified of its end.
             for service in ["", READINESS, SERVICE_NAME, LIVENESS] {
                 health.clear_service_status(service).await;
             }
@@ -159,7 +159,7 @@ impl Server {
     }
 }
 
-impl Shared {
+impl GrpcServerShared {
     fn running(&self) -> std::sync::MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -223,7 +223,7 @@ impl Shared {
             namespace: self.namespace.clone(),
             gate: Arc::clone(&gate),
             clock: self.clock.clone(),
-            places: Arc::clone(&self.places),
+            permits: Arc::clone(&self.permits),
             streams: Arc::clone(&self.streams),
             request_timeout: config.request_timeout,
             max_batch: config.max_batch,
@@ -237,11 +237,11 @@ impl Shared {
     async fn drained(&self, deadline: Tick) -> bool {
         let all = u32::try_from(self.config.max_in_flight).unwrap_or(u32::MAX);
         let left = deadline.since(self.clock.now());
-        let idle = self.places.acquire_many(all);
+        let idle = self.permits.acquire_many(all);
         let ended = tokio::time::timeout(left, idle).await.is_ok();
         // The last answers are written by the connections' tasks.
-        const LAST_WORDS: Duration = Duration::from_millis(50);
-        tokio::time::sleep(LAST_WORDS.min(deadline.since(self.clock.now()))).await;
+        const FLUSH_TIME: Duration = Duration::from_millis(50);
+        tokio::time::sleep(FLUSH_TIME.min(deadline.since(self.clock.now()))).await;
         ended
     }
 
@@ -251,7 +251,7 @@ impl Shared {
     }
 }
 
-impl Drop for Shared {
+impl Drop for GrpcServerShared {
     fn drop(&mut self) {
         self.stop.cancel();
         self.end();
@@ -272,7 +272,7 @@ async fn health() -> (HealthReporter, HealthServer<HealthService>) {
     (reporter, HealthServer::new(service))
 }
 
-/// Says whether requests can be answered, once a second.
+/// Publishes whether requests can be answered, once a second.
 async fn report(health: HealthReporter, operations: Arc<dyn Peer>, clock: Clock) {
     const EVERY: Duration = Duration::from_secs(1);
     let (ping, mut last) = (Call::from(Ping), None);

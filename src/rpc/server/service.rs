@@ -1,5 +1,5 @@
-//! The methods: who calls is checked, the request read, and the operation run. Nobody ends it before
-//! its deadline but its work (connection.rs).
+//! The methods: the caller is checked, the request decoded, and the operation run. Only the work of a
+//! request ends it before its deadline (connection.rs).
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use crate::trace;
 type HttpRequest = http::Request<IncomingBody>;
 type HttpResponse = http::Response<Body>;
 
-type Answer<T> = std::result::Result<Response<T>, Status>;
+type GrpcResult<T> = std::result::Result<Response<T>, Status>;
 
 /// The service on one namespace.
 #[derive(Debug, Clone)]
@@ -38,9 +38,9 @@ pub(super) struct RouteHandler {
     pub(super) namespace: Namespace,
     pub(super) gate: Arc<Gate>,
     pub(super) clock: Clock,
-    /// Places for requests; what finds none is refused at once.
-    pub(super) places: Arc<Semaphore>,
-    /// Places for streams of events.
+    /// Permits for requests; a request without one is refused at once.
+    pub(super) permits: Arc<Semaphore>,
+    /// Permits for streams of events.
     pub(super) streams: Arc<Semaphore>,
     pub(super) request_timeout: Duration,
     pub(super) max_batch: usize,
@@ -50,8 +50,7 @@ pub(super) struct RouteHandler {
 }
 
 impl RouteHandler {
-    /// Answers a request, which an error is an answer to as well. `method` is the last part of its
-    /// path.
+    /// Answers a request; an error is an answer, too. `method` is the last part of its path.
     pub(super) async fn serve(&self, method: &str, request: HttpRequest) -> HttpResponse {
         if method == WATCH {
             let mut grpc = self.grpc();
@@ -79,7 +78,7 @@ impl RouteHandler {
         Grpc::new(Codec::default()).apply_max_message_size_config(limit, None)
     }
 
-    async fn answer<M: Method>(&self, request: Request<M::Request>) -> Answer<M::Response> {
+    async fn answer<M: Method>(&self, request: Request<M::Request>) -> GrpcResult<M::Response> {
         let deadline = self.deadline(request.metadata());
         let caller = traced::extract(request.metadata());
         let read = |request| {
@@ -89,7 +88,7 @@ impl RouteHandler {
             let namespace = call.namespace().unwrap_or(&self.namespace).clone();
             Ok(((call, asked), namespace))
         };
-        let ((call, asked), place) = self.let_in(M::NAME, request, &self.places, read)?;
+        let ((call, asked), permit) = self.admit(M::NAME, request, &self.permits, read)?;
         // Clients read the pods every second, and no program's operation waits for it.
         let span = match &caller {
             None if matches!(call, Call::ReadPods(_)) => tracing::Span::none(),
@@ -100,7 +99,7 @@ impl RouteHandler {
             expected::<M::Operation>(reply)
         };
         let done = trace::observed(span, work).await;
-        drop(place);
+        drop(permit);
         let done = done.map_err(|error| status::from_error(&error))?;
         Ok(Response::new(M::response(done, &asked)))
     }
@@ -108,7 +107,7 @@ impl RouteHandler {
     async fn watch(
         &self,
         request: Request<v1::WatchRoutingStateRequest>,
-    ) -> Answer<BoxStream<'static, std::result::Result<v1::WatchRoutingStateResponse, Status>>>
+    ) -> GrpcResult<BoxStream<'static, std::result::Result<v1::WatchRoutingStateResponse, Status>>>
     {
         let deadline = self.clock.deadline(self.request_timeout);
         let read = |asked: v1::WatchRoutingStateRequest| {
@@ -116,25 +115,25 @@ impl RouteHandler {
             let namespace = service.namespace.clone();
             Ok((service, namespace))
         };
-        let (service, place) = self.let_in(WATCH, request, &self.streams, read)?;
+        let (service, permit) = self.admit(WATCH, request, &self.streams, read)?;
         let changes = self.operations.watch(&service, deadline).await;
         let changes = changes.map_err(|error| status::from_error(&error))?;
         let stands = futures_util::stream::iter([Vec::new()]);
         let stop = self.stop.clone().cancelled_owned();
         let published = stands.chain(changes).map(move |changes| {
-            // A stream holds its place until it ends.
-            let _held = &place;
+            // A stream holds its permit until it ends.
+            let _held = &permit;
             Ok(convert::from_changes(changes))
         });
         Ok(Response::new(published.take_until(stop).boxed()))
     }
 
     /// Checks everything that can be checked without the store.
-    fn let_in<Q, K>(
+    fn admit<Q, K>(
         &self,
         method: &'static str,
         request: Request<Q>,
-        places: &Arc<Semaphore>,
+        permits: &Arc<Semaphore>,
         read: impl FnOnce(Q) -> Result<(K, Namespace)>,
     ) -> std::result::Result<(K, OwnedSemaphorePermit), Status> {
         let caller = self
@@ -145,7 +144,7 @@ impl RouteHandler {
             let (asked, namespace) = read(request.into_inner())?;
             self.gate.authorize(&caller, method, &namespace)?;
             self.serves(&namespace)?;
-            Ok((asked, self.place(places)?))
+            Ok((asked, self.permit(permits)?))
         };
         // What is refused here has changed nothing.
         checked()
@@ -164,13 +163,13 @@ impl RouteHandler {
         Err(Error::new(ErrorKind::NamespaceUnreachable, text).with("namespace", namespace))
     }
 
-    fn place(&self, places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {
+    fn permit(&self, permits: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {
         if self.stop.is_cancelled() {
             let text = "the server is stopping";
             return Err(Error::new(ErrorKind::PeerUnavailable, text));
         }
-        let place = Arc::clone(places).try_acquire_owned();
-        place.map_err(|_| Error::new(ErrorKind::Overloaded, "too many requests are under way"))
+        let permit = Arc::clone(permits).try_acquire_owned();
+        permit.map_err(|_| Error::new(ErrorKind::Overloaded, "too many requests are under way"))
     }
 
     /// The caller's own deadline, or the server's if that is earlier.
@@ -206,7 +205,7 @@ struct Unary<M>(RouteHandler, PhantomData<M>);
 
 impl<M: Method> UnaryService<M::Request> for Unary<M> {
     type Response = M::Response;
-    type Future = BoxFuture<'static, Answer<M::Response>>;
+    type Future = BoxFuture<'static, GrpcResult<M::Response>>;
 
     fn call(&mut self, request: Request<M::Request>) -> Self::Future {
         let service = self.0.clone();
@@ -220,7 +219,7 @@ struct Watch(RouteHandler);
 impl ServerStreamingService<v1::WatchRoutingStateRequest> for Watch {
     type Response = v1::WatchRoutingStateResponse;
     type ResponseStream = BoxStream<'static, std::result::Result<Self::Response, Status>>;
-    type Future = BoxFuture<'static, Answer<Self::ResponseStream>>;
+    type Future = BoxFuture<'static, GrpcResult<Self::ResponseStream>>;
 
     fn call(&mut self, request: Request<v1::WatchRoutingStateRequest>) -> Self::Future {
         let service = self.0.clone();

@@ -1,4 +1,4 @@
-//! Links in memory: who holds which user, until when.
+//! Links in memory: which pod has which user, until when.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -61,7 +61,7 @@ impl Links {
         held.lives(now).then(|| held.link(now))
     }
 
-    /// Writes the link whatever was there; returns it as it is now.
+    /// Writes the link unconditionally; returns it as it is now.
     pub(super) fn put(
         &mut self,
         link: &LinkId,

@@ -1,6 +1,6 @@
-//! The shared truth without a server: one process, one lock, the same contract.
+//! The shared state without a server: one process, one lock, the same contract.
 //!
-//! Nobody owns a user by a record here, because no operation makes one yet.
+//! No user has an ownership record here, because no operation makes one yet.
 
 mod lease;
 mod links;
@@ -27,22 +27,22 @@ use lease::ServiceLeases;
 use links::Links;
 use listeners::Listeners;
 
-/// The stores that have a name, as long as somebody holds them.
-static NAMED: LazyLock<Mutex<HashMap<String, Weak<Data>>>> = LazyLock::new(Mutex::default);
+/// The stores that have a name, as long as one handle is open.
+static NAMED: LazyLock<Mutex<HashMap<String, Weak<MemoryData>>>> = LazyLock::new(Mutex::default);
 
-/// How many executors there have been: each gets a number.
-static EXECUTORS: AtomicU64 = AtomicU64::new(0);
+/// How many stores were opened: each gets a number.
+static STORES: AtomicU64 = AtomicU64::new(0);
 
 /// A store in this process.
 pub struct MemoryStore {
-    data: Arc<Data>,
+    data: Arc<MemoryData>,
     clock: Clock,
     closed: AtomicBool,
-    /// Tells this executor's subscriptions from those of others with the same store.
+    /// Identifies this handle's subscriptions among those of all handles with the same data.
     number: u64,
 }
 
-struct Data {
+struct MemoryData {
     clock: Clock,
     /// The calendar time, in microseconds, at which `clock` showed `origin`.
     calendar_origin: u64,
@@ -74,7 +74,7 @@ struct Tables {
     tags: HashMap<(Namespace, Tag), ServiceName>,
 }
 
-impl Data {
+impl MemoryData {
     fn new(clock: Clock) -> Self {
         let (calendar_origin, origin) = (calendar_micros(), clock.now());
         Self {
@@ -95,25 +95,25 @@ impl Data {
 }
 
 impl MemoryStore {
-    /// Opens a store. The same name is the same store for as long as anybody has it open; no
-    /// name is a store of one's own. Links and leases run by the clock of whoever made the store.
+    /// Opens a store. The same name is the same store for as long as one handle is open; without
+    /// a name it is a new store. Links and leases run by the clock of the first handle.
     ///
     /// # Errors
     /// None so far; opening another kind of store can fail.
     pub fn open(name: Option<&str>, clock: Clock) -> Result<Arc<dyn Store>> {
         let data = match name.filter(|name| !name.is_empty()) {
             Some(name) => named(name, &clock),
-            None => Arc::new(Data::new(clock.clone())),
+            None => Arc::new(MemoryData::new(clock.clone())),
         };
         Ok(Arc::new(Self {
             data,
             clock,
             closed: AtomicBool::new(false),
-            number: EXECUTORS.fetch_add(1, Ordering::Relaxed),
+            number: STORES.fetch_add(1, Ordering::Relaxed),
         }))
     }
 
-    /// Begins a call: refuses what comes too late, then takes the tables and the time.
+    /// Begins a call: fails if its deadline has passed, then locks the tables and reads the time.
     fn begin(&self, deadline: Tick) -> Result<(MutexGuard<'_, Tables>, Moment)> {
         let refused = |kind, why| Err(Error::new(kind, why));
         if self.closed.load(Ordering::Acquire) {
@@ -147,13 +147,13 @@ impl MemoryStore {
     }
 }
 
-fn named(name: &str, clock: &Clock) -> Arc<Data> {
+fn named(name: &str, clock: &Clock) -> Arc<MemoryData> {
     let mut stores = NAMED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(store) = stores.get(name).and_then(Weak::upgrade) {
         return store;
     }
     stores.retain(|_, store| store.strong_count() > 0);
-    let store = Arc::new(Data::new(clock.clone()));
+    let store = Arc::new(MemoryData::new(clock.clone()));
     stores.insert(name.to_owned(), Arc::downgrade(&store));
     store
 }

@@ -136,6 +136,7 @@ fn truncated(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ErrorKind::{Redis, StoreAuthentication, StoreUnavailable};
 
     fn server_error(line: &str) -> ServerError {
         match redis::parse_redis_value(format!("-{line}\r\n").as_bytes()) {
@@ -144,88 +145,106 @@ mod tests {
         }
     }
 
+    /// A server's error, and its kind, retryable, outcome and redial.
+    const ROWS: &[(&str, ErrorKind, bool, WriteOutcome, bool)] = &[
+        (
+            "READONLY You can't write",
+            StoreUnavailable,
+            true,
+            WriteOutcome::NotSent,
+            true,
+        ),
+        (
+            "LOADING Redis is loading",
+            StoreUnavailable,
+            true,
+            WriteOutcome::NotSent,
+            false,
+        ),
+        (
+            "MASTERDOWN Link with MASTER",
+            StoreUnavailable,
+            true,
+            WriteOutcome::NotSent,
+            false,
+        ),
+        (
+            "CLUSTERDOWN Hash slot",
+            StoreUnavailable,
+            true,
+            WriteOutcome::NotSent,
+            false,
+        ),
+        (
+            "BUSY Redis is busy",
+            StoreUnavailable,
+            true,
+            WriteOutcome::NotSent,
+            false,
+        ),
+        (
+            "NOREPLICAS Not enough",
+            StoreUnavailable,
+            true,
+            WriteOutcome::NotSent,
+            false,
+        ),
+        (
+            "NOAUTH Authentication required.",
+            StoreAuthentication,
+            false,
+            WriteOutcome::NotSent,
+            true,
+        ),
+        (
+            "WRONGPASS invalid",
+            StoreAuthentication,
+            false,
+            WriteOutcome::NotSent,
+            true,
+        ),
+        (
+            "NOPERM no permissions",
+            StoreAuthentication,
+            false,
+            WriteOutcome::NotSent,
+            false,
+        ),
+        (
+            "OOM command not allowed",
+            Redis,
+            true,
+            WriteOutcome::NotSent,
+            false,
+        ),
+        (
+            "MISCONF Errors writing",
+            Redis,
+            true,
+            WriteOutcome::NotSent,
+            false,
+        ),
+        (
+            "WRONGTYPE Operation against",
+            Redis,
+            false,
+            WriteOutcome::NotSent,
+            false,
+        ),
+        ("MOVED 1 h:1", Redis, false, WriteOutcome::NotSent, false),
+        (
+            "ERR something else",
+            Redis,
+            false,
+            WriteOutcome::Unknown,
+            false,
+        ),
+        ("WEIRD", Redis, false, WriteOutcome::Unknown, false),
+    ];
+
     #[test]
     fn every_row_of_the_table() {
-        use ErrorKind::{Redis, StoreAuthentication, StoreUnavailable};
-        let not_sent = WriteOutcome::NotSent;
-        let rows = [
-            (
-                "READONLY You can't write",
-                StoreUnavailable,
-                true,
-                not_sent,
-                true,
-            ),
-            (
-                "LOADING Redis is loading",
-                StoreUnavailable,
-                true,
-                not_sent,
-                false,
-            ),
-            (
-                "MASTERDOWN Link with MASTER",
-                StoreUnavailable,
-                true,
-                not_sent,
-                false,
-            ),
-            (
-                "CLUSTERDOWN Hash slot",
-                StoreUnavailable,
-                true,
-                not_sent,
-                false,
-            ),
-            (
-                "BUSY Redis is busy",
-                StoreUnavailable,
-                true,
-                not_sent,
-                false,
-            ),
-            (
-                "NOREPLICAS Not enough",
-                StoreUnavailable,
-                true,
-                not_sent,
-                false,
-            ),
-            (
-                "NOAUTH Authentication required.",
-                StoreAuthentication,
-                false,
-                not_sent,
-                true,
-            ),
-            (
-                "WRONGPASS invalid",
-                StoreAuthentication,
-                false,
-                not_sent,
-                true,
-            ),
-            (
-                "NOPERM no permissions",
-                StoreAuthentication,
-                false,
-                not_sent,
-                false,
-            ),
-            ("OOM command not allowed", Redis, true, not_sent, false),
-            ("MISCONF Errors writing", Redis, true, not_sent, false),
-            ("WRONGTYPE Operation against", Redis, false, not_sent, false),
-            ("MOVED 1 h:1", Redis, false, not_sent, false),
-            (
-                "ERR something else",
-                Redis,
-                false,
-                WriteOutcome::Unknown,
-                false,
-            ),
-            ("WEIRD", Redis, false, WriteOutcome::Unknown, false),
-        ];
-        for (line, kind, retryable, outcome, redial) in rows {
+        for &(line, kind, retryable, outcome, redial) in ROWS {
             let (error, again) = refusal(&server_error(line), Effect::Once);
             assert_eq!(error.kind(), kind, "{line}");
             assert_eq!(error.is_retryable(), retryable, "{line}");

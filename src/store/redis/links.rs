@@ -41,8 +41,8 @@ impl Encode for Get {
     }
 }
 
-/// Links read at once. `MGET` says "nothing" of a key of the wrong type, too: `many.rs` asks for
-/// those once more, by `GET`.
+/// Links read at once. `MGET` returns nil for a key of the wrong type, too: `many.rs` reads those
+/// once more, by `GET`.
 impl Encode for BatchGet {
     fn encode(&self, _form: Form) -> Result<Cmd> {
         let mut command = redis::cmd("MGET");

@@ -1,11 +1,13 @@
-//! Many calls in one batch: what it is cheaper to write, to read and to wait for at once.
+//! Many calls in one batch, which is cheaper to write, to read and to wait for.
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use redis::{Cmd, Pipeline, Value};
 
 use super::encode::{Encode, after, decode, encode};
 use super::failure::code;
-use super::{RedisStore, Request, is_unknown_script, judged, server_error, unknown_though_given};
+use super::{
+    RedisStore, StoreRequest, is_unknown_script, judged, script_still_unknown, server_error,
+};
 use crate::clock::Tick;
 use crate::error::{Error, Result};
 use crate::id::PodIndex;
@@ -41,7 +43,7 @@ impl RedisStore {
 
     async fn get_piece(&self, piece: BatchGet, deadline: Tick) -> Result<Vec<Option<PodIndex>>> {
         let command = piece.encode(Form::Hash)?;
-        let request = Request::One(&command);
+        let request = StoreRequest::One(&command);
         let (reply, connection) = self.answer(request, Effect::Read, deadline).await?;
         let mut found = if is_forbidden(&reply) {
             // The login may GET and not MGET, and what follows asks for each link by GET.
@@ -49,7 +51,7 @@ impl RedisStore {
         } else {
             piece.decode(judged(reply, &connection, Effect::Read)?)?
         };
-        // MGET says "nothing" of a key of the wrong type, too: GET tells the two apart.
+        // MGET returns nil for a key of the wrong type, too; GET distinguishes the two.
         let mut commands = Pipeline::new();
         let links = piece.uids.iter().zip(&mut found);
         let absent = links.filter(|(_, pod)| pod.is_none());
@@ -62,7 +64,7 @@ impl RedisStore {
         for (key, _) in &absent {
             commands.cmd("GET").arg(key);
         }
-        let request = Request::Many(&commands, absent.len());
+        let request = StoreRequest::Many(&commands, absent.len());
         let (replies, connection) = self.answer(request, Effect::Read, deadline).await?;
         let Value::Array(replies) = replies else {
             return Err(codec::misshapen(&replies));
@@ -75,8 +77,8 @@ impl RedisStore {
         Ok(found)
     }
 
-    /// All calls in one buffer, with one wait. What the server refuses is refused to the call that
-    /// it belongs to; a failure of the connection is that of every call that was sent.
+    /// All calls in one buffer, with one wait. An error of the server fails the one call that it
+    /// belongs to; a failure of the connection fails every call that was sent.
     pub(super) async fn send_all(&self, calls: &[Call], deadline: Tick) -> Vec<Result<Reply>> {
         let by_hash: Vec<(&Call, Form)> = calls.iter().map(|call| (call, Form::Hash)).collect();
         let mut replies = self.send_batch(&by_hash, deadline).await;
@@ -87,19 +89,19 @@ impl RedisStore {
             .collect();
         if !missed.is_empty() {
             self.stats().count_script_load();
-            // The first of each script brings the source, and the server knows the script when it
-            // gets to the rest.
-            let mut brought = Vec::new();
+            // The first call of each script has the source, so the server knows the script when it
+            // runs the others.
+            let mut with_source = Vec::new();
             let again = missed.iter().filter_map(|at| calls.get(*at));
             let again = again.map(|call| {
-                let known = brought.contains(&call.name());
-                brought.push(call.name());
+                let known = with_source.contains(&call.name());
+                with_source.push(call.name());
                 (call, if known { Form::Hash } else { Form::Source })
             });
             let again: Vec<_> = again.collect();
             for (at, reply) in missed.iter().zip(self.send_batch(&again, deadline).await) {
                 let reply = match reply {
-                    Ok(reply) if is_unknown_script(&reply) => Err(unknown_though_given()),
+                    Ok(reply) if is_unknown_script(&reply) => Err(script_still_unknown()),
                     reply => reply,
                 };
                 replies[*at] = reply;
@@ -112,14 +114,14 @@ impl RedisStore {
         calls.iter().zip(replies).map(read).collect()
     }
 
-    /// One reply a call, whatever happens.
+    /// One reply a call, also after a failure.
     async fn send_batch(&self, calls: &[(&Call, Form)], deadline: Tick) -> Vec<Result<Value>> {
         if calls.is_empty() {
             return Vec::new();
         }
         let encoded = calls.iter().map(|(call, form)| encode(call, *form));
         let encoded: Result<Vec<Cmd>> = encoded.collect();
-        // A batch is repeated as its most delicate call may be.
+        // A batch may be retried only if all its calls may.
         let effects = calls.iter().map(|(call, _)| call.effect());
         let reads = effects.clone().all(|effect| effect == Effect::Read);
         let effect = if reads { Effect::Read } else { Effect::Once };
@@ -128,7 +130,7 @@ impl RedisStore {
             for command in encoded? {
                 commands.add_command(command);
             }
-            let request = Request::Many(&commands, calls.len());
+            let request = StoreRequest::Many(&commands, calls.len());
             match self.answer(request, effect, deadline).await? {
                 (Value::Array(replies), connection) if replies.len() == calls.len() => {
                     Ok((replies, connection))

@@ -8,6 +8,7 @@ mod failure;
 mod links;
 mod many;
 mod node;
+mod node_state;
 mod pods;
 mod stats;
 mod supervisor;
@@ -44,14 +45,14 @@ pub struct RedisStore {
     channel: Channel,
 }
 
-/// One exchange with the server, already encoded.
+/// One request to the server, already encoded.
 #[derive(Clone, Copy)]
-enum Request<'a> {
+enum StoreRequest<'a> {
     One(&'a Cmd),
     Many(&'a Pipeline, usize),
 }
 
-impl Request<'_> {
+impl StoreRequest<'_> {
     async fn send(self, mut connection: Connection) -> RedisResult<Value> {
         match self {
             Self::One(command) => connection.connection.send_packed_command(command).await,
@@ -85,9 +86,9 @@ impl RedisStore {
     }
 
     /// Sends a request, waits for the reply, and judges it.
-    async fn exchange(
+    async fn request(
         &self,
-        request: Request<'_>,
+        request: StoreRequest<'_>,
         effect: Effect,
         deadline: Tick,
     ) -> Result<Value> {
@@ -95,11 +96,11 @@ impl RedisStore {
         judged(reply, &connection, effect)
     }
 
-    /// Sends a request and waits for the reply, whatever it says. A read whose connection breaks
-    /// is sent again on the next one; a write is not, because it may have happened.
+    /// Sends a request and waits for the reply, even if that is an error. A read whose connection
+    /// breaks is sent again on the next one; a write is not, because it may have happened.
     async fn answer(
         &self,
-        request: Request<'_>,
+        request: StoreRequest<'_>,
         effect: Effect,
         deadline: Tick,
     ) -> Result<(Value, Connection)> {
@@ -109,7 +110,11 @@ impl RedisStore {
                 connection.map_err(|error| with_outcome(error, effect, WriteOutcome::NotSent))?;
             let left = deadline.since(self.node.clock().now());
             if left.is_zero() {
-                return Err(with_outcome(late(), effect, WriteOutcome::NotSent));
+                return Err(with_outcome(
+                    deadline_passed(),
+                    effect,
+                    WriteOutcome::NotSent,
+                ));
             }
             let error = match tokio::time::timeout(left, request.send(connection.clone())).await {
                 Ok(Ok(reply)) => {
@@ -139,19 +144,19 @@ impl RedisStore {
     async fn send(&self, call: &Call, deadline: Tick) -> Result<Value> {
         let effect = call.effect();
         let command = encode(call, Form::Hash)?;
-        let reply = self.exchange(Request::One(&command), effect, deadline);
+        let reply = self.request(StoreRequest::One(&command), effect, deadline);
         let reply = reply.await?;
         if !is_unknown_script(&reply) {
             return Ok(reply);
         }
         self.stats().count_script_load();
         let command = encode(call, Form::Source)?;
-        let reply = self.exchange(Request::One(&command), effect, deadline);
+        let reply = self.request(StoreRequest::One(&command), effect, deadline);
         let reply = reply.await?;
         if !is_unknown_script(&reply) {
             return Ok(reply);
         }
-        Err(unknown_though_given())
+        Err(script_still_unknown())
     }
 }
 
@@ -199,7 +204,7 @@ impl Store for RedisStore {
     }
 }
 
-fn late() -> Error {
+fn deadline_passed() -> Error {
     Error::new(
         ErrorKind::Timeout,
         "the deadline had passed before the call",
@@ -218,7 +223,7 @@ fn unanswered(waited: Duration) -> Error {
     )
 }
 
-/// The reply, or what the server's error means. A missing script is the caller's to mend.
+/// The reply, or what the server's error means. The caller handles a missing script.
 fn judged(reply: Value, connection: &Connection, effect: Effect) -> Result<Value> {
     let error = match &reply {
         Value::ServerError(error) if error.kind() != Some(ServerErrorKind::NoScript) => error,
@@ -251,7 +256,7 @@ fn is_unknown_script(reply: &Value) -> bool {
     server_error(reply).is_some_and(|e| e.kind() == Some(ServerErrorKind::NoScript))
 }
 
-fn unknown_though_given() -> Error {
+fn script_still_unknown() -> Error {
     Error::new(
         ErrorKind::Internal,
         "the store does not know a script that it was given",

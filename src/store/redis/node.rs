@@ -11,7 +11,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::connection::Connection;
-use super::dial::{DialFailure, Dialer};
+use super::dial::Dialer;
+use super::node_state::{NodeShared, NodeState};
 use super::stats::Stats;
 use super::supervisor::supervise;
 use crate::clock::{Clock, Tick};
@@ -26,29 +27,6 @@ pub(super) struct Node {
     /// The supervisor, spawned by the first call on the runtime of that call. It ends when this
     /// is dropped, with [`Node::close`], or with its runtime; then the next call spawns another.
     supervisor: Mutex<Option<JoinHandle<()>>>,
-}
-
-/// What the node and its supervisor share.
-pub(super) struct NodeShared {
-    pub(super) dialer: Dialer,
-    pub(super) clock: Clock,
-    pub(super) stats: Stats,
-    state: watch::Sender<NodeState>,
-}
-
-/// What the supervisor is doing.
-#[derive(Debug, Clone)]
-pub(super) enum NodeState {
-    /// No supervisor runs.
-    Idle,
-    /// An attempt is in progress; the failure is that of the previous attempt, if it failed.
-    Dialing(Option<DialFailure>),
-    /// The last attempt failed like this; the next one begins at that time.
-    BackingOff(DialFailure, Tick),
-    /// Connected.
-    Up(Connection),
-    /// Closed for good.
-    Closed,
 }
 
 impl Node {
@@ -186,17 +164,4 @@ impl Drop for Node {
 /// The error of a call on a closed store.
 pub(super) fn closed() -> Error {
     Error::new(ErrorKind::Closed, "the store was closed")
-}
-
-impl NodeShared {
-    /// `Closed` is final; every other state may follow any other.
-    pub(super) fn transition(&self, next: NodeState) {
-        self.state.send_if_modified(|state| {
-            let open = !matches!(state, NodeState::Closed);
-            if open {
-                *state = next;
-            }
-            open
-        });
-    }
 }

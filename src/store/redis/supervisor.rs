@@ -7,7 +7,7 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
 use super::connection::Connection;
 use super::dial::{DialFailure, DialedConnection};
-use super::node::{NodeShared, NodeState};
+use super::node_state::{NodeShared, NodeState};
 
 /// The backoff after the first failed attempt to connect...
 const BACKOFF_MIN: Duration = Duration::from_millis(50);

@@ -1,6 +1,6 @@
 //! Events: what reaches a listener, who leads a service, and what a service says as a whole.
 //!
-//! That something is *not* told is seen without waiting: an event of another service comes after
+//! That an event is *not* published is seen without waiting: an event of another service comes after
 //! it on the same connection, so when that one is there, the first would be there too.
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -56,12 +56,12 @@ pub(crate) async fn listen(stage: &Stage, service: &ServiceId) -> Changes {
 }
 
 /// Waits for an event; fails when none comes, or when the channel is lost.
-pub(crate) async fn told(changes: &mut Changes) {
-    let told = tokio::time::timeout(PATIENCE, changes.changed()).await;
-    assert!(told.expect("an event comes"), "the channel was lost");
+pub(crate) async fn notified(changes: &mut Changes) {
+    let notified = tokio::time::timeout(PATIENCE, changes.changed()).await;
+    assert!(notified.expect("an event comes"), "the channel was lost");
 }
 
-/// Waits for the end of a subscription, whatever is told before.
+/// Waits for the end of a subscription, whatever is published before.
 pub(crate) async fn ended(changes: &mut Changes) {
     let end = async { while changes.changed().await {} };
     let ended = tokio::time::timeout(PATIENCE, end).await;
@@ -72,14 +72,14 @@ fn other() -> ServiceId {
     service_id("ns", "other")
 }
 
-/// A pod joins a service that nobody else knows, told on the same connection as all before it.
+/// A pod joins a service that no other test knows, published on the same connection as all before.
 async fn event_elsewhere(stage: &Stage) {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let somewhere = service_id("ns", &format!("elsewhere{count}"));
     let mut elsewhere = listen(stage, &somewhere).await;
     join(stage, &somewhere, 0).await;
-    told(&mut elsewhere).await;
+    notified(&mut elsewhere).await;
 }
 
 pub(crate) async fn join(stage: &Stage, service: &ServiceId, index: i64) -> Incarnation {
@@ -90,7 +90,7 @@ pub(crate) async fn join(stage: &Stage, service: &ServiceId, index: i64) -> Inca
     };
     let begun = stage.store.pod_begin(&who, TIMES, stage.deadline()).await;
     let Begun::Started(me) = begun.unwrap() else {
-        panic!("nobody else has the index");
+        panic!("no other process has the index");
     };
     let renewed = stage
         .store
@@ -128,7 +128,7 @@ async fn a_join_a_routing_state_a_death_and_a_leave_are_told(stage: Stage) {
     let me = started(&stage, 0, "a").await;
     let mut mine = state(0, me);
     renew(&stage, &mine).await;
-    told(&mut changes).await;
+    notified(&mut changes).await;
     for routing in [
         RoutingState::DenyNewCall,
         RoutingState::Ready,
@@ -136,15 +136,15 @@ async fn a_join_a_routing_state_a_death_and_a_leave_are_told(stage: Stage) {
     ] {
         mine.routing_state = routing;
         renew(&stage, &mine).await;
-        told(&mut changes).await;
+        notified(&mut changes).await;
     }
     assert_eq!(death(&stage, 0).await, me);
-    told(&mut changes).await;
+    notified(&mut changes).await;
     let me = started(&stage, 0, "b").await;
     renew(&stage, &state(0, me)).await;
-    told(&mut changes).await;
+    notified(&mut changes).await;
     end(&stage, 0, me).await;
-    told(&mut changes).await;
+    notified(&mut changes).await;
     nothing_told(&stage, &mut changes).await;
 }
 
@@ -162,9 +162,9 @@ async fn a_pod_that_comes_back_from_the_dead_is_told(stage: Stage) {
         None,
         "a lease ends in silence"
     );
-    // Nobody had asked for a certificate, so it lives again.
+    // No client had asked for a certificate, so it lives again.
     renew(&stage, &state(0, me)).await;
-    told(&mut changes).await;
+    notified(&mut changes).await;
 }
 
 async fn loads_and_renewals_are_not_told(stage: Stage) {
@@ -185,7 +185,7 @@ async fn what_happened_before_is_not_told(stage: Stage) {
     let mut changes = listen(&stage, &service()).await;
     nothing_told(&stage, &mut changes).await;
     join(&stage, &service(), 1).await;
-    told(&mut changes).await;
+    notified(&mut changes).await;
 }
 
 async fn many_events_are_one(stage: Stage) {
@@ -194,26 +194,26 @@ async fn many_events_are_one(stage: Stage) {
         join(&stage, &service(), index).await;
     }
     event_elsewhere(&stage).await;
-    told(&mut changes).await;
+    notified(&mut changes).await;
     assert_eq!(changes.changed().now_or_never(), None);
     join(&stage, &service(), 20).await;
-    told(&mut changes).await;
+    notified(&mut changes).await;
 }
 
 async fn everybody_who_listens_is_told(stage: Stage) {
     let mut first = listen(&stage, &service()).await;
     let mut second = listen(&stage, &service()).await;
     join(&stage, &service(), 0).await;
-    told(&mut first).await;
-    told(&mut second).await;
+    notified(&mut first).await;
+    notified(&mut second).await;
     drop(first);
     join(&stage, &service(), 1).await;
-    told(&mut second).await;
-    // Somebody who comes back hears again.
+    notified(&mut second).await;
+    // A client that subscribes again is notified again.
     let mut third = listen(&stage, &service()).await;
     join(&stage, &service(), 2).await;
-    told(&mut second).await;
-    told(&mut third).await;
+    notified(&mut second).await;
+    notified(&mut third).await;
 }
 
 async fn whoever_leaves_is_not_counted(stage: Stage) {
@@ -223,13 +223,13 @@ async fn whoever_leaves_is_not_counted(stage: Stage) {
     assert_eq!(pods(&stage).await.watchers, 1);
     drop(changes);
     let forgotten = async || (pods(&stage).await.watchers == 0).then_some(());
-    stage.until("nobody is counted", forgotten).await;
+    stage.until("no subscriber is counted", forgotten).await;
     drop(elsewhere);
-    // Everybody has left, and the next one is welcome.
+    // All have left, and the next one can subscribe.
     let mut changes = listen(&stage, &service()).await;
     assert_eq!(pods(&stage).await.watchers, 1);
     join(&stage, &service(), 0).await;
-    told(&mut changes).await;
+    notified(&mut changes).await;
 }
 
 async fn a_dropped_wait_loses_nothing(stage: Stage) {
@@ -329,10 +329,10 @@ async fn the_next_pod_leads_when_the_leader_dies(stage: Stage) {
     let lease = Duration::from_secs(2);
     assert!(leads_for(&stage, &zero, LeaseTimes { lease, ..TIMES }).await);
     assert!(!leads(&stage, &two).await && !leads(&stage, &one).await);
-    // Nobody has to certify the death: a lease that is over is enough.
-    let somebody = async || (leads(&stage, &two).await || leads(&stage, &one).await).then_some(());
-    stage.until("another pod leads", somebody).await;
-    // Whoever of the two was quicker, the lower one leads from its next renewal on.
+    // The death need not be certified: a lease that is over is enough.
+    let leader = async || (leads(&stage, &two).await || leads(&stage, &one).await).then_some(());
+    stage.until("another pod leads", leader).await;
+    // Either of the two may be quicker; the lower one leads from its next renewal on.
     assert!(leads(&stage, &one).await);
     assert!(!leads(&stage, &two).await);
 }
@@ -382,7 +382,7 @@ async fn one_pod_leads_after_an_outage(stage: Stage) {
     let one = state(1, started(&stage, 1, "b").await);
     assert!(leads_for(&stage, &zero, TIMES).await);
     stage.silence((TIMES.lease + TIMES.grace) * 3).await;
-    // Whoever renews first leads until the lowest does.
+    // The pod that renews first leads until the lowest does.
     assert!(leads(&stage, &one).await);
     assert!(leads(&stage, &zero).await);
     assert!(!leads(&stage, &one).await);

@@ -75,7 +75,7 @@ async fn a_certificate_is_foretold_and_not_written(stage: Stage) {
         written: false,
     };
     let is_due = async || {
-        // Somebody keeps the store's clock going, or the wait would be an outage.
+        // A client keeps the store's clock going, or the wait would be an outage.
         records(&stage).await;
         (foretold(&stage, 0).await == Some(due)).then_some(())
     };

@@ -1,4 +1,4 @@
-//! Leases: who is alive, who is dead for good, and that an outage of the store moves nobody.
+//! Leases: who is alive, who is dead for good, and that an outage of the store moves no user.
 //!
 //! Leases are short, and every wait ends with a condition. A test machine that stops for a moment
 //! looks like an outage of the store: then things take longer, but they come out the same.
@@ -79,7 +79,7 @@ pub(crate) async fn begin(stage: &Stage, who: &PodIdentity) -> Begun {
         .unwrap()
 }
 
-/// Begins a process that nobody keeps waiting.
+/// Begins a process that need not wait for an earlier one.
 pub(crate) async fn started(stage: &Stage, index: i64, nonce: &str) -> Incarnation {
     match begin(stage, &process(index, nonce, "")).await {
         Begun::Started(incarnation) => incarnation,
@@ -202,7 +202,7 @@ async fn another_process_waits_until_the_first_is_dead(stage: Stage) {
 
 async fn a_container_restarted_in_its_pod_need_not_wait(stage: Stage) {
     let Begun::Started(first) = begin(&stage, &process(0, "a", "uid-1")).await else {
-        panic!("nobody else is there")
+        panic!("no other process is there")
     };
     assert!(matches!(
         begin(&stage, &process(0, "b", "uid-2")).await,
@@ -252,7 +252,7 @@ async fn a_renewal_publishes_the_state_with_the_stores_time(stage: Stage) {
 
 async fn a_state_of_an_earlier_incarnation_is_not_shown(stage: Stage) {
     let Begun::Started(first) = begin(&stage, &process(0, "a", "uid")).await else {
-        panic!("nobody else is there")
+        panic!("no other process is there")
     };
     renew(&stage, &state(0, first)).await;
     assert!(record(&stage, 0).await.is_some());
@@ -313,7 +313,7 @@ async fn a_lease_runs_out_and_the_certificate_comes_after_the_grace(stage: Stage
         let certificate = certify(&stage, 0).await;
         assert!(matches!(certificate, Certificate::Alive { left, .. } if left <= TIMES.grace));
     }
-    // The pod may come back as long as nobody has declared it dead.
+    // The pod may come back as long as no client has declared it dead.
     assert!(matches!(
         renew(&stage, &state(0, me)).await,
         Renewed::Done { .. }
@@ -330,7 +330,7 @@ async fn a_certificate_is_for_good(stage: Stage) {
     assert_eq!(certify(&stage, 0).await, Certificate::Dead(me));
     let dead = record(&stage, 0).await;
     assert!(dead.is_none_or(|record| record.lease_left.is_zero()));
-    // Even the same process begins anew, and nobody has to wait for the dead.
+    // Even the same process begins again, and no process has to wait for the dead.
     let next = started(&stage, 0, "a").await;
     assert!(next > me);
     assert!(matches!(
@@ -384,7 +384,7 @@ async fn an_outage_moves_nobody(stage: Stage) {
     let me = started(&stage, 0, "a").await;
     renew(&stage, &state(0, me)).await;
     stage.silence((TIMES.lease + TIMES.grace) * 3).await;
-    // Whoever is first after the outage: everybody has a fresh lease and grace.
+    // Whichever pod is first after the outage: all have a fresh lease and grace.
     let shown = record(&stage, 0).await.unwrap();
     assert!(shown.lease_left > TIMES.lease / 2, "{:?}", shown.lease_left);
     assert!(matches!(
@@ -408,8 +408,8 @@ async fn an_outage_moves_nobody(stage: Stage) {
     assert_eq!(death(&stage, 0).await, me);
 }
 
-/// Story: the first pod that renewed after an outage of ten leases found everybody else long dead,
-/// before anybody had noticed the outage, and dropped them.
+/// Story: the first pod that renewed after an outage of ten leases found all others long dead,
+/// before any pod had noticed the outage, and dropped them.
 async fn an_outage_of_many_leases_moves_nobody_either(stage: Stage) {
     let tenth = Duration::from_millis(100);
     let times = LeaseTimes {
@@ -476,7 +476,7 @@ async fn who_was_dead_before_the_outage_stays_dead(stage: Stage) {
 async fn looking_keeps_the_clock_going(stage: Stage) {
     let me = started(&stage, 0, "a").await;
     renew(&stage, &state(0, me)).await;
-    // The only pod is gone and nobody renews: that is a death, and no outage of the store.
+    // The only pod is gone and no pod renews: that is a death, and no outage of the store.
     lapse(&stage, 0).await;
     assert_eq!(death(&stage, 0).await, me);
 }
@@ -496,7 +496,7 @@ async fn the_long_dead_are_dropped_and_stay_dead(stage: Stage) {
     assert_eq!(
         certify(&stage, 0).await,
         Certificate::Dead(dead),
-        "nobody had asked before"
+        "no client had asked before"
     );
     assert_eq!(renew(&stage, &state(0, dead)).await, Renewed::Dead);
     assert!(started(&stage, 0, "a").await > dead);

@@ -82,7 +82,7 @@ async fn a_workload_is_one_json_object_with_a_life(stage: Stage) {
     );
     let left = raw.number(&["PTTL", WORKLOAD]);
     assert!((1..=60_000).contains(&left), "{left}");
-    // Somebody else's may say more than podlink asks for.
+    // The data of other programs may have more fields than podlink reads.
     let theirs = r#"{"updateTime":5,"state":"READY","readyReplicas":2,"replicas":2,"zone":"a"}"#;
     raw.run(&["SET", WORKLOAD, theirs]);
     let read = workload(&stage).await.unwrap().unwrap();
@@ -161,7 +161,7 @@ async fn the_leader_stands_in_the_lease_hash(stage: Stage) {
     let me = join(&stage, &service(), 4).await;
     let deadline = field("d:4");
     assert_eq!(field("w"), format!("4:{deadline}"));
-    // Somebody else's nonsense is nobody.
+    // Invalid data of other programs is no pod.
     stage
         .as_server()
         .unwrap()

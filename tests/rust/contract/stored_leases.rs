@@ -275,7 +275,7 @@ async fn a_store_clock_that_jumps_back_stands_still(stage: Stage) {
     let mut raw = raw(&stage);
     let me = started(&stage, 0, "a").await;
     renew(&stage, &state(0, me)).await;
-    // The same as a clock that jumps back: somebody was here an hour from now.
+    // The same as a clock that jumps back: a client was here an hour from now.
     let hour = 3_600_000_000;
     let ahead = field(&mut raw, "clk") + hour;
     raw.run(&["HSET", LEASES, "clk", &ahead.to_string()]);

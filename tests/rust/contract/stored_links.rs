@@ -219,10 +219,10 @@ async fn an_owner_record_protects_a_temporary_link(stage: Stage) {
     let kept = try_set(6).await;
     assert_eq!((kept.made, kept.link.pod), (false, pod(5)));
     assert!(try_set(5).await.made, "the owner itself may");
-    // A record of somebody else than the link names is out of date and protects nobody.
+    // A record of another pod than the link names is out of date and protects no pod.
     raw.run(&["HSET", OWNER_KEY, "svc", "4:77:1000"]);
     assert!(try_set(6).await.made);
-    // So is a record that nobody can read.
+    // So is a record that cannot be read.
     raw.run(&["HSET", OWNER_KEY, "svc", "six"]);
     assert!(try_set(7).await.made);
     assert_eq!(
@@ -257,7 +257,7 @@ async fn an_owner_record_of_a_later_incarnation_is_not_moved(stage: Stage) {
         );
     }
     assert!(relink(77).await.made);
-    // The record still names pod 5, the link no longer does: it protects nobody.
+    // The record still names pod 5, the link no longer does: it protects no pod.
     raw.run(&["SET", KEY, "5"]);
     raw.run(&["HSET", OWNER_KEY, "svc", "4:99:1000"]);
     assert!(relink(1).await.made);
@@ -276,7 +276,7 @@ async fn a_value_that_is_no_pod_is_told_and_left_alone(stage: Stage) {
                 .await
                 .unwrap_err(),
         ] {
-            told(&error);
+            names_the_key(&error);
             assert_eq!(error.outcome(), None);
         }
         for error in [
@@ -293,7 +293,7 @@ async fn a_value_that_is_no_pod_is_told_and_left_alone(stage: Stage) {
                 .await
                 .unwrap_err(),
         ] {
-            told(&error);
+            names_the_key(&error);
             assert_eq!(error.outcome(), Some(WriteOutcome::NotSent));
         }
         assert_eq!(raw.text(&["GET", KEY]), foreign);
@@ -332,7 +332,7 @@ async fn a_value_that_is_no_pod_is_told_and_left_alone(stage: Stage) {
 }
 
 #[track_caller]
-fn told(error: &Error) {
+fn names_the_key(error: &Error) {
     assert_eq!(error.kind(), ErrorKind::StoreData, "{error}");
     assert!(error.to_string().contains(KEY), "{error}");
     assert!(error.to_string().len() < 250, "{error}");

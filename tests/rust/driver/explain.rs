@@ -46,7 +46,7 @@ enum Step {
     Begin(i64, RoutingState, i64),
     /// The process goes on renewing, and says this of itself.
     Say(i64, RoutingState, i64),
-    /// The process is gone, and nobody knows.
+    /// The process is gone, and no pod or client knows.
     Kill(i64),
     End(i64),
     Certify(i64),
@@ -55,7 +55,7 @@ enum Step {
     Compute,
     TellCache(i64),
     Forget,
-    /// Nobody looks for so many milliseconds.
+    /// No client reads for so many milliseconds.
     Pass(u64),
 }
 
@@ -67,7 +67,7 @@ fn step() -> impl Strategy<Value = Step> {
             1 => Just(RoutingState::Shutdown),
         ]
     };
-    // One more than there ever are: a pod that nobody has ever seen.
+    // One more than there ever are: a pod that was never seen.
     let (known, linked) = (0..PODS, 0..=PODS);
     prop_oneof![
         4 => (known.clone(), state(), 0..20_i64).prop_map(|(pod, state, load)| Step::Begin(pod, state, load)),
@@ -240,7 +240,7 @@ impl Play {
     async fn compare(&self) -> Result<Reason, TestCaseError> {
         let (counted, asked) = (self.client.stats(), self.asked());
         let deadline = self.client.deadline(None);
-        let told = self
+        let explained = self
             .client
             .explain(self.user.clone(), deadline)
             .await
@@ -268,28 +268,36 @@ impl Play {
             rose("links_healed"),
             rose("owners_unsure"),
         );
-        let expected = match told.action() {
+        let expected = match explained.action() {
             Action::MakeLink => (1, 0, 0),
             Action::MoveUser | Action::CertifyThenMove => (0, 1, 0),
             Action::KeepUntilCertain => (0, 0, 1),
             _ => (0, 0, 0),
         };
-        prop_assert_eq!(made, expected, "{:?}", &told);
+        prop_assert_eq!(made, expected, "{:?}", &explained);
         match &done {
-            Ok(answer) => prop_assert!(told.answers().contains(answer), "{answer}: {told:?}"),
+            Ok(answer) => prop_assert!(
+                explained.answers().contains(answer),
+                "{answer}: {explained:?}"
+            ),
             Err(error) => {
-                prop_assert_eq!(*error, ErrorKind::NoRoutablePod, "{:?}", &told);
-                prop_assert_eq!(told.action(), Action::NoRoutablePod, "{:?}", &told);
+                prop_assert_eq!(*error, ErrorKind::NoRoutablePod, "{:?}", &explained);
+                prop_assert_eq!(
+                    explained.action(),
+                    Action::NoRoutablePod,
+                    "{:?}",
+                    &explained
+                );
             }
         }
-        if told.action() == Action::CertifyThenMove {
-            prop_assert!(certified, "{:?}", &told);
+        if explained.action() == Action::CertifyThenMove {
+            prop_assert!(certified, "{:?}", &explained);
         }
-        if told.action() == Action::AnswerFromCache {
+        if explained.action() == Action::AnswerFromCache {
             let written = self.asked()["set_if_absent"] - after["set_if_absent"];
-            prop_assert_eq!(written, 0, "{:?}", &told);
+            prop_assert_eq!(written, 0, "{:?}", &explained);
         }
-        Ok(told.reason())
+        Ok(explained.reason())
     }
 }
 
@@ -322,7 +330,7 @@ fn compute_does_what_explain_says() {
     let explored = runner.run(&worlds, |(rules, steps)| {
         runtime().block_on(async {
             let mut play = Play::new(rules);
-            // Somebody is there at first, or most worlds would be empty.
+            // One pod is there at first, or most worlds would be empty.
             for index in 0..2 {
                 let load = 3 * index;
                 play.take(&Step::Begin(index, RoutingState::Ready, load))

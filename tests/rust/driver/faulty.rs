@@ -16,7 +16,7 @@ use podlink::store::{Changes, ConnectionReport, Store};
 pub(super) enum Fault {
     /// The store cannot be reached.
     Refused,
-    /// The store does what it is asked for, and nobody hears of it.
+    /// The store runs the operation, and the reply is lost.
     AnswerLost,
     /// The call waits until its deadline, and nothing happens.
     Silence,

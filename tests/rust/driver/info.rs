@@ -50,7 +50,7 @@ async fn a_service_that_nobody_asks_for_is_dropped_after_its_time() {
     let info = world.info(route_info());
     assert_eq!(looked(&info).await, [0]);
     world.pass(Duration::from_secs(590)).await;
-    // Somebody asks: it starts again from here.
+    // A caller asks: it starts again from here.
     assert!(info.is_pod_routable(&service(), pod(0)).unwrap());
     world.pass(Duration::from_secs(590)).await;
     assert_eq!(tasks(), running + 1);
@@ -156,18 +156,18 @@ async fn who_waits_when_the_driver_closes_is_told_at_once() {
 }
 
 #[derive(Debug, Default)]
-struct Heard(Mutex<Vec<(u32, bool, bool)>>);
+struct StoredChanges(Mutex<Vec<(u32, bool, bool)>>);
 
-impl ChangeListener for Heard {
+impl ChangeListener for StoredChanges {
     fn on_change(&self, _service: &ServiceId, changes: &[Change]) {
-        let told = changes.iter().map(|change| {
+        let seen = changes.iter().map(|change| {
             (
                 change.pod.get(),
                 change.previous.is_some(),
                 change.now.is_some(),
             )
         });
-        self.0.lock().unwrap().extend(told);
+        self.0.lock().unwrap().extend(seen);
     }
 }
 
@@ -176,9 +176,9 @@ async fn changes_are_told_once_even_if_the_channel_cannot_be_had() {
     let world = World::new();
     world.store.fail("subscribe", &[Fault::Refused; 100_000]);
     let info = world.info(route_info());
-    let heard = Arc::new(Heard::default());
+    let stored = Arc::new(StoredChanges::default());
     info.states()
-        .subscribe(Arc::clone(&heard) as Arc<dyn ChangeListener>);
+        .subscribe(Arc::clone(&stored) as Arc<dyn ChangeListener>);
     let _watched = info.watch(&service()).unwrap();
     let (zero, one) = (world.started(0).await, world.started(1).await);
     world.pass(Duration::from_secs(10)).await;
@@ -192,7 +192,7 @@ async fn changes_are_told_once_even_if_the_channel_cannot_be_had() {
         (0, true, false),
         (0, false, true),
     ];
-    assert_eq!(*heard.0.lock().unwrap(), expected);
+    assert_eq!(*stored.0.lock().unwrap(), expected);
     assert!(info.stats()["listen_failures"] > 10);
     info.close();
     drop((again, one));

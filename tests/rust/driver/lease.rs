@@ -104,14 +104,16 @@ async fn the_pod_knows_by_its_own_clock_when_its_lease_is_over() {
     let error = own(&server, "u2").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LeaseLost);
     assert!(error.is_retryable());
-    world.until("the loss is told", || losses.count() > 0).await;
+    world
+        .until("the loss is published", || losses.count() > 0)
+        .await;
     assert_eq!(server.stats()["owned_users"], 0);
     let incarnation = server.incarnation();
     world.store.heal();
     world
         .until("it holds its lease", || server.holds_lease())
         .await;
-    // Nobody had declared it dead.
+    // No client had declared it dead.
     assert_eq!(server.incarnation(), incarnation);
     assert_eq!(losses.count(), 1);
     own(&server, "u").await.unwrap();
@@ -123,7 +125,7 @@ async fn declared_dead(world: &World) -> (ServerDriver, Arc<Losses>) {
     let server = world.server_with(0, "", world.clock.clone(), Arc::clone(&losses) as Arc<_>);
     server.start(server.start_deadline(None)).await.unwrap();
     own(&server, "u").await.unwrap();
-    // Its renewals do not arrive; somebody else's questions keep the store's clock going.
+    // Its renewals do not arrive; another client's requests keep the store's clock going.
     world.store.fail("pod_renew", &[Fault::Refused; 1000]);
     let last = world.clock.now();
     loop {
@@ -205,7 +207,7 @@ async fn wrong_clocks_change_nothing() {
         world.wrong_clock(YEARS),
         world.wrong_clock(Duration::from_millis(1)),
     ];
-    // One store, by the clock of whoever opens it first; each process has its own way to it.
+    // One store, by the clock of its first handle; each process has a handle of its own.
     let open = |clock: &Clock| MemoryStore::open(Some("wrong clocks"), clock.clone()).unwrap();
     let store = open(&world.clock);
     let servers: Vec<ServerDriver> = (0..)

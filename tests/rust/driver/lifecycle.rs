@@ -37,7 +37,7 @@ async fn stop(world: &World, server: &ServerDriver) {
     }
 }
 
-/// Everybody who looks for the first time.
+/// A reader that reads for the first time.
 async fn alive(world: &World) -> Vec<u32> {
     let info = world.info(route_info());
     let deadline = info.deadline(TIMEOUT);
@@ -107,7 +107,7 @@ async fn a_start_that_cannot_publish_gives_the_index_back() {
         assert!(!server.holds_lease());
         assert_eq!(server.incarnation(), Incarnation::NONE);
         assert_eq!(alive(&world).await, [0_u32; 0]);
-        // Neither it nor anybody else has to wait.
+        // Neither it nor another process has to wait.
         let other = world.started(0).await;
         stop(&world, &other).await;
         start(&server).await.unwrap();
@@ -115,7 +115,7 @@ async fn a_start_that_cannot_publish_gives_the_index_back() {
     }
 }
 
-/// The start was told of the failure before the index was given back: a start right behind it
+/// The caller of start got the failure before the index was given back: a start right behind it
 /// must not be ended by that.
 #[tokio::test(start_paused = true)]
 async fn a_repeated_start_is_not_ended_by_what_the_first_one_gives_back() {
@@ -165,7 +165,7 @@ async fn a_stop_during_a_start_leaves_nothing_whatever_the_store_does() {
         assert_eq!(tasks(), before, "{operation} {fault:?}");
         assert!(!server.holds_lease());
         let renewed = world.store.asked("pod_renew").len();
-        // Somebody looks meanwhile, or the silence would be taken for an outage of the store.
+        // A client reads meanwhile, or the silence would be taken for an outage of the store.
         let info = world.info(route_info());
         let _watched = info.watch(&service()).unwrap();
         world.pass(LEASE + GRACE).await;
@@ -303,7 +303,7 @@ async fn a_stop_keeps_its_deadline_whatever_hangs() {
 }
 
 /// A stop read the other pods once. When handing over took longer than what was left of their leases
-/// then, the users that were still to come found nobody, and were only released.
+/// then, the users that were still to come found no pod, and were only released.
 #[tokio::test(start_paused = true)]
 async fn handing_over_may_take_longer_than_a_lease() {
     const USERS: usize = 300;

@@ -74,15 +74,15 @@ async fn what_befalls_one_user_is_told_to_that_user() {
     let calls = join_all((0..5).map(|n| compute(&client, &format!("u{n}"), HASTY))).await;
     let outcomes: Vec<_> = calls.into_iter().map(Result::unwrap).collect();
     let failed = outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
-    let told: Vec<_> = failed.map(|e| (e.kind(), e.outcome())).collect();
+    let failure: Vec<_> = failed.map(|e| (e.kind(), e.outcome())).collect();
     let refused = (ErrorKind::StoreUnavailable, Some(WriteOutcome::NotSent));
     let lost = (ErrorKind::Timeout, Some(WriteOutcome::Unknown));
-    assert_eq!(told, [refused, lost]);
+    assert_eq!(failure, [refused, lost]);
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 3);
 }
 
 /// Story: a caller with little time asks, another with more time joins it. The question ends with
-/// the time of the first; the second must not hear "timeout" when there is time left.
+/// the time of the first; the second must not get a timeout when there is time left.
 #[tokio::test(start_paused = true)]
 async fn who_joins_and_has_more_time_asks_again() {
     let (world, _server, client) = stage().await;
@@ -116,8 +116,8 @@ async fn who_joins_and_has_less_time_leaves_earlier() {
         .await;
     assert!(waited < HASTY + Duration::from_millis(100), "{waited:?}");
     let error = second.await.unwrap().unwrap_err();
-    let told = (error.kind(), error.outcome());
-    assert_eq!(told, (ErrorKind::Timeout, Some(WriteOutcome::Unknown)));
+    let failure = (error.kind(), error.outcome());
+    assert_eq!(failure, (ErrorKind::Timeout, Some(WriteOutcome::Unknown)));
     assert!(!first.is_finished());
     world
         .until("the first has its answer", || first.is_finished())
@@ -125,14 +125,14 @@ async fn who_joins_and_has_less_time_leaves_earlier() {
     assert_eq!(first.await.unwrap().unwrap().get(), 0);
 }
 
-/// The store answers nothing: whoever could not even be sent leaves by its own time, too.
+/// The store answers nothing: a caller that could not even be sent ends by its own deadline, too.
 #[tokio::test(start_paused = true)]
 async fn who_waits_behind_a_silent_store_leaves_in_time() {
     let (world, _server, client) = stage().await;
     world.store.fail("set_if_absent", &[Fault::Silence; 16]);
     let mut patient = Vec::new();
     for n in 0..8 {
-        // Each is an exchange of its own, and there are no more than a few at a time.
+        // Each is a batch of its own, and there are no more than a few at a time.
         patient.push(compute(&client, &format!("p{n}"), PATIENT));
         settle().await;
     }
@@ -143,29 +143,29 @@ async fn who_waits_behind_a_silent_store_leaves_in_time() {
         .await;
     assert!(waited < HASTY + Duration::from_millis(100), "{waited:?}");
     let error = hasty.await.unwrap().unwrap_err();
-    let told = (error.kind(), error.outcome());
-    assert_eq!(told, (ErrorKind::Timeout, Some(WriteOutcome::NotSent)));
+    let failure = (error.kind(), error.outcome());
+    assert_eq!(failure, (ErrorKind::Timeout, Some(WriteOutcome::NotSent)));
     world.store.heal();
     let ended = || patient.iter().all(JoinHandle::is_finished);
     world.until("the others have ended", ended).await;
 }
 
-/// A crowd is not asked for in one exchange, in which everybody would wait for the slowest answer:
+/// Many callers are not sent in one batch, in which all would wait for the slowest answer:
 /// each of those that may be under way takes its share.
 #[tokio::test(start_paused = true)]
 async fn a_crowd_is_shared_among_exchanges() {
-    for (crowd, share) in [(5, 5), (8, 8), (9, 8), (64, 16), (500, 125), (3000, 512)] {
+    for (callers, share) in [(5, 5), (8, 8), (9, 8), (64, 16), (500, 125), (3000, 512)] {
         let (world, _server, client) = stage().await;
         let late = Fault::Late(Duration::from_secs(1));
         world.store.fail("set_if_absent", &[late]);
-        let calls: Vec<_> = (0..crowd)
+        let calls: Vec<_> = (0..callers)
             .map(|n| compute(&client, &format!("u{n}"), PATIENT))
             .collect();
         let waiting = || calls.iter().filter(|call| !call.is_finished()).count();
         world
             .until("the others have theirs", || waiting() <= share)
             .await;
-        assert_eq!(waiting(), share, "of {crowd}");
+        assert_eq!(waiting(), share, "of {callers}");
         world.until("all have their pod", || waiting() == 0).await;
         for call in calls {
             assert_eq!(call.await.unwrap().unwrap().get(), 0);
@@ -202,7 +202,7 @@ async fn users_of_a_dead_pod_are_moved_by_the_long_way() {
     drop(alive);
 }
 
-/// The placer is a task only while somebody waits.
+/// The placer is a task only while a caller waits.
 #[tokio::test(start_paused = true)]
 async fn nothing_runs_when_nobody_waits() {
     let (_world, _server, client) = stage().await;

@@ -102,7 +102,7 @@ impl World {
         InfoDriver::new(store, self.clock.clone(), service().namespace, config)
     }
 
-    /// Starts a pod that nobody keeps waiting.
+    /// Starts a pod that need not wait for an earlier process.
     pub(super) async fn started(&self, index: i64) -> ServerDriver {
         let server = self.server(index);
         server.start(server.start_deadline(None)).await.unwrap();
@@ -158,7 +158,7 @@ pub(super) fn route_info() -> RouteInfoConfig {
     .unwrap()
 }
 
-/// Counts how often it was told that the lease was lost.
+/// Counts how often the lease was lost.
 #[derive(Debug, Default)]
 pub(super) struct Losses(AtomicU64);
 
