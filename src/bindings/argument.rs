@@ -85,20 +85,6 @@ pub(super) fn integer(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<
     })
 }
 
-/// A whole number that cannot be negative.
-pub(super) fn count(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<u64> {
-    let whole = integer(what, given)?;
-    u64::try_from(whole).map_err(|_| {
-        let error = invalid(what, &whole.to_string(), "a whole number from 0");
-        raise(given.py(), &error)
-    })
-}
-
-/// A whole number of things in memory.
-pub(super) fn size(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<usize> {
-    Ok(usize::try_from(count(what, given)?).unwrap_or(usize::MAX))
-}
-
 /// A pod index.
 pub(super) fn pod_index(given: &Bound<'_, PyAny>) -> PyResult<PodIndex> {
     PodIndex::new(integer("pod_index", given)?).or_raise(given.py())
@@ -116,6 +102,13 @@ pub(super) fn number(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<f
         }
         wrong_type(what, given, "a number")
     })
+}
+
+/// A `bool`.
+pub(super) fn flag(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let flag = given.cast::<PyBool>();
+    let flag = flag.map_err(|_| wrong_type(what, given, "a bool"))?;
+    Ok(flag.is_true())
 }
 
 /// A number too large to be read, cut to what can be shown.

@@ -41,13 +41,16 @@ mod _podlink {
     #[pymodule_export]
     use super::client::ClientCore;
     #[pymodule_export]
-    use super::config::{ClientSettings, RouteInfoSettings, ServerSettings};
+    use super::config::{
+        ClientSettings, GrpcClientSettings, GrpcServerSettings, RouteInfoSettings, ServerSettings,
+        config_table,
+    };
     #[pymodule_export]
     use super::error::error_codes;
     #[pymodule_export]
-    use super::grpc_client::{GrpcClientCore, GrpcClientSettings};
+    use super::grpc_client::GrpcClientCore;
     #[pymodule_export]
-    use super::grpc_server::{GrpcServerCore, GrpcServerSettings};
+    use super::grpc_server::GrpcServerCore;
     #[pymodule_export]
     use super::hook::{Reply, start_coroutine};
     #[pymodule_export]
