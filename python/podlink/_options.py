@@ -12,7 +12,13 @@ from dataclasses import fields
 from typing import NoReturn, TypeVar
 
 from ._show import hide_credentials
-from .config import ClientConfig, GrpcServerConfig, RouteInfoConfig, ServerConfig
+from .config import (
+    ClientConfig,
+    GrpcServerConfig,
+    RouteInfoConfig,
+    ServerConfig,
+    settings_table,
+)
 
 __all__ = [
     "HELP",
@@ -25,47 +31,25 @@ __all__ = [
 
 _Config = TypeVar("_Config", ClientConfig, GrpcServerConfig, RouteInfoConfig, ServerConfig)
 
-HELP = {
-    "cache_capacity": "how many links the local cache holds",
-    "cache_ttl": "how long an answer may come from the local cache",
-    "connection_age": "after how long a connection is ended gracefully",
-    "connection_grace": "how long its requests may go on after that",
-    "cpu_factor": "the share of the CPU in a pod's load, 0 to 1",
-    "drain": "what becomes of the users that a pod still owns when it stops",
-    "gap": "a longer silence of all pods counts as an outage of the store",
-    "grace": "how long after its lease a pod may not be declared dead",
-    "guard": "a pod stops acting this much before its lease ends",
-    "idle": "after this long without use a service is no longer read",
-    "keepalive": "how often a connection is pinged",
-    "keepalive_timeout": "how long the answer to that may take",
-    "lease": "how long a renewal is proof of life",
-    "link_cache_ttl": "how long clients may believe a link, as the driver answers them",
-    "link_grace": "how long a removed link stays as a hint",
-    "link_ttl": "how long a link made by compute lasts",
-    "max_batch": "how many users one request may look up",
-    "max_connections": "how many connections there may be",
-    "max_event_streams": "how many streams of events there may be; more are refused",
-    "max_in_flight": "how many requests may be in flight",
-    "max_message_bytes": "the largest request",
-    "max_streams": "how many requests of one connection may be in flight",
-    "on_restart": "what happens to the users of a pod that came back as a new process",
-    "overload_limit": "a pod above this load gets no new users while another one is below",
-    "peer_rate": "how many requests of one caller are answered a second",
-    "refresh": "how often the pods of a service are read",
-    "renew": "how often a pod renews its lease",
-    "request_timeout": "how long a request may take, whatever its caller allows",
-    "serve_stale": "judge pods as they were last seen while the store cannot be read",
-    "strategy": "how a new user's pod is chosen",
-    "tag_ttl": "how long a service tag may come from the local cache",
-    "timeout": "how long a call may take",
-}
-"""What each setting means; a test checks that none is missing."""
+_SHOWN = (ClientConfig, GrpcServerConfig, RouteInfoConfig, ServerConfig)
+_TABLE = [
+    setting
+    for setting in settings_table()
+    if setting.config in {config.__name__ for config in _SHOWN}
+]
 
-_CHOICES = {
-    "drain": ("release", "handover", "keep"),
-    "on_restart": ("same_pod", "best_pod"),
-    "serve_stale": ("true", "false"),
-    "strategy": ("p2c", "least_load", "round_robin", "weighted", "rendezvous"),
+
+def _help(meaning: str) -> str:
+    """A sentence of the table, as ``--help`` shows it."""
+    text = meaning.removesuffix(".").replace("`", "")
+    return text[:1].lower() + text[1:]
+
+
+HELP = {setting.name: _help(setting.meaning) for setting in _TABLE}
+"""What each setting means, as the core's table says it."""
+
+_CHOICES = {setting.name: tuple(setting.names) for setting in _TABLE if setting.names} | {
+    setting.name: ("true", "false") for setting in _TABLE if setting.kind == "flag"
 }
 
 

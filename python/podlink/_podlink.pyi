@@ -25,6 +25,7 @@ __all__ = [
     "after_fork_in_child",
     "check_timeout",
     "collect_spans",
+    "config_table",
     "error_codes",
     "hash_uid",
     "hook_called",
@@ -50,6 +51,10 @@ _Value = float | tuple[list[tuple[float, int]], float]
 _Family = tuple[str, str, str, tuple[str, ...], list[tuple[tuple[str, ...], _Value]]]
 # Name, kind, help, [(label, its allowed values)], how gauges are merged, bounds of a histogram.
 _TableRow = tuple[str, str, str, list[tuple[str, list[str] | None]], str, list[float]]
+# Class, name, kind, default, least, most, names of a choice, meaning.
+_SettingRow = tuple[
+    str, str, str, bool | float | str | None, float | None, float | None, list[str], str
+]
 # Window, its seconds, what happened in it.
 _Window = tuple[str, float, tuple[int, int, int, int, int, int, int, int]]
 _ErrorParts = tuple[str, str, bool, dict[str, str]]
@@ -61,6 +66,7 @@ _Span = tuple[int, int, str, str, int, int, list[_Field]]
 def after_fork_in_child() -> None: ...
 def check_timeout(timeout: Any) -> None: ...
 def collect_spans(on: bool) -> None: ...
+def config_table() -> list[_SettingRow]: ...
 def error_codes() -> list[tuple[str, bool]]: ...
 def hook_called(hook: str) -> None: ...
 def hook_ended(hook: str, seconds: float, well: bool) -> None: ...
@@ -113,45 +119,15 @@ class Reply:
 
 @final
 class ClientSettings:
-    def __new__(
-        cls,
-        *,
-        link_ttl: Any,
-        cache_ttl: Any,
-        cache_capacity: Any,
-        strategy: Any,
-        timeout: Any,
-        on_restart: Any,
-    ) -> ClientSettings: ...
+    def __new__(cls, values: dict[str, Any]) -> ClientSettings: ...
 
 @final
 class RouteInfoSettings:
-    def __new__(
-        cls,
-        *,
-        refresh: Any,
-        overload_limit: Any,
-        idle: Any,
-        serve_stale: bool,
-        tag_ttl: Any,
-        timeout: Any,
-    ) -> RouteInfoSettings: ...
+    def __new__(cls, values: dict[str, Any]) -> RouteInfoSettings: ...
 
 @final
 class ServerSettings:
-    def __new__(
-        cls,
-        *,
-        lease: Any,
-        renew: Any,
-        guard: Any,
-        gap: Any,
-        grace: Any,
-        cpu_factor: Any,
-        link_grace: Any,
-        drain: Any,
-        timeout: Any,
-    ) -> ServerSettings: ...
+    def __new__(cls, values: dict[str, Any]) -> ServerSettings: ...
 
 @final
 class ServiceCore:
@@ -274,36 +250,11 @@ class InfoCore:
 
 @final
 class GrpcClientSettings:
-    def __new__(
-        cls,
-        *,
-        timeout: Any,
-        connect_timeout: Any,
-        keepalive: Any,
-        keepalive_timeout: Any,
-        balance: Any,
-        max_batch: Any,
-        retry_ratio: Any,
-    ) -> GrpcClientSettings: ...
+    def __new__(cls, values: dict[str, Any]) -> GrpcClientSettings: ...
 
 @final
 class GrpcServerSettings:
-    def __new__(
-        cls,
-        *,
-        max_message_bytes: Any,
-        max_batch: Any,
-        max_streams: Any,
-        max_in_flight: Any,
-        max_event_streams: Any,
-        max_connections: Any,
-        peer_rate: Any,
-        request_timeout: Any,
-        keepalive: Any,
-        keepalive_timeout: Any,
-        connection_age: Any,
-        connection_grace: Any,
-    ) -> GrpcServerSettings: ...
+    def __new__(cls, values: dict[str, Any]) -> GrpcServerSettings: ...
 
 @final
 class GrpcClientCore:

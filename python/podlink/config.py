@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 from . import _podlink
 from .errors import InvalidParameterError, InvalidParameterTypeError
@@ -41,7 +41,26 @@ def seconds(value: Any) -> Any:
 
 
 class _Config:
-    """What the configurations share."""
+    """What the configurations share.
+
+    The core has a table of all settings: it reads the values, checks them and knows the defaults.
+    A test compares these classes with it.
+    """
+
+    def __post_init__(self) -> None:
+        self._core()
+
+    def _core(self) -> object:
+        """The settings as the core checked them."""
+        raise NotImplementedError
+
+    def _values(self) -> dict[str, Any]:
+        """Each setting as the core takes it, by name."""
+        values: dict[str, Any] = {}
+        for each in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            value = getattr(self, each.name)
+            values[each.name] = seconds(value) if each.type == "Duration" else value
+        return values
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
@@ -57,6 +76,27 @@ class _Config:
             if variable in environ:
                 given[each.name] = _from_text(variable, environ[variable], each.default)
         return cls(**given)
+
+
+class Setting(NamedTuple):
+    """A setting as the core defines it."""
+
+    config: str
+    """The class that has it."""
+    name: str
+    kind: str
+    """``seconds``, ``count``, ``ratio``, ``limit`` (or ``None``), ``flag`` or ``choice``."""
+    default: bool | float | str | None
+    least: float | None
+    most: float | None
+    names: list[str]
+    """What a choice is one of."""
+    meaning: str
+
+
+def settings_table() -> list[Setting]:
+    """Every setting, in the core's order."""
+    return [Setting(*row) for row in _podlink.config_table()]
 
 
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
@@ -121,9 +161,6 @@ class ClientConfig(_Config):
     timeout: Duration = 2.0
     on_restart: Literal["same_pod", "best_pod"] = "same_pod"
 
-    def __post_init__(self) -> None:
-        self._core()
-
     def _core(self) -> _podlink.ClientSettings:
         strategy: object = self.strategy
         if strategy == "custom":
@@ -133,14 +170,10 @@ class ClientConfig(_Config):
                 f"strategy must be {allowed}, got 'custom'",
                 details={"parameter": "strategy", "given": "'custom'", "allowed": allowed},
             )
-        return _podlink.ClientSettings(
-            link_ttl=seconds(self.link_ttl),
-            cache_ttl=seconds(self.cache_ttl),
-            cache_capacity=self.cache_capacity,
-            strategy="custom" if callable(self.strategy) else self.strategy,
-            timeout=seconds(self.timeout),
-            on_restart=self.on_restart,
-        )
+        values = self._values()
+        if callable(strategy):
+            values["strategy"] = "custom"
+        return _podlink.ClientSettings(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,29 +204,8 @@ class RouteInfoConfig(_Config):
     link_cache_ttl: Duration = 240.0
     timeout: Duration = 2.0
 
-    def __post_init__(self) -> None:
-        # The core does not use this one: it is for the program's own clients.
-        if not 0 <= check_number("link_cache_ttl", seconds(self.link_cache_ttl)) < float("inf"):
-            raise InvalidParameterError(
-                f"link_cache_ttl must be at least 0 seconds, got {self.link_cache_ttl!r}",
-                details={
-                    "parameter": "link_cache_ttl",
-                    "given": repr(self.link_cache_ttl),
-                    "allowed": "at least 0 seconds",
-                },
-            )
-        self._core()
-
     def _core(self) -> _podlink.RouteInfoSettings:
-        check_type("serve_stale", self.serve_stale, bool)
-        return _podlink.RouteInfoSettings(
-            refresh=seconds(self.refresh),
-            overload_limit=self.overload_limit,
-            idle=seconds(self.idle),
-            serve_stale=self.serve_stale,
-            tag_ttl=seconds(self.tag_ttl),
-            timeout=seconds(self.timeout),
-        )
+        return _podlink.RouteInfoSettings(self._values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,26 +245,13 @@ class ServerConfig(_Config):
     drain: Literal["release", "handover", "keep"] = "release"
     timeout: Duration = 2.0
 
-    def __post_init__(self) -> None:
-        self._core()
-
     @classmethod
     def fast(cls) -> ServerConfig:
         """Lease 4 s, renewed every 0.8 s: a killed pod is replaced within 7 s."""
         return cls(lease=4.0, renew=0.8, guard=0.5, gap=1.6, grace=2.0)
 
     def _core(self) -> _podlink.ServerSettings:
-        return _podlink.ServerSettings(
-            lease=seconds(self.lease),
-            renew=seconds(self.renew),
-            guard=seconds(self.guard),
-            gap=seconds(self.gap),
-            grace=seconds(self.grace),
-            cpu_factor=self.cpu_factor,
-            link_grace=seconds(self.link_grace),
-            drain=self.drain,
-            timeout=seconds(self.timeout),
-        )
+        return _podlink.ServerSettings(self._values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,19 +281,8 @@ class GrpcClientConfig(_Config):
     max_batch: int = 512
     retry_ratio: float = 0.1
 
-    def __post_init__(self) -> None:
-        self._core()
-
     def _core(self) -> _podlink.GrpcClientSettings:
-        return _podlink.GrpcClientSettings(
-            timeout=seconds(self.timeout),
-            connect_timeout=seconds(self.connect_timeout),
-            keepalive=seconds(self.keepalive),
-            keepalive_timeout=seconds(self.keepalive_timeout),
-            balance=self.balance,
-            max_batch=self.max_batch,
-            retry_ratio=self.retry_ratio,
-        )
+        return _podlink.GrpcClientSettings(self._values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,35 +326,8 @@ class GrpcServerConfig(_Config):
     connection_age: Duration = 3600.0
     connection_grace: Duration = 30.0
 
-    def __post_init__(self) -> None:
-        self._core()
-
     def _core(self) -> _podlink.GrpcServerSettings:
-        return _podlink.GrpcServerSettings(
-            max_message_bytes=self.max_message_bytes,
-            max_batch=self.max_batch,
-            max_streams=self.max_streams,
-            max_in_flight=self.max_in_flight,
-            max_event_streams=self.max_event_streams,
-            max_connections=self.max_connections,
-            peer_rate=self.peer_rate,
-            request_timeout=seconds(self.request_timeout),
-            keepalive=seconds(self.keepalive),
-            keepalive_timeout=seconds(self.keepalive_timeout),
-            connection_age=seconds(self.connection_age),
-            connection_grace=seconds(self.connection_grace),
-        )
-
-
-def check_number(what: str, given: object) -> float:
-    """Refuses what is not a number."""
-    if isinstance(given, bool) or not isinstance(given, int | float):
-        name = type(given).__name__
-        raise InvalidParameterTypeError(
-            f"{what} must be a number, got {name}",
-            details={"parameter": what, "given": name, "allowed": "a number"},
-        )
-    return float(given)
+        return _podlink.GrpcServerSettings(self._values())
 
 
 def check_callable(what: str, given: object) -> None:

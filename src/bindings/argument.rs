@@ -90,20 +90,6 @@ pub(super) fn integer(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<
     })
 }
 
-/// A whole number that cannot be negative.
-pub(super) fn count(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<u64> {
-    let whole = integer(what, given)?;
-    u64::try_from(whole).map_err(|_| {
-        let error = invalid(what, &whole.to_string(), "a whole number from 0");
-        raise(given.py(), &error)
-    })
-}
-
-/// A whole number of things in memory.
-pub(super) fn size(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<usize> {
-    Ok(usize::try_from(count(what, given)?).unwrap_or(usize::MAX))
-}
-
 /// A pod index.
 pub(super) fn pod_index(given: &Bound<'_, PyAny>) -> PyResult<PodIndex> {
     PodIndex::new(integer("pod_index", given)?).or_raise(given.py())
@@ -123,7 +109,14 @@ pub(super) fn number(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<f
     })
 }
 
-/// A number too large to be read, shortened for an error message.
+/// A `bool`.
+pub(super) fn flag(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let flag = given.cast::<PyBool>();
+    let flag = flag.map_err(|_| wrong_type(what, given, "a bool"))?;
+    Ok(flag.is_true())
+}
+
+/// A number too large to be read, cut to what can be shown.
 fn written(given: &Bound<'_, PyAny>) -> String {
     let text = given.str().map(|text| text.to_string());
     crate::id::shown(&text.unwrap_or_else(|_| "a huge number".to_owned()))

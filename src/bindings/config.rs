@@ -1,24 +1,17 @@
-//! Configuration crosses once, as plain data: seconds become durations and are checked here.
+//! Configuration crosses once, as plain values by name; the core's tables say how each is read.
+
+use std::collections::HashMap;
 
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 use super::argument;
-use super::error::OrRaise;
+use super::error::{OrRaise, raise};
 use crate::config::{
-    ClientConfig, Drain, LeaseTimes, OnRestart, RouteInfoConfig, ServerConfig, seconds_within,
+    self, ClientConfig, PeerClientConfig, PeerServerConfig, RouteInfoDriverConfig, ServerConfig,
+    Setting, SettingKind, SettingValue, SettingsGroup,
 };
-use crate::route::pick::Strategy;
-
-/// A hundred years; the finer limits are checked with the settings' relations.
-const MAX: f64 = 3_153_600_000.0;
-
-/// A number of seconds; the finer limits are checked later.
-pub(super) fn seconds(
-    what: &'static str,
-    given: &Bound<'_, PyAny>,
-) -> PyResult<std::time::Duration> {
-    seconds_within(what, argument::number(what, given)?, 0.0, MAX).or_raise(given.py())
-}
+use crate::id::{invalid, shown};
 
 /// A checked `podlink.ClientConfig`.
 #[pyclass(frozen, module = "podlink._podlink")]
@@ -27,61 +20,22 @@ pub(super) struct ClientSettings(pub(super) ClientConfig);
 #[pymethods]
 impl ClientSettings {
     #[new]
-    #[pyo3(signature = (*, link_ttl, cache_ttl, cache_capacity, strategy, timeout, on_restart))]
-    fn new(
-        link_ttl: &Bound<'_, PyAny>,
-        cache_ttl: &Bound<'_, PyAny>,
-        cache_capacity: &Bound<'_, PyAny>,
-        strategy: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-        on_restart: &Bound<'_, PyAny>,
-    ) -> PyResult<Self> {
-        let py = link_ttl.py();
-        let config = ClientConfig {
-            link_ttl: seconds("link_ttl", link_ttl)?,
-            cache_ttl: seconds("cache_ttl", cache_ttl)?,
-            cache_capacity: argument::count("cache_capacity", cache_capacity)?,
-            strategy: Strategy::parse(argument::text("strategy", strategy)?).or_raise(py)?,
-            timeout: seconds("timeout", timeout)?,
-            on_restart: OnRestart::parse(argument::text("on_restart", on_restart)?).or_raise(py)?,
-        };
-        config.check().map(Self).or_raise(py)
+    fn new(values: &Bound<'_, PyDict>) -> PyResult<Self> {
+        let config: ClientConfig = read(values)?;
+        config.check().map(Self).or_raise(values.py())
     }
 }
 
 /// A checked `podlink.RouteInfoConfig`.
 #[pyclass(frozen, module = "podlink._podlink")]
-pub(super) struct RouteInfoSettings {
-    pub(super) config: RouteInfoConfig,
-    /// The deadline of a call that names none.
-    pub(super) timeout: std::time::Duration,
-}
+pub(super) struct RouteInfoSettings(pub(super) RouteInfoDriverConfig);
 
 #[pymethods]
 impl RouteInfoSettings {
     #[new]
-    #[pyo3(signature = (*, refresh, overload_limit, idle, serve_stale, tag_ttl, timeout))]
-    fn new(
-        refresh: &Bound<'_, PyAny>,
-        overload_limit: &Bound<'_, PyAny>,
-        idle: &Bound<'_, PyAny>,
-        serve_stale: bool,
-        tag_ttl: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<Self> {
-        let limited = !overload_limit.is_none();
-        let limit = limited.then(|| argument::integer("overload_limit", overload_limit));
-        let config = RouteInfoConfig {
-            refresh: seconds("refresh", refresh)?,
-            overload_limit: limit.transpose()?,
-            idle: seconds("idle", idle)?,
-            serve_stale,
-            tag_ttl: seconds("tag_ttl", tag_ttl)?,
-        };
-        let given = argument::number("timeout", timeout)?;
-        let timeout = seconds_within("timeout", given, 0.001, 3600.0).or_raise(refresh.py())?;
-        let config = config.check().or_raise(refresh.py())?;
-        Ok(Self { config, timeout })
+    fn new(values: &Bound<'_, PyDict>) -> PyResult<Self> {
+        let config: RouteInfoDriverConfig = read(values)?;
+        config.check().map(Self).or_raise(values.py())
     }
 }
 
@@ -92,33 +46,134 @@ pub(super) struct ServerSettings(pub(super) ServerConfig);
 #[pymethods]
 impl ServerSettings {
     #[new]
-    #[pyo3(signature = (*, lease, renew, guard, gap, grace, cpu_factor, link_grace, drain, timeout))]
-    #[allow(clippy::too_many_arguments, reason = "each is one setting")]
-    fn new(
-        lease: &Bound<'_, PyAny>,
-        renew: &Bound<'_, PyAny>,
-        guard: &Bound<'_, PyAny>,
-        gap: &Bound<'_, PyAny>,
-        grace: &Bound<'_, PyAny>,
-        cpu_factor: &Bound<'_, PyAny>,
-        link_grace: &Bound<'_, PyAny>,
-        drain: &Bound<'_, PyAny>,
-        timeout: &Bound<'_, PyAny>,
-    ) -> PyResult<Self> {
-        let times = LeaseTimes {
-            lease: seconds("lease", lease)?,
-            grace: seconds("grace", grace)?,
-            gap: seconds("gap", gap)?,
-        };
-        let config = ServerConfig {
-            times,
-            renew: seconds("renew", renew)?,
-            guard: seconds("guard", guard)?,
-            cpu_factor: argument::number("cpu_factor", cpu_factor)?,
-            link_grace: seconds("link_grace", link_grace)?,
-            drain: Drain::parse(argument::text("drain", drain)?).or_raise(lease.py())?,
-            timeout: seconds("timeout", timeout)?,
-        };
-        config.check().map(Self).or_raise(lease.py())
+    fn new(values: &Bound<'_, PyDict>) -> PyResult<Self> {
+        let config: ServerConfig = read(values)?;
+        config.check().map(Self).or_raise(values.py())
     }
+}
+
+/// A `podlink.GrpcClientConfig`, each setting by itself; the client checks it with its endpoints.
+#[pyclass(frozen, module = "podlink._podlink")]
+pub(super) struct GrpcClientSettings(pub(super) PeerClientConfig);
+
+#[pymethods]
+impl GrpcClientSettings {
+    #[new]
+    fn new(values: &Bound<'_, PyDict>) -> PyResult<Self> {
+        read(values).map(Self)
+    }
+}
+
+/// A `podlink.GrpcServerConfig`, each setting by itself; the server checks it with its address.
+#[pyclass(frozen, module = "podlink._podlink")]
+pub(super) struct GrpcServerSettings(pub(super) PeerServerConfig);
+
+#[pymethods]
+impl GrpcServerSettings {
+    #[new]
+    fn new(values: &Bound<'_, PyDict>) -> PyResult<Self> {
+        read(values).map(Self)
+    }
+}
+
+/// Settings by name; each that the table has, and no other.
+fn read<C: SettingsGroup>(values: &Bound<'_, PyDict>) -> PyResult<C> {
+    let py = values.py();
+    let table = C::table();
+    for name in values.keys() {
+        let name = argument::text("settings", &name)?;
+        if !table.iter().any(|setting| setting.name == name) {
+            let error = invalid("settings", &shown(name), "those of the table");
+            return Err(raise(py, &error));
+        }
+    }
+    let objects: PyResult<Vec<Bound<'_, PyAny>>> = table
+        .iter()
+        .map(|setting| {
+            let missing = || raise(py, &invalid(setting.name, "nothing", "given"));
+            values.get_item(setting.name)?.ok_or_else(missing)
+        })
+        .collect();
+    let objects = objects?;
+    let mut given = HashMap::new();
+    for (setting, object) in table.iter().zip(&objects) {
+        given.insert(setting.name, value(setting, object)?);
+    }
+    C::read(&given).or_raise(py)
+}
+
+/// A Python value, as this setting's kind reads it.
+fn value<'a>(setting: &Setting, given: &'a Bound<'_, PyAny>) -> PyResult<SettingValue<'a>> {
+    let name = setting.name;
+    Ok(match setting.kind {
+        SettingKind::Seconds { .. } | SettingKind::Ratio { .. } => {
+            SettingValue::Number(argument::number(name, given)?)
+        }
+        SettingKind::Limit if given.is_none() => SettingValue::Absent,
+        SettingKind::Count { .. } | SettingKind::Limit => {
+            SettingValue::Whole(argument::integer(name, given)?)
+        }
+        SettingKind::Flag { .. } => SettingValue::Flag(argument::flag(name, given)?),
+        SettingKind::Choice { .. } => SettingValue::Text(argument::text(name, given)?),
+    })
+}
+
+/// Class, name, kind, default, least and most (`None`: no limit), names to choose from, meaning.
+type SettingRow = (
+    &'static str,
+    &'static str,
+    &'static str,
+    Py<PyAny>,
+    Option<f64>,
+    Option<f64>,
+    Vec<&'static str>,
+    &'static str,
+);
+
+/// Every setting, as the core defines it.
+#[pyfunction]
+pub(super) fn config_table(py: Python<'_>) -> PyResult<Vec<SettingRow>> {
+    let mut rows = Vec::new();
+    for (class, table) in config::config_table() {
+        for setting in table {
+            rows.push(row(py, class, &setting)?);
+        }
+    }
+    Ok(rows)
+}
+
+fn row(py: Python<'_>, class: &'static str, setting: &Setting) -> PyResult<SettingRow> {
+    let limit = |limit: f64| limit.is_finite().then_some(limit);
+    let (kind, least, most) = match setting.kind {
+        SettingKind::Seconds { least, most, .. } => ("seconds", limit(least), limit(most)),
+        SettingKind::Count { least, most, .. } => {
+            let most = (most < i64::MAX).then_some(most as f64);
+            ("count", Some(least as f64), most)
+        }
+        SettingKind::Ratio { .. } => ("ratio", Some(0.0), Some(1.0)),
+        SettingKind::Limit => ("limit", None, None),
+        SettingKind::Flag { .. } => ("flag", None, None),
+        SettingKind::Choice { .. } => ("choice", None, None),
+    };
+    let names = match setting.kind {
+        SettingKind::Choice { names, .. } => names.to_vec(),
+        _ => Vec::new(),
+    };
+    let default = match setting.default() {
+        SettingValue::Absent => py.None(),
+        SettingValue::Flag(default) => default.into_pyobject(py)?.to_owned().into_any().unbind(),
+        SettingValue::Whole(default) => default.into_pyobject(py)?.into_any().unbind(),
+        SettingValue::Number(default) => default.into_pyobject(py)?.into_any().unbind(),
+        SettingValue::Text(default) => default.into_pyobject(py)?.into_any().unbind(),
+    };
+    Ok((
+        class,
+        setting.name,
+        kind,
+        default,
+        least,
+        most,
+        names,
+        setting.meaning,
+    ))
 }

@@ -9,7 +9,7 @@ use pyo3::types::PyTuple;
 
 use super::answer::Answer;
 use super::argument;
-use super::config::seconds;
+use super::config::GrpcClientSettings;
 use super::error::{OrRaise, raise};
 use super::hook::{Hook, PythonConditionHook};
 use super::operations::started;
@@ -18,54 +18,13 @@ use super::queue::CompletionQueue;
 use super::runtime::{self, Owned};
 use super::store::StoreCore;
 use crate::clock::Clock;
-use crate::config::{Balance, PeerClientConfig, PeerUrl, TlsFiles};
+use crate::config::{PeerClientConfig, PeerUrl, TlsFiles};
 use crate::driver::foreign::{ForeignNamespace, ForeignNamespaces};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Namespace, invalid, shown};
 use crate::op::OperationName;
 use crate::rpc::client::PeerClient;
 use crate::rpc::{MeteredPeer, Peer};
-
-/// The settings of a `podlink.GrpcClientConfig`; they are checked with the endpoints.
-#[pyclass(frozen, module = "podlink._podlink")]
-pub(super) struct GrpcClientSettings(PeerClientConfig);
-
-#[pymethods]
-impl GrpcClientSettings {
-    #[new]
-    #[pyo3(signature = (
-        *, timeout, connect_timeout, keepalive, keepalive_timeout, balance, max_batch, retry_ratio
-    ))]
-    fn new(
-        timeout: &Bound<'_, PyAny>,
-        connect_timeout: &Bound<'_, PyAny>,
-        keepalive: &Bound<'_, PyAny>,
-        keepalive_timeout: &Bound<'_, PyAny>,
-        balance: &Bound<'_, PyAny>,
-        max_batch: &Bound<'_, PyAny>,
-        retry_ratio: &Bound<'_, PyAny>,
-    ) -> PyResult<Self> {
-        let py = timeout.py();
-        let mut config = PeerClientConfig {
-            // Checking wants one; the client puts its own in its place.
-            endpoints: vec![PeerUrl::parse("grpc://localhost:1").or_raise(py)?],
-            timeout: seconds("timeout", timeout)?,
-            connect_timeout: seconds("connect_timeout", connect_timeout)?,
-            keepalive: seconds("keepalive", keepalive)?,
-            keepalive_timeout: seconds("keepalive_timeout", keepalive_timeout)?,
-            balance: Balance::parse(argument::text("balance", balance)?).or_raise(py)?,
-            max_batch: argument::size("max_batch", max_batch)?,
-            retry_ratio: argument::number("retry_ratio", retry_ratio)?,
-            tls: TlsFiles::default(),
-            server_name: None,
-            token_file: None,
-            insecure: false,
-        };
-        config = config.check().or_raise(py)?;
-        config.endpoints.clear();
-        Ok(Self(config))
-    }
-}
 
 /// A client of peers.
 #[pyclass(frozen, module = "podlink._podlink")]

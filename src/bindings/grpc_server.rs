@@ -10,7 +10,7 @@ use pyo3::types::PyTuple;
 use super::answer::Answer;
 use super::argument;
 use super::client::ClientCore;
-use super::config::{ClientSettings, seconds};
+use super::config::{ClientSettings, GrpcServerSettings};
 use super::error::{OrRaise, raise};
 use super::info::InfoCore;
 use super::operations::started;
@@ -24,61 +24,6 @@ use crate::id::{Namespace, invalid, shown};
 use crate::op::OperationName;
 use crate::rpc::METHODS;
 use crate::rpc::server::Server;
-
-/// The settings of a `podlink.GrpcServerConfig`; they are checked again with the rest.
-#[pyclass(frozen, module = "podlink._podlink")]
-pub(super) struct GrpcServerSettings(PeerServerConfig);
-
-#[pymethods]
-impl GrpcServerSettings {
-    #[new]
-    #[pyo3(signature = (
-        *, max_message_bytes, max_batch, max_streams, max_in_flight, max_event_streams,
-        max_connections, peer_rate, request_timeout, keepalive, keepalive_timeout, connection_age,
-        connection_grace
-    ))]
-    #[allow(clippy::too_many_arguments, reason = "each is one setting")]
-    fn new(
-        max_message_bytes: &Bound<'_, PyAny>,
-        max_batch: &Bound<'_, PyAny>,
-        max_streams: &Bound<'_, PyAny>,
-        max_in_flight: &Bound<'_, PyAny>,
-        max_event_streams: &Bound<'_, PyAny>,
-        max_connections: &Bound<'_, PyAny>,
-        peer_rate: &Bound<'_, PyAny>,
-        request_timeout: &Bound<'_, PyAny>,
-        keepalive: &Bound<'_, PyAny>,
-        keepalive_timeout: &Bound<'_, PyAny>,
-        connection_age: &Bound<'_, PyAny>,
-        connection_grace: &Bound<'_, PyAny>,
-    ) -> PyResult<Self> {
-        let small = |what, given| {
-            let count = argument::size(what, given)?;
-            Ok::<_, PyErr>(u32::try_from(count).unwrap_or(u32::MAX))
-        };
-        let config = PeerServerConfig {
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            tls: None,
-            insecure: false,
-            tokens_file: None,
-            allowed: Vec::new(),
-            max_message_bytes: argument::size("max_message_bytes", max_message_bytes)?,
-            max_batch: argument::size("max_batch", max_batch)?,
-            max_streams: small("max_streams", max_streams)?,
-            max_in_flight: argument::size("max_in_flight", max_in_flight)?,
-            max_event_streams: argument::size("max_event_streams", max_event_streams)?,
-            max_connections: argument::size("max_connections", max_connections)?,
-            peer_rate: small("peer_rate", peer_rate)?,
-            request_timeout: seconds("request_timeout", request_timeout)?,
-            keepalive: seconds("keepalive", keepalive)?,
-            keepalive_timeout: seconds("keepalive_timeout", keepalive_timeout)?,
-            connection_age: seconds("connection_age", connection_age)?,
-            connection_grace: seconds("connection_grace", connection_grace)?,
-            reflection: true,
-        };
-        config.check().map(Self).or_raise(max_batch.py())
-    }
-}
 
 /// A hundred years: a stop that waits for longer is a mistake in the unit.
 const DEADLINE_MAX: f64 = 3_153_600_000.0;

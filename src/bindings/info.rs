@@ -45,12 +45,12 @@ impl InfoCore {
         let peers = peer_table(py, store, &own, &peers)?;
         log::listen(callbacks.arrivals(py)?);
         let shared = store.store(py)?;
-        let settings = config.config.clone();
+        let settings = config.0.states.clone();
         let driver = InfoDriver::with_peers(shared, Clock::System, own, settings, &peers);
         driver.report_to(store.metrics(py)?);
         Ok(Self {
             driver: Owned::new(driver),
-            timeout: config.timeout,
+            timeout: config.0.timeout,
         })
     }
 

@@ -46,7 +46,10 @@ mod _podlink {
     #[pymodule_export]
     use super::client::ClientCore;
     #[pymodule_export]
-    use super::config::{ClientSettings, RouteInfoSettings, ServerSettings};
+    use super::config::{
+        ClientSettings, GrpcClientSettings, GrpcServerSettings, RouteInfoSettings, ServerSettings,
+        config_table,
+    };
     #[pymodule_export]
     use super::counters::{hook_called, hook_ended};
     #[pymodule_export]
@@ -54,9 +57,9 @@ mod _podlink {
     #[pymodule_export]
     use super::fork::after_fork_in_child;
     #[pymodule_export]
-    use super::grpc_client::{GrpcClientCore, GrpcClientSettings};
+    use super::grpc_client::GrpcClientCore;
     #[pymodule_export]
-    use super::grpc_server::{GrpcServerCore, GrpcServerSettings};
+    use super::grpc_server::GrpcServerCore;
     #[pymodule_export]
     use super::hook::start_coroutine;
     #[pymodule_export]

@@ -1,17 +1,36 @@
 //! Every setting, as plain data: validated once when built, trusted afterwards.
+//!
+//! Each setting is defined by one row of a table; how settings relate is checked in `check`.
 
 mod rpc;
+mod setting;
 mod store;
 
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::id::{invalid, shown};
+use crate::id::invalid;
 use crate::route::pick::Strategy;
+use setting::SettingKind::{Choice, Count, Flag, Limit, Ratio, Seconds};
+use setting::{choice, choices, settings};
 
 pub use crate::op::LeaseTimes;
 pub use rpc::{Allowed, Balance, PeerClientConfig, PeerServerConfig, PeerUrl, ServerTls};
+pub use setting::{Setting, SettingKind, SettingType, SettingValue, SettingsGroup};
 pub use store::{ServerAddress, StoreAddress, StoreConfig, StoreEndpoint, TlsFiles};
+
+/// Every setting, by the Python class that has it.
+#[must_use]
+pub fn config_table() -> Vec<(&'static str, Vec<Setting>)> {
+    vec![
+        ("ClientConfig", ClientConfig::table()),
+        ("RouteInfoConfig", RouteInfoDriverConfig::table()),
+        ("ServerConfig", ServerConfig::table()),
+        ("GrpcClientConfig", PeerClientConfig::table()),
+        ("GrpcServerConfig", PeerServerConfig::table()),
+        ("Store", store::OPTIONS_TABLE.to_vec()),
+    ]
+}
 
 /// Reads a number of seconds within a range, ends included.
 ///
@@ -28,44 +47,68 @@ pub fn seconds_within(what: &'static str, seconds: f64, least: f64, most: f64) -
     ))
 }
 
-/// What happens to a user whose pod restarted as a new process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnRestart {
-    /// The user stays with the pod index.
-    SamePod,
-    /// A pod is chosen again.
-    BestPod,
-}
+/// The most that a duration may be where there is no reason for less: a hundred years.
+const HUNDRED_YEARS: f64 = 3_153_600_000.0;
 
-impl OnRestart {
-    /// The rule with this name.
-    ///
-    /// # Errors
-    /// `InvalidParameter` that lists the names.
-    pub fn parse(name: &str) -> Result<Self> {
-        match name {
-            "same_pod" => Ok(Self::SamePod),
-            "best_pod" => Ok(Self::BestPod),
-            _ => Err(invalid("on_restart", &shown(name), "same_pod or best_pod")),
-        }
+/// The deadline of a call that sets none.
+const CALL_TIMEOUT: SettingKind = Seconds {
+    default: 2.0,
+    least: 0.001,
+    most: 3600.0,
+};
+
+choices! {
+    /// What happens to a user whose pod restarted as a new process.
+    pub enum OnRestart of "on_restart" {
+        /// The user stays with the pod index.
+        SamePod = "same_pod",
+        /// A pod is chosen again.
+        BestPod = "best_pod",
     }
 }
 
-/// The settings of a client driver.
-#[derive(Debug, Clone)]
-pub struct ClientConfig {
-    /// The TTL of a link that `compute` creates.
-    pub link_ttl: Duration,
-    /// How long an answer may be served from the local cache.
-    pub cache_ttl: Duration,
-    /// How many links the local cache holds.
-    pub cache_capacity: u64,
-    /// How a new user's pod is chosen.
-    pub strategy: Strategy,
-    /// The deadline of a call that sets none.
-    pub timeout: Duration,
-    /// What happens to a user whose pod restarted as a new process.
-    pub on_restart: OnRestart,
+choices! {
+    /// What happens to the links that a pod still owns when it stops.
+    pub enum Drain of "drain" {
+        /// They become routing hints for `link_grace`.
+        Release = "release",
+        /// They are handed to other pods that take new users.
+        Handover = "handover",
+        /// They are not changed.
+        Keep = "keep",
+    }
+}
+
+choice! { Strategy { strategy => strategy.as_str() } }
+
+/// The strategies that users can name; a function has another argument.
+const STRATEGIES: &[&str] = &[
+    Strategy::P2c.as_str(),
+    Strategy::LeastLoad.as_str(),
+    Strategy::RoundRobin.as_str(),
+    Strategy::Weighted.as_str(),
+    Strategy::Rendezvous.as_str(),
+];
+
+settings! {
+    /// The settings of a client driver.
+    #[derive(Debug, Clone)]
+    pub struct ClientConfig {
+        settings {
+            /// How long a link made by `compute` lasts.
+            link_ttl: Duration = Seconds { default: 300.0, least: 1.0, most: HUNDRED_YEARS },
+            /// How long an answer may come from the local cache.
+            cache_ttl: Duration = Seconds { default: 240.0, least: 0.0, most: HUNDRED_YEARS },
+            /// How many links the local cache holds.
+            cache_capacity: u64 = Count { default: 1_000_000, least: 1, most: i64::MAX },
+            /// How a new user's pod is chosen.
+            strategy: Strategy = Choice { default: "p2c", names: STRATEGIES },
+            /// The deadline of a call that sets none.
+            timeout: Duration = CALL_TIMEOUT,
+            /// What happens to a user whose pod restarted as a new process.
+            on_restart: OnRestart = Choice { default: "same_pod", names: OnRestart::NAMES },
+        }
+    }
 }
 
 impl ClientConfig {
@@ -74,12 +117,7 @@ impl ClientConfig {
     /// # Errors
     /// `InvalidParameter` that names the setting, or both settings.
     pub fn check(self) -> Result<Self> {
-        within("link_ttl", self.link_ttl, 1.0, 3_153_600_000.0)?;
-        within("cache_ttl", self.cache_ttl, 0.0, 3_153_600_000.0)?;
-        within("timeout", self.timeout, 0.001, 3600.0)?;
-        if self.cache_capacity == 0 {
-            return Err(invalid("cache_capacity", "0", "at least 1 entry"));
-        }
+        self.check_each()?;
         if self.cache_ttl > self.link_ttl {
             return Err(relation(
                 "cache_ttl",
@@ -93,30 +131,33 @@ impl ClientConfig {
     }
 }
 
-/// The settings of a route info driver, and of the state cache inside a client driver.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RouteInfoConfig {
-    /// How often the pods of a service in use are read.
-    pub refresh: Duration,
-    /// A READY pod above this load gets no new users while another one is below.
-    pub overload_limit: Option<i64>,
-    /// A service without a lookup for this long is no longer read.
-    pub idle: Duration,
-    /// While the store cannot be read, use the last known pods instead of letting leases expire.
-    pub serve_stale: bool,
-    /// How long a tag may be served from the local cache.
-    pub tag_ttl: Duration,
+settings! {
+    /// How pods are read: the settings of the state cache in a route info driver or client driver.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct RouteInfoConfig {
+        settings {
+            /// How often the pods of a service in use are read.
+            refresh: Duration = Seconds { default: 1.0, least: 0.01, most: 3600.0 },
+            /// A READY pod above this load gets no new users while another one is below.
+            overload_limit: Option<i64> = Limit,
+            /// After this long without a lookup a service is no longer read.
+            idle: Duration = Seconds { default: 600.0, least: 1.0, most: 86_400.0 },
+            /// While the store cannot be read, use the last known pods instead of letting leases
+            /// expire.
+            serve_stale: bool = Flag { default: false },
+            /// How long a tag may come from the local cache.
+            tag_ttl: Duration = Seconds { default: 60.0, least: 0.0, most: 86_400.0 },
+        }
+    }
 }
 
 impl RouteInfoConfig {
-    /// Validates the settings.
+    /// Validates the settings and how they relate.
     ///
     /// # Errors
-    /// `InvalidParameter` that names the setting.
+    /// `InvalidParameter` that names the setting, or both settings.
     pub fn check(self) -> Result<Self> {
-        within("refresh", self.refresh, 0.01, 3600.0)?;
-        within("idle", self.idle, 1.0, 86_400.0)?;
-        within("tag_ttl", self.tag_ttl, 0.0, 86_400.0)?;
+        self.check_each()?;
         if self.idle < self.refresh {
             return Err(relation(
                 "idle",
@@ -130,49 +171,72 @@ impl RouteInfoConfig {
     }
 }
 
-/// What happens to the links that a pod still owns when it stops.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Drain {
-    /// They become routing hints for `link_grace`.
-    Release,
-    /// They are handed to other pods that take new users.
-    Handover,
-    /// They are not changed.
-    Keep,
-}
-
-impl Drain {
-    /// The rule with this name.
+settings! {
+    /// The settings of a route info driver.
     ///
-    /// # Errors
-    /// `InvalidParameter` that lists the names.
-    pub fn parse(name: &str) -> Result<Self> {
-        match name {
-            "release" => Ok(Self::Release),
-            "handover" => Ok(Self::Handover),
-            "keep" => Ok(Self::Keep),
-            _ => Err(invalid("drain", &shown(name), "release, handover or keep")),
+    /// Drivers share what they read of a foreign namespace if `states` is equal, so that has only
+    /// settings that change the reading.
+    #[derive(Debug, Clone)]
+    pub struct RouteInfoDriverConfig {
+        parts {
+            /// How pods are read.
+            states: RouteInfoConfig,
+        }
+        settings {
+            /// How long the program's own clients may cache a link; the driver only reports it.
+            link_cache_ttl: Duration = Seconds { default: 240.0, least: 0.0, most: f64::INFINITY },
+            /// The deadline of a call that sets none.
+            timeout: Duration = CALL_TIMEOUT,
         }
     }
 }
 
-/// The settings of a server driver.
-#[derive(Debug, Clone)]
-pub struct ServerConfig {
-    /// The durations of the lease.
-    pub times: LeaseTimes,
-    /// How often the lease is renewed and the state published.
-    pub renew: Duration,
-    /// The pod stops acting this much before its lease ends.
-    pub guard: Duration,
-    /// The share of the CPU in the published load, 0 to 1.
-    pub cpu_factor: f64,
-    /// How long a removed link stays as a routing hint.
-    pub link_grace: Duration,
-    /// What happens to the links that the pod still owns when it stops.
-    pub drain: Drain,
-    /// The deadline of a call that sets none.
-    pub timeout: Duration,
+impl RouteInfoDriverConfig {
+    /// Validates the settings and how they relate.
+    ///
+    /// # Errors
+    /// `InvalidParameter` that names the setting, or both settings.
+    pub fn check(mut self) -> Result<Self> {
+        self.check_each()?;
+        self.states = self.states.check()?;
+        Ok(self)
+    }
+}
+
+settings! {
+    impl LeaseTimes {
+        /// How long a renewal is proof of life.
+        lease: Duration = Seconds { default: 10.0, least: 0.1, most: 3600.0 },
+        /// How long after its lease a pod may not be declared dead.
+        grace: Duration = Seconds { default: 5.0, least: 0.0, most: 3600.0 },
+        /// A longer silence of all pods counts as an outage of the store.
+        gap: Duration = Seconds { default: 4.0, least: 0.01, most: 3600.0 },
+    }
+}
+
+settings! {
+    /// The settings of a server driver.
+    #[derive(Debug, Clone)]
+    pub struct ServerConfig {
+        parts {
+            /// The durations of the lease.
+            times: LeaseTimes,
+        }
+        settings {
+            /// How often the lease is renewed and the state published.
+            renew: Duration = Seconds { default: 2.0, least: 0.01, most: 3600.0 },
+            /// The pod stops acting this much before its lease ends.
+            guard: Duration = Seconds { default: 1.0, least: 0.0, most: 3600.0 },
+            /// The share of the CPU in the published load, 0 to 1.
+            cpu_factor: f64 = Ratio { default: 0.7 },
+            /// How long a removed link stays as a routing hint.
+            link_grace: Duration = Seconds { default: 60.0, least: 0.0, most: HUNDRED_YEARS },
+            /// What happens to the links that the pod still owns when it stops.
+            drain: Drain = Choice { default: "release", names: Drain::NAMES },
+            /// The deadline of a call that sets none.
+            timeout: Duration = CALL_TIMEOUT,
+        }
+    }
 }
 
 impl ServerConfig {
@@ -181,21 +245,8 @@ impl ServerConfig {
     /// # Errors
     /// `InvalidParameter` that names the setting, or both settings.
     pub fn check(self) -> Result<Self> {
+        self.check_each()?;
         let LeaseTimes { lease, grace, gap } = self.times;
-        within("lease", lease, 0.1, 3600.0)?;
-        within("grace", grace, 0.0, 3600.0)?;
-        within("gap", gap, 0.01, 3600.0)?;
-        within("renew", self.renew, 0.01, 3600.0)?;
-        within("guard", self.guard, 0.0, 3600.0)?;
-        within("link_grace", self.link_grace, 0.0, 3_153_600_000.0)?;
-        within("timeout", self.timeout, 0.001, 3600.0)?;
-        if !(0.0..=1.0).contains(&self.cpu_factor) {
-            return Err(invalid(
-                "cpu_factor",
-                &self.cpu_factor.to_string(),
-                "0 to 1",
-            ));
-        }
         if self.guard >= lease {
             return Err(relation("guard", self.guard, "below", "lease", lease));
         }
@@ -225,10 +276,6 @@ impl ServerConfig {
     }
 }
 
-fn within(what: &'static str, value: Duration, least: f64, most: f64) -> Result<()> {
-    seconds_within(what, value.as_secs_f64(), least, most).map(|_| ())
-}
-
 fn relation(
     what: &'static str,
     value: Duration,
@@ -249,19 +296,39 @@ mod tests {
     use super::*;
 
     fn server_config() -> ServerConfig {
-        let seconds = Duration::from_secs;
-        ServerConfig {
-            times: LeaseTimes {
-                lease: seconds(10),
-                grace: seconds(5),
-                gap: seconds(4),
-            },
-            renew: seconds(2),
-            guard: seconds(1),
-            cpu_factor: 0.7,
-            link_grace: seconds(60),
-            drain: Drain::Release,
-            timeout: seconds(2),
+        ServerConfig::defaults().unwrap()
+    }
+
+    #[test]
+    fn defaults_are_within_their_limits() {
+        assert!(ClientConfig::defaults().unwrap().check().is_ok());
+        assert!(RouteInfoDriverConfig::defaults().unwrap().check().is_ok());
+        assert!(server_config().check().is_ok());
+        assert!(PeerServerConfig::defaults().unwrap().check().is_ok());
+        let mut client = PeerClientConfig::defaults().unwrap();
+        client.endpoints = vec![PeerUrl::parse("grpc://h:1").unwrap()];
+        assert!(client.check().is_ok());
+    }
+
+    #[test]
+    fn every_choice_is_parsed() {
+        let all = config_table().into_iter().flat_map(|(_, table)| table);
+        for setting in all {
+            let Choice { default, names } = setting.kind else {
+                continue;
+            };
+            assert!(names.contains(&default), "{}", setting.name);
+            for name in names {
+                let given = SettingValue::Text(name);
+                let read = match setting.name {
+                    "strategy" => Strategy::read(&setting, given).unwrap().value(),
+                    "on_restart" => OnRestart::read(&setting, given).unwrap().value(),
+                    "drain" => Drain::read(&setting, given).unwrap().value(),
+                    "balance" => Balance::read(&setting, given).unwrap().value(),
+                    other => unreachable!("{other} has no type here"),
+                };
+                assert_eq!(read, given);
+            }
         }
     }
 

@@ -7,30 +7,19 @@ use std::time::Duration;
 
 use url::{Host, Url};
 
-use super::{TlsFiles, within};
+use super::setting::SettingKind::{Choice, Count, Ratio, Seconds};
+use super::setting::{SettingsGroup, choices, settings};
+use super::{CALL_TIMEOUT, TlsFiles};
 use crate::error::Result;
 use crate::id::{Namespace, invalid, shown};
 
-/// How an endpoint is chosen for a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Balance {
-    /// Of two random endpoints, the one with fewer calls in flight.
-    P2c,
-    /// In turn.
-    RoundRobin,
-}
-
-impl Balance {
-    /// The balance with this name.
-    ///
-    /// # Errors
-    /// `InvalidParameter` that lists the names.
-    pub fn parse(name: &str) -> Result<Self> {
-        match name {
-            "p2c" => Ok(Self::P2c),
-            "round_robin" => Ok(Self::RoundRobin),
-            _ => Err(invalid("balance", &shown(name), "p2c or round_robin")),
-        }
+choices! {
+    /// How an endpoint is chosen for a call.
+    pub enum Balance of "balance" {
+        /// Of two random endpoints, the one with fewer calls in flight.
+        P2c = "p2c",
+        /// In turn.
+        RoundRobin = "round_robin",
     }
 }
 
@@ -99,33 +88,39 @@ impl fmt::Display for PeerUrl {
     }
 }
 
-/// The settings of a client of peers.
-#[derive(Debug, Clone)]
-pub struct PeerClientConfig {
-    /// The addresses of the peers; all serve the same namespace.
-    pub endpoints: Vec<PeerUrl>,
-    /// The deadline of a call that sets none.
-    pub timeout: Duration,
-    /// The timeout of a new connection.
-    pub connect_timeout: Duration,
-    /// The interval of keepalive pings, also on idle connections.
-    pub keepalive: Duration,
-    /// The timeout of a keepalive ping.
-    pub keepalive_timeout: Duration,
-    /// How an endpoint is chosen.
-    pub balance: Balance,
-    /// The maximum number of users in one request.
-    pub max_batch: usize,
-    /// The share of calls that may be retried, once the reserve is used up.
-    pub retry_ratio: f64,
-    /// Certificates and the client's own key; read for every new connection.
-    pub tls: TlsFiles,
-    /// The name in the server's certificate, if it differs from the endpoint's host.
-    pub server_name: Option<String>,
-    /// A file that holds the bearer token; read again when it changes.
-    pub token_file: Option<PathBuf>,
-    /// Whether a token may be sent without TLS to another machine.
-    pub insecure: bool,
+settings! {
+    /// The settings of a client of peers.
+    #[derive(Debug, Clone)]
+    pub struct PeerClientConfig {
+        settings {
+            /// The deadline of a call that sets none.
+            timeout: Duration = CALL_TIMEOUT,
+            /// The timeout of a new connection, TLS included.
+            connect_timeout: Duration = Seconds { default: 1.0, least: 0.001, most: 3600.0 },
+            /// How often a connection is pinged, also while it is idle.
+            keepalive: Duration = Seconds { default: 10.0, least: 0.1, most: 3600.0 },
+            /// How long the answer to a ping may take.
+            keepalive_timeout: Duration = Seconds { default: 5.0, least: 0.1, most: 3600.0 },
+            /// How an endpoint is chosen.
+            balance: Balance = Choice { default: "p2c", names: Balance::NAMES },
+            /// The maximum number of users in one request.
+            max_batch: usize = Count { default: 512, least: 1, most: 100_000 },
+            /// The share of calls that may be retried, once the reserve is used up.
+            retry_ratio: f64 = Ratio { default: 0.1 },
+        }
+        others {
+            /// The addresses of the peers; all serve the same namespace.
+            endpoints: Vec<PeerUrl> = Vec::new(),
+            /// Certificates and the client's own key; read for every new connection.
+            tls: TlsFiles = TlsFiles::default(),
+            /// The name in the server's certificate, if it differs from the endpoint's host.
+            server_name: Option<String> = None,
+            /// A file that holds the bearer token; read again when it changes.
+            token_file: Option<PathBuf> = None,
+            /// Whether a token may be sent without TLS to another machine.
+            insecure: bool = false,
+        }
+    }
 }
 
 impl PeerClientConfig {
@@ -134,18 +129,7 @@ impl PeerClientConfig {
     /// # Errors
     /// `InvalidParameter` that names the setting, or both settings.
     pub fn check(self) -> Result<Self> {
-        within("timeout", self.timeout, 0.001, 3600.0)?;
-        within("connect_timeout", self.connect_timeout, 0.001, 3600.0)?;
-        within("keepalive", self.keepalive, 0.1, 3600.0)?;
-        within("keepalive_timeout", self.keepalive_timeout, 0.1, 3600.0)?;
-        count_within("max_batch", self.max_batch, 1, 100_000)?;
-        if !(0.0..=1.0).contains(&self.retry_ratio) {
-            return Err(invalid(
-                "retry_ratio",
-                &self.retry_ratio.to_string(),
-                "0 to 1",
-            ));
-        }
+        self.check_each()?;
         if self.endpoints.is_empty() {
             return Err(invalid("endpoint", "none", "at least one"));
         }
@@ -213,45 +197,52 @@ impl Allowed {
     }
 }
 
-/// The settings of a server for peers.
-#[derive(Debug, Clone)]
-pub struct PeerServerConfig {
-    /// The address to listen on; port 0 is any free port.
-    pub listen: SocketAddr,
-    /// TLS; without it the server listens on this machine only, unless `insecure`.
-    pub tls: Option<ServerTls>,
-    /// Whether other machines may connect without TLS.
-    pub insecure: bool,
-    /// A file of bearer tokens, one `caller token` a line; read again when it changes.
-    pub tokens_file: Option<PathBuf>,
-    /// The authorization table.
-    pub allowed: Vec<Allowed>,
-    /// The largest request, in bytes.
-    pub max_message_bytes: usize,
-    /// The maximum number of users in one request.
-    pub max_batch: usize,
-    /// The maximum number of concurrent requests of one connection.
-    pub max_streams: u32,
-    /// The maximum number of concurrent requests; more are rejected at once.
-    pub max_in_flight: usize,
-    /// The maximum number of event streams; more are rejected at once.
-    pub max_event_streams: usize,
-    /// The maximum number of connections.
-    pub max_connections: usize,
-    /// The rate limit of one caller, in requests per second.
-    pub peer_rate: u32,
-    /// The timeout of a request, whatever deadline its caller sets.
-    pub request_timeout: Duration,
-    /// The interval of keepalive pings on an idle connection.
-    pub keepalive: Duration,
-    /// The timeout of a keepalive ping, and of the first bytes of a new connection.
-    pub keepalive_timeout: Duration,
-    /// The age at which a connection is closed gracefully, so that callers are balanced again.
-    pub connection_age: Duration,
-    /// How long running requests may continue after that.
-    pub connection_grace: Duration,
-    /// Whether gRPC reflection is enabled.
-    pub reflection: bool,
+settings! {
+    /// The settings of a server for peers.
+    #[derive(Debug, Clone)]
+    pub struct PeerServerConfig {
+        settings {
+            /// The largest request, in bytes.
+            max_message_bytes: usize = Count { default: 65_536, least: 1024, most: 1 << 30 },
+            /// The maximum number of users in one request.
+            max_batch: usize = Count { default: 512, least: 1, most: 100_000 },
+            /// The maximum number of concurrent requests of one connection; more wait.
+            max_streams: u32 = Count { default: 256, least: 1, most: 1_000_000 },
+            /// The maximum number of concurrent requests; more are rejected at once.
+            max_in_flight: usize = Count { default: 4096, least: 1, most: 1_000_000 },
+            /// The maximum number of event streams; more are rejected at once.
+            max_event_streams: usize = Count { default: 1024, least: 1, most: 1_000_000 },
+            /// The maximum number of connections; more wait.
+            max_connections: usize = Count { default: 1024, least: 1, most: 1_000_000 },
+            /// The rate limit of one caller, in requests per second.
+            peer_rate: u32 = Count { default: 50_000, least: 1, most: 100_000_000 },
+            /// The timeout of a request, whatever deadline its caller sets.
+            request_timeout: Duration = Seconds { default: 5.0, least: 0.001, most: 3600.0 },
+            /// How often an idle connection is pinged.
+            keepalive: Duration = Seconds { default: 30.0, least: 0.1, most: 3600.0 },
+            /// How long the answer to a ping, or the first bytes of a connection, may take.
+            keepalive_timeout: Duration = Seconds { default: 10.0, least: 0.1, most: 3600.0 },
+            /// The age at which a connection is closed gracefully, so that callers are balanced
+            /// again.
+            connection_age: Duration = Seconds { default: 3600.0, least: 1.0, most: 3_153_600.0 },
+            /// How long running requests may continue after that.
+            connection_grace: Duration = Seconds { default: 30.0, least: 0.1, most: 3600.0 },
+        }
+        others {
+            /// The address to listen on; port 0 is any free port.
+            listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 0)),
+            /// TLS; without it the server listens on this machine only, unless `insecure`.
+            tls: Option<ServerTls> = None,
+            /// Whether other machines may connect without TLS.
+            insecure: bool = false,
+            /// A file of bearer tokens, one `caller token` a line; read again when it changes.
+            tokens_file: Option<PathBuf> = None,
+            /// The authorization table.
+            allowed: Vec<Allowed> = Vec::new(),
+            /// Whether gRPC reflection is enabled.
+            reflection: bool = true,
+        }
+    }
 }
 
 impl PeerServerConfig {
@@ -260,19 +251,7 @@ impl PeerServerConfig {
     /// # Errors
     /// `InvalidParameter` that names the setting, or what is missing.
     pub fn check(self) -> Result<Self> {
-        const HUGE: usize = 1 << 30;
-        count_within("max_message_bytes", self.max_message_bytes, 1024, HUGE)?;
-        count_within("max_batch", self.max_batch, 1, 100_000)?;
-        count_within("max_streams", self.max_streams as usize, 1, 1_000_000)?;
-        count_within("max_in_flight", self.max_in_flight, 1, 1_000_000)?;
-        count_within("max_event_streams", self.max_event_streams, 1, 1_000_000)?;
-        count_within("max_connections", self.max_connections, 1, 1_000_000)?;
-        count_within("peer_rate", self.peer_rate as usize, 1, 100_000_000)?;
-        within("request_timeout", self.request_timeout, 0.001, 3600.0)?;
-        within("keepalive", self.keepalive, 0.1, 3600.0)?;
-        within("keepalive_timeout", self.keepalive_timeout, 0.1, 3600.0)?;
-        within("connection_age", self.connection_age, 1.0, 3_153_600.0)?;
-        within("connection_grace", self.connection_grace, 0.1, 3600.0)?;
+        self.check_each()?;
         let local = self.listen.ip().is_loopback();
         if self.tls.is_none() && !local && !self.insecure {
             return Err(invalid(
@@ -284,14 +263,6 @@ impl PeerServerConfig {
         }
         Ok(self)
     }
-}
-
-fn count_within(what: &'static str, given: usize, least: usize, most: usize) -> Result<()> {
-    if (least..=most).contains(&given) {
-        return Ok(());
-    }
-    let allowed = format!("{least} to {most}");
-    Err(invalid(what, &given.to_string(), &allowed))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-use super::seconds_within;
+use super::setting::{Setting, SettingKind, SettingType, SettingValue};
 use crate::error::Result;
 use crate::id::{invalid, shown};
 
@@ -144,7 +144,7 @@ impl StoreConfig {
             password: url.password().and_then(decoded),
             db: 0,
             tls,
-            connect_timeout: CONNECT_TIMEOUT,
+            connect_timeout: Duration::read(&CONNECT_TIMEOUT, CONNECT_TIMEOUT.default())?,
         };
         match url.path().trim_start_matches('/') {
             "" => {}
@@ -173,7 +173,7 @@ impl StoreConfig {
             password: url.password().and_then(decoded),
             db: 0,
             tls: None,
-            connect_timeout: CONNECT_TIMEOUT,
+            connect_timeout: Duration::read(&CONNECT_TIMEOUT, CONNECT_TIMEOUT.default())?,
         };
         server.apply(options)?;
         Ok(Self {
@@ -183,7 +183,18 @@ impl StoreConfig {
     }
 }
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const CONNECT_TIMEOUT: Setting = Setting {
+    name: "connect_timeout",
+    kind: SettingKind::Seconds {
+        default: 1.0,
+        least: 0.001,
+        most: 600.0,
+    },
+    meaning: "The timeout of connecting and authenticating.",
+};
+
+/// The options of a store that are numbers with a default.
+pub(super) const OPTIONS_TABLE: &[Setting] = &[CONNECT_TIMEOUT];
 
 impl ServerAddress {
     fn apply(&mut self, options: &[(String, String)]) -> Result<()> {
@@ -196,8 +207,8 @@ impl ServerAddress {
                     let seconds = value.parse().map_err(|_| {
                         invalid("connect_timeout", &shown(value), "a number of seconds")
                     })?;
-                    self.connect_timeout =
-                        seconds_within("connect_timeout", seconds, 0.001, 600.0)?;
+                    let given = SettingValue::Number(seconds);
+                    self.connect_timeout = Duration::read(&CONNECT_TIMEOUT, given)?;
                 }
                 "ca_file" | "cert_file" | "key_file" => self.tls_file(name, value)?,
                 _ => {

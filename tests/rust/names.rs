@@ -1,21 +1,20 @@
 //! A peer's DNS name whose address changes: every new connection resolves it again.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use podlink::clock::{Clock, Tick};
 use podlink::config::{
-    Allowed, Balance, ClientConfig, OnRestart, PeerClientConfig, PeerServerConfig, PeerUrl,
-    RouteInfoConfig, TlsFiles,
+    Allowed, ClientConfig, PeerClientConfig, PeerServerConfig, PeerUrl, RouteInfoConfig,
+    SettingsGroup,
 };
 use podlink::driver::info::InfoDriver;
 use podlink::driver::peer::LocalPeer;
 use podlink::id::Namespace;
 use podlink::op::{Get, LinkSource, SetIfAbsent, expected};
-use podlink::route::pick::Strategy;
 use podlink::rpc::Peer;
 use podlink::rpc::client::{HostResolver, PeerClient};
 use podlink::rpc::server::Server;
@@ -55,16 +54,13 @@ async fn serving(index: i64, connection_age: Duration) -> (Server, SocketAddr) {
         link_ttl: PATIENCE,
         cache_ttl: Duration::ZERO,
         cache_capacity: 10,
-        strategy: Strategy::P2c,
         timeout: PATIENCE,
-        on_restart: OnRestart::SamePod,
+        ..ClientConfig::defaults().unwrap()
     };
     let info = RouteInfoConfig {
-        refresh: Duration::from_secs(1),
-        overload_limit: None,
         idle: PATIENCE,
-        serve_stale: false,
         tag_ttl: Duration::ZERO,
+        ..RouteInfoConfig::defaults().unwrap()
     };
     let store = MemoryStore::open(None, Clock::System).unwrap();
     let prod = Namespace::new("prod").unwrap();
@@ -78,19 +74,11 @@ async fn serving(index: i64, connection_age: Duration) -> (Server, SocketAddr) {
     };
     local.call(&set.into(), deadline()).await.unwrap();
     let config = PeerServerConfig {
-        listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
-        tls: None,
-        insecure: false,
-        tokens_file: None,
         allowed: vec![Allowed {
             caller: None,
             method: None,
             namespace: None,
         }],
-        max_message_bytes: 65_536,
-        max_batch: 512,
-        max_streams: 256,
-        max_in_flight: 4096,
         max_event_streams: 16,
         max_connections: 16,
         peer_rate: 1_000_000,
@@ -100,6 +88,7 @@ async fn serving(index: i64, connection_age: Duration) -> (Server, SocketAddr) {
         connection_age,
         connection_grace: PATIENCE,
         reflection: false,
+        ..PeerServerConfig::defaults().unwrap()
     };
     let server = Server::new(Arc::new(local), prod, config, Clock::System);
     let address = server.start().await.unwrap();
@@ -111,16 +100,9 @@ fn client(zone: &Arc<Zone>) -> PeerClient {
         // The resolved addresses carry the port, as for a name that stands for host and port.
         endpoints: vec![PeerUrl::parse("grpc://podlink.prod.example:50051").unwrap()],
         timeout: PATIENCE,
-        connect_timeout: Duration::from_secs(1),
         keepalive: PATIENCE,
         keepalive_timeout: PATIENCE,
-        balance: Balance::P2c,
-        max_batch: 512,
-        retry_ratio: 0.1,
-        tls: TlsFiles::default(),
-        server_name: None,
-        token_file: None,
-        insecure: false,
+        ..PeerClientConfig::defaults().unwrap()
     };
     let names = Arc::clone(zone) as Arc<dyn HostResolver>;
     PeerClient::with_names(config, Clock::System, names).unwrap()

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use podlink::config::{ClientConfig, OnRestart};
+use podlink::config::{ClientConfig, SettingsGroup};
 use podlink::driver::client::ClientDriver;
 use podlink::driver::server::ServerDriver;
 use podlink::error::{Error, ErrorKind, WriteOutcome};
 use podlink::id::PodIndex;
-use podlink::route::pick::Strategy;
 use podlink::store::Store;
 use tokio::task::JoinHandle;
 
@@ -25,12 +24,8 @@ const PATIENT: Duration = Duration::from_secs(20);
 /// A client that has seen the pods.
 async fn client(world: &World) -> ClientDriver {
     let config = ClientConfig {
-        link_ttl: Duration::from_secs(300),
-        cache_ttl: Duration::from_secs(240),
         cache_capacity: 10_000,
-        strategy: Strategy::P2c,
-        timeout: Duration::from_secs(2),
-        on_restart: OnRestart::SamePod,
+        ..ClientConfig::defaults().unwrap()
     };
     let store = Arc::clone(&world.store) as Arc<dyn Store>;
     let (clock, namespace) = (world.clock.clone(), service().namespace);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use podlink::clock::{Clock, ManualClock};
-use podlink::config::{Drain, LeaseTimes, RouteInfoConfig, ServerConfig};
+use podlink::config::{LeaseTimes, RouteInfoConfig, ServerConfig, SettingsGroup};
 use podlink::driver::info::InfoDriver;
 use podlink::driver::server::{NoHooks, PodHooks, ServerDriver, ServerInfo};
 use podlink::error::Result;
@@ -138,24 +138,15 @@ pub(super) fn config() -> ServerConfig {
         renew: RENEW,
         guard: GUARD,
         cpu_factor: 0.0,
-        link_grace: Duration::from_secs(60),
-        drain: Drain::Release,
         timeout: TIMEOUT,
+        ..ServerConfig::defaults().unwrap()
     }
     .check()
     .unwrap()
 }
 
 pub(super) fn route_info() -> RouteInfoConfig {
-    RouteInfoConfig {
-        refresh: Duration::from_secs(1),
-        overload_limit: None,
-        idle: Duration::from_secs(600),
-        serve_stale: false,
-        tag_ttl: Duration::from_secs(60),
-    }
-    .check()
-    .unwrap()
+    RouteInfoConfig::defaults().unwrap().check().unwrap()
 }
 
 /// Counts how often the lease was lost.
