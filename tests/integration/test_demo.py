@@ -20,16 +20,17 @@ from helpers.wait import eventually
 USERS = 400
 NEWCOMERS = USERS // 4
 
-# A lease that is over within a test and outlives the pauses of a busy machine. The demo waits two
-# renewals for the loads, and a refresh and a quarter until clients know that a pod drains.
-LEASE, RENEW = 5.0, 1.0
-CONFIG = replace(QUICK, lease=LEASE, renew=RENEW, gap=2.0, grace=2.0, timeout=30.0)
+# A lease that is over within a test and outlives the pauses of a busy machine. The demo gives loads
+# two renewals until it has read them, which takes one renewal and one refresh, each up to a tenth
+# longer; and clients a refresh and a quarter until they know that a pod drains.
+LEASE, RENEW, REFRESH = 6.0, 1.5, 0.5
+CONFIG = replace(QUICK, lease=LEASE, renew=RENEW, gap=3.0, grace=3.0, timeout=30.0)
 FIGURES = [
     word
     for name, figure in asdict(CONFIG).items()
     for word in (f"--{name.replace('_', '-')}", str(figure))
 ]
-QUICK_DEMO = ("demo", "--users", str(USERS), "--refresh", "1", *FIGURES)
+QUICK_DEMO = ("demo", "--users", str(USERS), "--refresh", str(REFRESH), *FIGURES)
 
 # Where calls have to fail: long enough for those before that, which have to succeed. The demo is
 # patient for twice lease, grace and time-out.
@@ -176,7 +177,7 @@ def test_variables_and_options_set_its_figures() -> None:
         env={"PODLINK_LEASE": "6", "PODLINK_RENEW": "0.2"},
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "a lease lasts 4.5 s and is renewed every 1 s" in done.stdout
+    assert "a lease lasts 4.5 s and is renewed every 1.5 s" in done.stdout
     assert "2 of 2 users do" in done.stdout
 
 
