@@ -60,6 +60,7 @@ lint: $(HAS_TOOLS) $(HAS_PODLINK) ## Formatting, clippy, ruff, types, stubs, lay
 	$(PYTHON) -m mypy.stubtest podlink._podlink
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes podlink --ignoreexternal
 	$(BIN)/lint-imports
+	$(PYTHON) tests/helpers/voice.py
 
 fmt: $(HAS_TOOLS) ## Format Rust and Python, and mend what the linters can mend
 	cargo fmt
