@@ -160,8 +160,8 @@ impl ClientCore {
         }
     }
 
-    /// The link that the cache believes in, for an operation that goes on without one: a closed
-    /// driver refuses that, and counts it.
+    /// The link in the cache, for an operation that goes on without one: a closed driver refuses
+    /// that, and counts it.
     fn cached_link(
         &self,
         namespace: &Bound<'_, PyAny>,
