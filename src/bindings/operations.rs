@@ -187,7 +187,7 @@ impl<'py> Arguments<'_, 'py> {
         Removal::from_seconds(seconds).or_raise(given.py())
     }
 
-    /// What a text says.
+    /// The value of a text.
     pub(super) fn parsed<T>(
         &mut self,
         what: &'static str,
@@ -197,7 +197,7 @@ impl<'py> Arguments<'_, 'py> {
         parse(argument::text(what, &given)?).or_raise(given.py())
     }
 
-    /// What a text says, or `None`.
+    /// The value of a text, or `None`.
     pub(super) fn parsed_if_given<T>(
         &mut self,
         what: &'static str,

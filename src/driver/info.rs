@@ -188,7 +188,7 @@ impl InfoDriver {
         Ok(states)
     }
 
-    /// The state of one alive pod; reads the service first if no call has.
+    /// The state of one alive pod; reads the service first if it was not read.
     ///
     /// # Errors
     /// `ServiceNotFound` if no pod of the service is known, `PodNotFound` if this one is not alive;
