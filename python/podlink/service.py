@@ -9,7 +9,7 @@ from .config import Duration
 
 if TYPE_CHECKING:
     from . import _podlink
-    from .client import ClientDriver
+    from ._links import ClientLinks
     from .explain import Explanation
 
 __all__ = ["ServiceLinks"]
@@ -43,7 +43,7 @@ class ServiceLinks:
     __slots__ = ("_client", "_compute_cached", "_core", "namespace", "service_name")
 
     def __init__(
-        self, client: ClientDriver, core: _podlink.ServiceCore, namespace: str, service_name: str
+        self, client: ClientLinks, core: _podlink.ServiceCore, namespace: str, service_name: str
     ) -> None:
         self.namespace: str = namespace
         self.service_name: str = service_name

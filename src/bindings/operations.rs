@@ -145,9 +145,10 @@ impl<'py> Arguments<'_, 'py> {
     ) -> PyResult<(ServiceId, Vec<Uid>)> {
         let (namespace, given) = (self.namespace(resolve)?, self.next()?);
         let service = self.service()?;
-        let mut seen = HashSet::new();
-        let mut uids = Vec::new();
-        for uid in given.cast::<PyList>()?.iter() {
+        let given = given.cast::<PyList>()?;
+        let mut seen = HashSet::with_capacity(given.len());
+        let mut uids = Vec::with_capacity(given.len());
+        for uid in given.iter() {
             let uid = argument::uid(&uid)?;
             if seen.insert(uid.clone()) {
                 uids.push(uid);

@@ -273,6 +273,7 @@ EXTRAS = {
 MAY_IMPORT_COMPILED = {
     "_bridge",
     "_hooks",
+    "_links",
     "_logs",
     "_submit",
     "admin",

@@ -45,7 +45,9 @@ impl Encode for Get {
 /// once more, by `GET`.
 impl Encode for BatchGet {
     fn encode(&self, _form: Form) -> Result<Cmd> {
-        let mut command = redis::cmd("MGET");
+        const KEY_BYTES: usize = 48;
+        let mut command = Cmd::with_capacity(1 + self.uids.len(), self.uids.len() * KEY_BYTES);
+        command.arg("MGET");
         for uid in &self.uids {
             command.arg(key::link(&self.service, uid));
         }
