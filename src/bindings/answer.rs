@@ -19,7 +19,8 @@ pub(super) enum Answer {
     Flag(bool),
     Won(bool, PodIndex),
     Services(BTreeMap<ServiceName, PodIndex>),
-    Users(BTreeMap<PodIndex, Vec<Uid>>),
+    /// Users, and the pod of each.
+    Users(Arc<[Uid]>, Vec<Option<PodIndex>>),
     Name(Option<ServiceName>),
     Text(String),
     State(Arc<PodState>),
@@ -46,14 +47,7 @@ impl Answer {
                 }
                 table.into_any().unbind()
             }
-            Self::Users(users) => {
-                let table = PyDict::new(py);
-                for (pod, uids) in users {
-                    let uids = PyList::new(py, uids.iter().map(Uid::as_str))?;
-                    table.set_item(pod.get(), uids)?;
-                }
-                table.into_any().unbind()
-            }
+            Self::Users(uids, pods) => users_by_pod(py, &uids, &pods)?.into_any().unbind(),
             Self::Name(name) => {
                 let name = name.as_ref().map(ServiceName::as_str);
                 name.into_pyobject(py)?.into_any().unbind()
@@ -76,14 +70,22 @@ impl Answer {
 }
 
 /// Users by pod, in the order in which they were asked for; users without a link are left out.
-pub(super) fn users_by_pod(uids: Vec<Uid>, pods: Vec<Option<PodIndex>>) -> Answer {
-    let mut users: BTreeMap<PodIndex, Vec<Uid>> = BTreeMap::new();
-    for (uid, pod) in uids.into_iter().zip(pods) {
+fn users_by_pod<'py>(
+    py: Python<'py>,
+    uids: &[Uid],
+    pods: &[Option<PodIndex>],
+) -> PyResult<Bound<'py, PyDict>> {
+    let mut users: BTreeMap<PodIndex, Vec<&str>> = BTreeMap::new();
+    for (uid, pod) in uids.iter().zip(pods) {
         if let Some(pod) = pod {
-            users.entry(pod).or_default().push(uid);
+            users.entry(*pod).or_default().push(uid.as_str());
         }
     }
-    Answer::Users(users)
+    let table = PyDict::new(py);
+    for (pod, uids) in users {
+        table.set_item(pod.get(), PyList::new(py, uids)?)?;
+    }
+    Ok(table)
 }
 
 /// States as Python sees them: pod index → fields of `StatefulServiceState`.

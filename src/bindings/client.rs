@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use super::answer::{Answer, users_by_pod};
+use super::answer::Answer;
 use super::argument;
 use super::config::ClientSettings;
 use super::error::OrRaise;
@@ -303,8 +303,9 @@ impl ClientCore {
             OperationName::BatchGetLinkedPod => {
                 let (service, uids) = given.batch(resolve)?;
                 started.run(py, async move {
-                    let pods = driver.batch_get_linked_pod(&service, uids.clone(), deadline);
-                    Ok(users_by_pod(uids, pods.await?))
+                    let asked = Arc::clone(&uids);
+                    let pods = driver.batch_get_linked_pod(&service, asked, deadline);
+                    Ok(Answer::Users(uids, pods.await?))
                 })
             }
             OperationName::SetLinkedPodIfAbsent => {

@@ -2,6 +2,7 @@
 //! driver's reply an answer for Python.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pyo3::prelude::*;
@@ -142,19 +143,19 @@ impl<'py> Arguments<'_, 'py> {
     pub(super) fn batch(
         &mut self,
         resolve: impl Fn(Option<&str>) -> Result<Namespace>,
-    ) -> PyResult<(ServiceId, Vec<Uid>)> {
+    ) -> PyResult<(ServiceId, Arc<[Uid]>)> {
         let (namespace, given) = (self.namespace(resolve)?, self.next()?);
         let service = self.service()?;
         let given = given.cast::<PyList>()?;
-        let mut seen = HashSet::with_capacity(given.len());
-        let mut uids = Vec::with_capacity(given.len());
-        for uid in given.iter() {
-            let uid = argument::uid(&uid)?;
-            if seen.insert(uid.clone()) {
-                uids.push(uid);
-            }
+        let uids: PyResult<Vec<Uid>> = given.iter().map(|uid| argument::uid(&uid)).collect();
+        let uids = uids?;
+        let mut seen = HashSet::with_capacity(uids.len());
+        if uids.iter().all(|uid| seen.insert(uid)) {
+            return Ok((ServiceId { namespace, service }, uids.into()));
         }
-        Ok((ServiceId { namespace, service }, uids))
+        seen.clear();
+        let once = uids.iter().filter(|uid| seen.insert(*uid)).cloned();
+        Ok((ServiceId { namespace, service }, once.collect()))
     }
 
     pub(super) fn service(&mut self) -> PyResult<ServiceName> {

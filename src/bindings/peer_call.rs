@@ -1,10 +1,11 @@
 //! Operations that a gRPC client sends to a peer, and how the peer's reply becomes an answer.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use pyo3::prelude::*;
 
-use super::answer::{Answer, users_by_pod};
+use super::answer::Answer;
 use super::operations::{Arguments, Started};
 use crate::driver::info::States;
 use crate::error::Result;
@@ -46,8 +47,8 @@ pub(super) fn peer_call(
         }
         OperationName::BatchGetLinkedPod => {
             let (service, uids) = given.batch(&resolve)?;
-            let asked = uids.clone();
-            let answer = answering::<BatchGet>(move |pods| users_by_pod(asked, pods));
+            let asked = Arc::clone(&uids);
+            let answer = answering::<BatchGet>(move |pods| Answer::Users(asked, pods));
             (BatchGet { service, uids }.into(), answer)
         }
         OperationName::GetLinkService => {

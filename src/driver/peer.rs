@@ -149,7 +149,7 @@ impl Peer for LocalPeer {
             }
             Call::Get(get) => self.get(get, deadline).await.map(Reply::Get),
             Call::BatchGet(batch) => {
-                let uids = batch.uids.clone();
+                let uids = Arc::clone(&batch.uids);
                 let pods = self
                     .client
                     .batch_get_linked_pod(&batch.service, uids, deadline);
@@ -178,10 +178,11 @@ impl Peer for LocalPeer {
             }
             Call::ReadPods(read) => {
                 let records = self.info.records(&read.service, deadline).await?;
-                Ok(Reply::ReadPods(Pods {
+                let pods = Pods {
                     records,
                     ..Pods::default()
-                }))
+                };
+                Ok(Reply::ReadPods(Box::new(pods)))
             }
             Call::GetTag(get) => {
                 let found = self.info.service_by_tag(&get.namespace, &get.tag, deadline);

@@ -1,5 +1,6 @@
 //! Operations on the links of users.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Keys;
@@ -49,8 +50,8 @@ impl LinkSource {
 pub struct BatchGet {
     /// The service.
     pub service: ServiceId,
-    /// The users.
-    pub uids: Vec<Uid>,
+    /// The users. Shared, because a part of a large batch needs no copy, nor does its answer.
+    pub uids: Arc<[Uid]>,
 }
 
 /// The services to which a user has persistent links.

@@ -214,9 +214,9 @@ operations! {
     /// Declare a pod dead if its time is over.
     PodCertify: Idempotent -> Certificate;
     /// Every pod of a service.
-    ReadPods: Read -> Pods;
+    ReadPods: Read -> Box<Pods>;
     /// Every pod of a service with the certificate that each would get.
-    Inspect: Read -> Inspection;
+    Inspect: Read -> Box<Inspection>;
     /// Write the state of the whole service.
     SetWorkload: Idempotent -> ();
     /// The state of the whole service.
@@ -230,3 +230,15 @@ operations! {
 }
 
 pub(crate) use {match_call, reply_to_call};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_and_replies_stay_small() {
+        // A batch moves hundreds of them: what is large is boxed.
+        assert!(size_of::<Call>() <= 128, "{}", size_of::<Call>());
+        assert!(size_of::<Reply>() <= 48, "{}", size_of::<Reply>());
+    }
+}

@@ -25,8 +25,8 @@ pub struct LeaseTimes {
 /// Takes an incarnation for a pod process, or returns how long an earlier process may live.
 #[derive(Debug, Clone)]
 pub struct PodBegin {
-    /// Who asks.
-    pub pod: PodIdentity,
+    /// Who asks. Boxed, because every call is as large as the largest.
+    pub pod: Box<PodIdentity>,
     /// The lease that it takes.
     pub times: LeaseTimes,
 }

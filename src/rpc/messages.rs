@@ -1,6 +1,7 @@
 //! Each method of the service: an operation as a request and its answer, once for both ends.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
@@ -49,8 +50,8 @@ pub(super) trait Method: Send + Sync + 'static {
     fn reply(response: Self::Response, asked: &[Uid]) -> Result<MethodReply<Self>>;
 
     /// The users of a batch, in order: its answer names them again.
-    fn asked(_operation: &Self::Operation) -> Vec<Uid> {
-        Vec::new()
+    fn asked(_operation: &Self::Operation) -> Arc<[Uid]> {
+        Arc::default()
     }
 }
 
@@ -179,7 +180,7 @@ methods! {
         fn read(request: v1::BatchGetLinkedPodRequest, max_batch: usize) -> Result<BatchGet> {
             Ok(BatchGet {
                 service: convert::service(&request.namespace, &request.service_name)?,
-                uids: convert::uids(&request.uids, max_batch)?,
+                uids: convert::uids(&request.uids, max_batch)?.into(),
             })
         }
 
@@ -202,8 +203,8 @@ methods! {
             Ok(asked.iter().map(of).collect())
         }
 
-        fn asked(batch: &BatchGet) -> Vec<Uid> {
-            batch.uids.clone()
+        fn asked(batch: &BatchGet) -> Arc<[Uid]> {
+            Arc::clone(&batch.uids)
         }
     }
 
@@ -403,19 +404,19 @@ methods! {
             })
         }
 
-        fn response(pods: Pods, _asked: &[Uid]) -> v1::GetServiceStateResponse {
+        fn response(pods: Box<Pods>, _asked: &[Uid]) -> v1::GetServiceStateResponse {
             let records = pods.records.into_iter();
             v1::GetServiceStateResponse {
                 pods: records.map(convert::from_record).collect(),
             }
         }
 
-        fn reply(response: v1::GetServiceStateResponse, _asked: &[Uid]) -> Result<Pods> {
+        fn reply(response: v1::GetServiceStateResponse, _asked: &[Uid]) -> Result<Box<Pods>> {
             let records = response.pods.into_iter().map(convert::record);
-            Ok(Pods {
+            Ok(Box::new(Pods {
                 records: records.collect::<Result<_>>()?,
                 ..Pods::default()
-            })
+            }))
         }
     }
 

@@ -41,7 +41,7 @@ macro_rules! asked {
 asked! {
     get(link: &LinkId) -> Option<StoredLink> = Get { link: link.clone(), from: LinkSource::Store };
     batch_get(service: &ServiceId, uids: &[Uid]) -> Vec<Option<PodIndex>> =
-        BatchGet { service: service.clone(), uids: uids.to_vec() };
+        BatchGet { service: service.clone(), uids: uids.into() };
     services(namespace: &Namespace, uid: &Uid) -> BTreeMap<ServiceName, PodIndex> =
         Services { namespace: namespace.clone(), uid: uid.clone() };
     set_if_absent(link: &LinkId, pod: PodIndex, ttl: Duration) -> Placed =
@@ -59,16 +59,16 @@ asked! {
     ) -> Option<Placed> = Relink { link: link.clone(), from, dead, to, ttl };
     remove(link: &LinkId, owner: Option<PodIndex>, removal: Removal) -> Removed =
         Remove { link: link.clone(), owner, removal };
-    pod_begin(pod: &PodIdentity, times: LeaseTimes) -> Begun = PodBegin { pod: pod.clone(), times };
+    pod_begin(pod: &PodIdentity, times: LeaseTimes) -> Begun = PodBegin { pod: Box::new(pod.clone()), times };
     pod_renew(service: &ServiceId, state: &PodState, times: LeaseTimes) -> Renewed =
         PodRenew { service: service.clone(), state: state.clone().into(), times };
     pod_end(service: &ServiceId, pod: PodIndex, incarnation: Incarnation) -> bool =
         PodEnd { service: service.clone(), pod, incarnation };
     pod_certify(service: &ServiceId, pod: PodIndex) -> Certificate =
         PodCertify { service: service.clone(), pod };
-    pods(service: &ServiceId, last: &PodsReading) -> Pods =
+    pods(service: &ServiceId, last: &PodsReading) -> Box<Pods> =
         ReadPods { service: service.clone(), last: last.clone() };
-    inspect(service: &ServiceId) -> Inspection = Inspect { service: service.clone() };
+    inspect(service: &ServiceId) -> Box<Inspection> = Inspect { service: service.clone() };
     set_workload(service: &ServiceId, workload: &WorkloadState, ttl: Duration) -> () =
         SetWorkload { service: service.clone(), workload: workload.clone(), ttl };
     workload(service: &ServiceId) -> Option<WorkloadState> =

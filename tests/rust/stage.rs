@@ -69,7 +69,7 @@ impl Stage {
         assert_eq!(states(&again), states(&first));
         assert_eq!(again.corrupt, first.corrupt);
         *self.reading.lock().unwrap() = again.reading.clone();
-        again
+        *again
     }
 
     /// A deadline that no healthy call reaches.

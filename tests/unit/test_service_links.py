@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 import podlink
+from helpers.members import own_members
 from helpers.pods import FRESH, NAMESPACE, SERVICE, running
 from helpers.wait import eventually, eventually_async
 
@@ -78,7 +79,7 @@ def test_it_has_the_link_operations_of_the_driver() -> None:
     def about_one_service(owner: type) -> set[str]:
         return {
             name
-            for name, value in vars(owner).items()
+            for name, value in own_members(owner).items()
             if inspect.isfunction(value)
             and not name.startswith("_")
             and any(word in inspect.signature(value).parameters for word in ("uid", "uids"))

@@ -186,7 +186,7 @@ async fn read(
     let found = home.ask(inspect, deadline).await?;
     Ok(LinkAndPods {
         link: stored.map(|stored| LinkReport::of(stored, home.is_foreign())),
-        found,
+        found: *found,
         asked,
     })
 }

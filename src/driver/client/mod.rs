@@ -337,7 +337,7 @@ impl ClientDriver {
     async fn look_up_many(
         &self,
         service: &ServiceId,
-        uids: Vec<Uid>,
+        uids: Arc<[Uid]>,
         deadline: Tick,
     ) -> Result<Vec<Option<PodIndex>>> {
         let batch = BatchGet {

@@ -1,6 +1,7 @@
 //! The link operations as programs ask for them: each is counted and timed.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::ClientDriver;
@@ -91,7 +92,7 @@ impl ClientDriver {
     pub async fn batch_get_linked_pod(
         &self,
         service: &ServiceId,
-        uids: Vec<Uid>,
+        uids: Arc<[Uid]>,
         deadline: Tick,
     ) -> Result<Vec<Option<PodIndex>>> {
         let work = self.look_up_many(service, uids, deadline);

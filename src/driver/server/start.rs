@@ -125,12 +125,12 @@ impl ServerShared {
     /// Takes an incarnation; waits while an earlier process may be alive. With the turn held.
     pub(super) async fn begin(&self, deadline: Tick) -> Result<()> {
         let begin = PodBegin {
-            pod: PodIdentity {
+            pod: Box::new(PodIdentity {
                 service: self.info.service.clone(),
                 pod: self.info.pod,
                 nonce: self.nonce.clone(),
                 pod_uid: self.info.pod_uid.clone(),
-            },
+            }),
             times: self.config.times,
         };
         let mut earlier = None;

@@ -42,7 +42,7 @@ impl ServerShared {
     }
 
     /// Every pod of the service, read from scratch.
-    pub(super) async fn read_pods(&self, deadline: Tick) -> Result<Pods> {
+    pub(super) async fn read_pods(&self, deadline: Tick) -> Result<Box<Pods>> {
         let read = ReadPods {
             service: self.info.service.clone(),
             last: PodsReading::default(),

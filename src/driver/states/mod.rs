@@ -163,7 +163,7 @@ impl StateCache {
         *watched.reading() = pods.reading.clone();
         watched.report(&pods, &self.stats);
         let previous = watched.view.load_full();
-        let view = self.view(pods, asked, previous.as_deref());
+        let view = self.view(*pods, asked, previous.as_deref());
         watched.view.store(Some(Arc::new(view)));
         Ok(())
     }

@@ -11,8 +11,8 @@ use crate::clock::Tick;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{PodIndex, ServiceId, Uid};
 use crate::op::{
-    BatchGet, Call, Effect, Get, Inspection, LinkSource, Operation, PodsReading, ReadPods, Remove,
-    Reply,
+    BatchGet, Call, Effect, Get, Inspection, LinkSource, Operation, Pods, PodsReading, ReadPods,
+    Remove, Reply,
 };
 use crate::proto::{Codec, v1};
 use crate::route::state::WorkloadState;
@@ -85,7 +85,7 @@ impl PeerClient {
     async fn get_all(&self, batch: &BatchGet, deadline: Tick) -> Result<Vec<Option<PodIndex>>> {
         let part = |uids: &[Uid]| BatchGet {
             service: batch.service.clone(),
-            uids: uids.to_vec(),
+            uids: uids.into(),
         };
         let parts = self.parts(&batch.uids).into_iter();
         let asked = parts.map(|uids| async move {
@@ -115,7 +115,7 @@ impl PeerClient {
         parts
     }
 
-    async fn pods(&self, service: &ServiceId, deadline: Tick) -> Result<crate::op::Pods> {
+    async fn pods(&self, service: &ServiceId, deadline: Tick) -> Result<Box<Pods>> {
         let read = ReadPods {
             service: service.clone(),
             last: PodsReading::default(),
@@ -159,10 +159,11 @@ impl Peer for PeerClient {
             // The wire has no field for the certainty of a pod's death.
             Call::Inspect(inspect) => {
                 let pods = self.pods(&inspect.service, deadline).await?;
-                Ok(Reply::Inspect(Inspection {
-                    pods,
+                let found = Inspection {
+                    pods: *pods,
                     ..Inspection::default()
-                }))
+                };
+                Ok(Reply::Inspect(Box::new(found)))
             }
             // The wire has no workload: it is computed from the pods.
             Call::GetWorkload(get) => {

@@ -55,7 +55,7 @@ impl Apply for PodCertify {
 }
 
 impl Apply for ReadPods {
-    fn apply(&self, tables: &mut Tables, now: Moment) -> Result<Pods> {
+    fn apply(&self, tables: &mut Tables, now: Moment) -> Result<Box<Pods>> {
         let service = tables.services.get_mut(&self.service);
         let mut pods = service.map_or_else(
             || Pods {
@@ -65,16 +65,16 @@ impl Apply for ReadPods {
             |service| service.pods(now.micros),
         );
         pods.watchers = tables.listeners.count(&self.service);
-        Ok(pods)
+        Ok(Box::new(pods))
     }
 }
 
 impl Apply for Inspect {
-    fn apply(&self, tables: &mut Tables, now: Moment) -> Result<Inspection> {
+    fn apply(&self, tables: &mut Tables, now: Moment) -> Result<Box<Inspection>> {
         let without_pods = ServiceLeases::default();
         let service = tables.services.get(&self.service).unwrap_or(&without_pods);
         let mut found = service.inspect(now.micros);
         found.pods.watchers = tables.listeners.count(&self.service);
-        Ok(found)
+        Ok(Box::new(found))
     }
 }

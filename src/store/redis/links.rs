@@ -6,7 +6,7 @@ use redis::{Cmd, Value};
 
 use super::encode::{Encode, incarnation, persistence, pod};
 use crate::error::Result;
-use crate::id::{LinkId, PodIndex, ServiceName};
+use crate::id::{LinkId, PodIndex, ServiceId, ServiceName, Uid};
 use crate::op::{
     BatchGet, Compute, Get, Operation, Relink, Remove, Removed, Services, Set, SetIfAbsent, TrySet,
 };
@@ -41,29 +41,42 @@ impl Encode for Get {
     }
 }
 
-/// Links read at once. `MGET` returns nil for a key of the wrong type, too: `many.rs` reads those
-/// once more, by `GET`.
 impl Encode for BatchGet {
     fn encode(&self, _form: Form) -> Result<Cmd> {
-        const KEY_BYTES: usize = 48;
-        let mut command = Cmd::with_capacity(1 + self.uids.len(), self.uids.len() * KEY_BYTES);
-        command.arg("MGET");
-        for uid in &self.uids {
-            command.arg(key::link(&self.service, uid));
-        }
-        Ok(command)
+        Ok(read_links(&self.service, &self.uids))
     }
 
     fn decode(&self, reply: Value) -> Result<Vec<Option<PodIndex>>> {
-        let replies = match reply {
-            Value::Array(replies) if replies.len() == self.uids.len() => replies,
-            other => return Err(codec::misshapen(&other)),
-        };
-        let links = self.uids.iter().zip(&replies);
-        links
-            .map(|(uid, reply)| codec::pod(reply, || key::link(&self.service, uid)))
-            .collect()
+        links_read(&self.service, &self.uids, reply)
     }
+}
+
+/// The command that reads links at once. `MGET` returns nil for a key of the wrong type, too:
+/// `many.rs` reads those once more, by `GET`.
+pub(super) fn read_links(service: &ServiceId, uids: &[Uid]) -> Cmd {
+    const KEY_BYTES: usize = 48;
+    let mut command = Cmd::with_capacity(1 + uids.len(), uids.len() * KEY_BYTES);
+    command.arg("MGET");
+    for uid in uids {
+        command.arg(key::link(service, uid));
+    }
+    command
+}
+
+/// What the reply to [`read_links`] means.
+pub(super) fn links_read(
+    service: &ServiceId,
+    uids: &[Uid],
+    reply: Value,
+) -> Result<Vec<Option<PodIndex>>> {
+    let replies = match reply {
+        Value::Array(replies) if replies.len() == uids.len() => replies,
+        other => return Err(codec::misshapen(&other)),
+    };
+    let links = uids.iter().zip(&replies);
+    links
+        .map(|(uid, reply)| codec::pod(reply, || key::link(service, uid)))
+        .collect()
 }
 
 impl Encode for Services {

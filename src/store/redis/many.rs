@@ -3,14 +3,15 @@
 use futures_util::{StreamExt, TryStreamExt, stream};
 use redis::{Cmd, Pipeline, Value};
 
-use super::encode::{Encode, after, decode, encode};
+use super::encode::{after, decode, encode};
 use super::failure::code;
+use super::links::{links_read, read_links};
 use super::{
     RedisStore, StoreRequest, is_unknown_script, judged, script_still_unknown, server_error,
 };
 use crate::clock::Tick;
 use crate::error::{Error, Result};
-use crate::id::PodIndex;
+use crate::id::{PodIndex, ServiceId, Uid};
 use crate::op::{BatchGet, Call, Effect, Reply};
 use crate::store::script::Form;
 use crate::store::{codec, key};
@@ -27,36 +28,37 @@ impl RedisStore {
         batch: &BatchGet,
         deadline: Tick,
     ) -> Result<Vec<Option<PodIndex>>> {
-        let piece = |uids: &[_]| BatchGet {
-            service: batch.service.clone(),
-            uids: uids.to_vec(),
-        };
         let pieces: Vec<_> = batch
             .uids
             .chunks(PIECE)
-            .map(|uids| self.get_piece(piece(uids), deadline))
+            .map(|uids| self.get_piece(&batch.service, uids, deadline))
             .collect();
         let found = stream::iter(pieces).buffered(PIECES);
         let found: Vec<Vec<Option<PodIndex>>> = found.try_collect().await?;
         Ok(found.concat())
     }
 
-    async fn get_piece(&self, piece: BatchGet, deadline: Tick) -> Result<Vec<Option<PodIndex>>> {
-        let command = piece.encode(Form::Hash)?;
+    async fn get_piece(
+        &self,
+        service: &ServiceId,
+        uids: &[Uid],
+        deadline: Tick,
+    ) -> Result<Vec<Option<PodIndex>>> {
+        let command = read_links(service, uids);
         let request = StoreRequest::One(&command);
         let (reply, connection) = self.answer(request, Effect::Read, deadline).await?;
         let mut found = if is_forbidden(&reply) {
             // The login may GET and not MGET, and what follows asks for each link by GET.
-            vec![None; piece.uids.len()]
+            vec![None; uids.len()]
         } else {
-            piece.decode(judged(reply, &connection, Effect::Read)?)?
+            links_read(service, uids, judged(reply, &connection, Effect::Read)?)?
         };
         // MGET returns nil for a key of the wrong type, too; GET distinguishes the two.
         let mut commands = Pipeline::new();
-        let links = piece.uids.iter().zip(&mut found);
+        let links = uids.iter().zip(&mut found);
         let absent = links.filter(|(_, pod)| pod.is_none());
         let mut absent: Vec<_> = absent
-            .map(|(uid, pod)| (key::link(&piece.service, uid), pod))
+            .map(|(uid, pod)| (key::link(service, uid), pod))
             .collect();
         if absent.is_empty() {
             return Ok(found);

@@ -102,8 +102,8 @@ impl Encode for ReadPods {
         Ok(script::call(&script::PODS, form, &[&lease, &state], &[]))
     }
 
-    fn decode(&self, reply: Value) -> Result<Pods> {
-        reading::pods(reply, &self.last)
+    fn decode(&self, reply: Value) -> Result<Box<Pods>> {
+        reading::pods(reply, &self.last).map(Box::new)
     }
 }
 
@@ -113,8 +113,8 @@ impl Encode for Inspect {
         Ok(script::call(&script::INSPECT, form, &[&lease, &state], &[]))
     }
 
-    fn decode(&self, reply: Value) -> Result<Inspection> {
-        reading::inspection(reply)
+    fn decode(&self, reply: Value) -> Result<Box<Inspection>> {
+        reading::inspection(reply).map(Box::new)
     }
 }
 

@@ -25,7 +25,7 @@ async fn inspect(stage: &Stage) -> Inspection {
     let before = everything();
     let found = stage.store.inspect(&service(), stage.deadline()).await;
     assert_eq!(everything(), before);
-    found.unwrap()
+    *found.unwrap()
 }
 
 async fn foretold(stage: &Stage, index: i64) -> Option<Foretold> {
