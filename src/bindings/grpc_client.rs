@@ -9,18 +9,18 @@ use pyo3::types::PyTuple;
 
 use super::answer::Answer;
 use super::argument;
+use super::calls::{answer_of, call_of};
 use super::config::GrpcClientSettings;
 use super::error::{OrRaise, raise};
 use super::hook::{Hook, PythonConditionHook};
 use super::operations::started;
-use super::peer_call::peer_call;
 use super::queue::CompletionQueue;
 use super::runtime::{self, Owned};
 use super::store::StoreCore;
 use crate::clock::Clock;
 use crate::config::{PeerClientConfig, PeerUrl, TlsFiles};
 use crate::driver::foreign::{ForeignNamespace, ForeignNamespaces};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::id::{Namespace, invalid, shown};
 use crate::op::OperationName;
 use crate::rpc::client::PeerClient;
@@ -96,7 +96,7 @@ impl GrpcClientCore {
         timeout: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
         let py = arguments.py();
-        let (started, given) = started(queue, waiter, operation, arguments, timeout)?;
+        let (started, mut given) = started(queue, waiter, operation, arguments, timeout)?;
         let client = self.client.get(py)?.clone();
         let deadline = client.deadline(given.timeout()?);
         if started.name == OperationName::CheckHealth {
@@ -106,10 +106,10 @@ impl GrpcClientCore {
             });
         }
         let resolve = |name: Option<&str>| self.resolve(name);
-        let (call, answer) = peer_call(py, &started, given, resolve)?;
+        let (call, answer) = call_of(py, &started, &mut given, resolve)?;
         started.run(py, async move {
             let reply = client.call(&call, deadline).await?;
-            answer(reply).ok_or_else(mismatched)
+            answer_of(reply, answer)
         })
     }
 
@@ -175,11 +175,6 @@ impl GrpcClientCore {
         all.insert(key, Arc::downgrade(&foreign));
         Ok(foreign)
     }
-}
-
-fn mismatched() -> Error {
-    let text = "the reply belongs to another operation";
-    Error::new(ErrorKind::Internal, text)
 }
 
 /// The other namespaces that a driver of `own` on this store reaches.

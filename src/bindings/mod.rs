@@ -7,6 +7,7 @@
 mod admin;
 mod answer;
 mod argument;
+mod calls;
 mod client;
 mod config;
 mod counters;
@@ -19,7 +20,6 @@ mod hook_call;
 mod info;
 mod log;
 mod operations;
-mod peer_call;
 mod queue;
 mod runtime;
 mod server;

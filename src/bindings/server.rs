@@ -8,12 +8,13 @@ use pyo3::types::PyTuple;
 
 use super::answer::Answer;
 use super::argument;
+use super::calls::{answer_of, call_of};
 use super::config::ServerSettings;
 use super::error::OrRaise;
 use super::grpc_client::{GrpcClientCore, peer_table};
 use super::hook::{Hook, PythonPodHooks};
 use super::log;
-use super::operations::{Arguments, Started, started};
+use super::operations::started;
 use super::queue::CompletionQueue;
 use super::runtime::Owned;
 use super::store::StoreCore;
@@ -117,11 +118,21 @@ impl ServerCore {
                     set.map(|()| Answer::Nothing)
                 })
             }
-            OperationName::SetLinkedPod
-            | OperationName::TrySetLinkedPod
-            | OperationName::RemoveLinkedPod
-            | OperationName::RemoveLinkedPodWithId => start_link(py, driver, started, given),
-            _ => Err(started.unknown(py)),
+            OperationName::RemoveLinkedPod => {
+                let link = given.link(|name| driver.resolve(name))?;
+                started.run(py, async move {
+                    let removed = driver.remove_linked_pod(link, deadline).await;
+                    removed.map(Answer::Flag)
+                })
+            }
+            name => {
+                let resolve = |name: Option<&str>| driver.resolve(name);
+                let (call, answer) = call_of(py, &started, &mut given, resolve)?;
+                started.run(py, async move {
+                    let reply = driver.call(name, call, deadline).await?;
+                    answer_of(reply, answer)
+                })
+            }
         }
     }
 
@@ -180,45 +191,6 @@ impl ServerCore {
 impl ServerCore {
     fn driver(&self, py: Python<'_>) -> PyResult<ServerDriver> {
         Ok(self.driver.get(py)?.clone())
-    }
-}
-
-/// Starts an operation on a link.
-fn start_link(
-    py: Python<'_>,
-    driver: ServerDriver,
-    started: Started<'_>,
-    mut given: Arguments<'_, '_>,
-) -> PyResult<()> {
-    let link = given.link(|name| driver.resolve(name))?;
-    let deadline = driver.deadline(given.timeout()?);
-    match started.name {
-        OperationName::SetLinkedPod => {
-            let (pod, persist) = (given.pod_index()?, given.persist()?);
-            started.run(py, async move {
-                let previous = driver.set_linked_pod(&link, pod, persist, deadline).await;
-                previous.map(Answer::MaybePod)
-            })
-        }
-        OperationName::TrySetLinkedPod => {
-            let (pod, persist) = (given.pod_index()?, given.persist()?);
-            started.run(py, async move {
-                let tried = driver.try_set_linked_pod(&link, pod, persist, deadline);
-                let (won, owner) = tried.await?;
-                Ok(Answer::Won(won, owner))
-            })
-        }
-        OperationName::RemoveLinkedPod => started.run(py, async move {
-            let removed = driver.remove_linked_pod(&link, deadline).await;
-            removed.map(Answer::Flag)
-        }),
-        _ => {
-            let (pod, removal) = (given.pod_index()?, given.removal()?);
-            started.run(py, async move {
-                let removed = driver.remove_linked_pod_with_id(&link, pod, removal, deadline);
-                removed.await.map(Answer::Flag)
-            })
-        }
     }
 }
 

@@ -15,10 +15,10 @@ use crate::clock::{Clock, Tick};
 use crate::config::ClientConfig;
 use crate::error::Result;
 use crate::id::{LinkId, Namespace, PodIndex, ServiceId};
-use crate::op::{Call, Get, LinkSource, Operation, Pods, Reply, SetIfAbsent};
+use crate::op::{Call, Get, LinkSource, Pods, Reply, SetIfAbsent};
 use crate::route::link::{Life, Placed, StoredLink};
 use crate::route::snapshot::Change;
-use crate::rpc::{ChangeStream, Peer, only_within};
+use crate::rpc::{ChangeStream, Peer, is_carried, only_within};
 use crate::store::Store;
 
 /// The namespace of these drivers, for callers in others.
@@ -126,14 +126,11 @@ impl LocalPeer {
 
     /// A write that goes straight to the store. Whether it fails or not, the cached link is not valid
     /// any more.
-    async fn write<O: Operation>(
-        &self,
-        link: &LinkId,
-        operation: O,
-        deadline: Tick,
-    ) -> Result<O::Reply> {
-        let written = self.store.ask(operation, deadline).await;
-        let _forgotten = self.client.cache_expired(link.clone());
+    async fn write(&self, call: &Call, deadline: Tick) -> Result<Reply> {
+        let written = self.store.call(call, deadline).await;
+        if let Some(link) = call.link() {
+            let _forgotten = self.client.cache_expired(link.clone());
+        }
         written
     }
 }
@@ -164,18 +161,6 @@ impl Peer for LocalPeer {
                 let placed = self.set_if_absent(set, deadline).await;
                 placed.map(Reply::SetIfAbsent)
             }
-            Call::Set(set) => {
-                let previous = self.write(&set.link, set.clone(), deadline).await;
-                previous.map(Reply::Set)
-            }
-            Call::TrySet(set) => {
-                let placed = self.write(&set.link, set.clone(), deadline).await;
-                placed.map(Reply::TrySet)
-            }
-            Call::Remove(remove) => {
-                let removed = self.write(&remove.link, remove.clone(), deadline).await;
-                removed.map(Reply::Remove)
-            }
             Call::ReadPods(read) => {
                 let records = self.info.records(&read.service, deadline).await?;
                 let pods = Pods {
@@ -189,15 +174,9 @@ impl Peer for LocalPeer {
                 found.await.map(Reply::GetTag)
             }
             Call::Ping(_) => self.store.call(call, deadline).await,
-            Call::Relink(_)
-            | Call::PodBegin(_)
-            | Call::PodRenew(_)
-            | Call::PodEnd(_)
-            | Call::PodCertify(_)
-            | Call::Inspect(_)
-            | Call::SetWorkload(_)
-            | Call::GetWorkload(_)
-            | Call::SetTag(_) => Err(only_within(call.name())),
+            // What else is carried across namespaces is a write to one link.
+            _ if is_carried(call) => self.write(call, deadline).await,
+            _ => Err(only_within(call.name())),
         }
     }
 

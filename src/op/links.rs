@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Keys;
+use super::{Call, Keys};
 use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, Uid};
 use crate::route::link::{Life, Persist, Removal, StoredLink};
 
@@ -142,6 +142,17 @@ macro_rules! of_one_user {
                 Keys::User(&self.link.service.namespace, &self.link.uid)
             }
         })+
+
+        impl Call {
+            /// The link that the operation is about, if it is about one.
+            #[must_use]
+            pub fn link(&self) -> Option<&LinkId> {
+                match self {
+                    $(Self::$operation(operation) => Some(&operation.link),)+
+                    _ => None,
+                }
+            }
+        }
     };
 }
 

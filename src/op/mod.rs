@@ -20,7 +20,7 @@ use crate::route::state::WorkloadState;
 pub use links::{
     BatchGet, Compute, Get, LinkSource, Relink, Remove, Removed, Services, Set, SetIfAbsent, TrySet,
 };
-pub use name::{CallName, OperationName};
+use name::names;
 pub use pods::{
     Begun, Inspect, Inspection, LeaseTimes, PodBegin, PodCertify, PodEnd, PodIdentity, PodRenew,
     Pods, PodsReading, ReadPods, Renewed,
@@ -86,7 +86,15 @@ pub fn expected<O: Operation>(reply: Reply) -> Result<O::Reply> {
 }
 
 macro_rules! operations {
-    ($($(#[$doc:meta])* $name:ident: $effect:ident -> $reply:ty;)+) => {
+    ($($(#[$doc:meta])* $name:ident = $text:literal: $effect:ident -> $reply:ty;)+) => {
+        names! {
+            /// What a store or a peer is asked for.
+            CallName {
+                $($name = $text,)+
+                Subscribe = "subscribe",
+            }
+        }
+
         /// Any operation.
         #[derive(Debug, Clone)]
         pub enum Call {
@@ -188,52 +196,115 @@ macro_rules! operations {
 
 operations! {
     /// Find or make the link of a user; its pod may serve the user. Only a peer answers it.
-    Compute: Idempotent -> StoredLink;
+    Compute = "compute": Idempotent -> StoredLink;
     /// The link of a user.
-    Get: Read -> Option<StoredLink>;
+    Get = "get": Read -> Option<StoredLink>;
     /// The pods of many users.
-    BatchGet: Read -> Vec<Option<PodIndex>>;
+    BatchGet = "batch_get": Read -> Vec<Option<PodIndex>>;
     /// The services to which a user has persistent links.
-    Services: Read -> BTreeMap<ServiceName, PodIndex>;
+    Services = "services": Read -> BTreeMap<ServiceName, PodIndex>;
     /// Write a temporary link if there is none.
-    SetIfAbsent: Idempotent -> Placed;
+    SetIfAbsent = "set_if_absent": Idempotent -> Placed;
     /// Write a link unconditionally.
-    Set: Once -> Option<PodIndex>;
+    Set = "set": Once -> Option<PodIndex>;
     /// Write a link unless another pod owns the user.
-    TrySet: Idempotent -> Placed;
+    TrySet = "try_set": Idempotent -> Placed;
     /// Move a user away from a dead pod.
-    Relink: Once -> Option<Placed>;
+    Relink = "relink": Once -> Option<Placed>;
     /// Remove a link.
-    Remove: Once -> Removed;
+    Remove = "remove": Once -> Removed;
     /// Take an incarnation.
-    PodBegin: Idempotent -> Begun;
+    PodBegin = "pod_begin": Idempotent -> Begun;
     /// Renew a lease and publish the pod's state.
-    PodRenew: Idempotent -> Renewed;
+    PodRenew = "pod_renew": Idempotent -> Renewed;
     /// End a lease and withdraw the pod.
-    PodEnd: Idempotent -> bool;
+    PodEnd = "pod_end": Idempotent -> bool;
     /// Declare a pod dead if its time is over.
-    PodCertify: Idempotent -> Certificate;
+    PodCertify = "pod_certify": Idempotent -> Certificate;
     /// Every pod of a service.
-    ReadPods: Read -> Box<Pods>;
+    ReadPods = "pods": Read -> Box<Pods>;
     /// Every pod of a service with the certificate that each would get.
-    Inspect: Read -> Box<Inspection>;
+    Inspect = "inspect": Read -> Box<Inspection>;
     /// Write the state of the whole service.
-    SetWorkload: Idempotent -> ();
+    SetWorkload = "set_workload": Idempotent -> ();
     /// The state of the whole service.
-    GetWorkload: Read -> Option<WorkloadState>;
+    GetWorkload = "workload": Read -> Option<WorkloadState>;
     /// Let a tag stand for a service.
-    SetTag: Idempotent -> bool;
+    SetTag = "set_tag": Idempotent -> bool;
     /// The service that a tag stands for.
-    GetTag: Read -> Option<ServiceName>;
+    GetTag = "tag": Read -> Option<ServiceName>;
     /// A sign of life.
-    Ping: Read -> ();
+    Ping = "ping": Read -> ();
 }
 
 pub(crate) use {match_call, reply_to_call};
 
+names! {
+    /// What a program asks a driver for: the name of the Python method.
+    OperationName {
+        ComputeLinkedPod = "compute_linked_pod",
+        GetLinkedInCache = "get_linked_in_cache",
+        GetLinkedPod = "get_linked_pod",
+        GetLinkedPodInCacheOrIfPersist = "get_linked_pod_in_cache_or_if_persist",
+        GetLinkedPodNotCache = "get_linked_pod_not_cache",
+        GetLinkService = "get_link_service",
+        BatchGetLinkedPod = "batch_get_linked_pod",
+        SetLinkedPodIfAbsent = "set_linked_pod_if_absent",
+        SetLinkedPod = "set_linked_pod",
+        TrySetLinkedPod = "try_set_linked_pod",
+        RemoveLinkedPod = "remove_linked_pod",
+        RemoveLinkedPodWithId = "remove_linked_pod_with_id",
+        Explain = "explain",
+        Start = "start",
+        Stop = "stop",
+        SetRoutingState = "set_routing_state",
+        GetAllServiceState = "get_all_service_state",
+        GetReadyServiceState = "get_ready_service_state",
+        GetPodState = "get_pod_state",
+        GetServiceBestPod = "get_service_best_pod",
+        IsWorkloadReady = "is_workload_ready",
+        GetServiceNameByTag = "get_service_name_by_tag",
+        SetGlobalServiceNameTag = "set_global_service_name_tag",
+        CheckHealth = "check_health",
+        Ping = "ping",
+        Ready = "ready",
+        Aclose = "aclose",
+    }
+}
+
+impl OperationName {
+    /// The operations on links, which are counted and timed. What the cache answers is all counted
+    /// as `get_linked_in_cache`.
+    pub const LINKS: [Self; 12] = [
+        Self::ComputeLinkedPod,
+        Self::GetLinkedInCache,
+        Self::GetLinkedPod,
+        Self::GetLinkedPodInCacheOrIfPersist,
+        Self::GetLinkedPodNotCache,
+        Self::GetLinkService,
+        Self::BatchGetLinkedPod,
+        Self::SetLinkedPodIfAbsent,
+        Self::SetLinkedPod,
+        Self::TrySetLinkedPod,
+        Self::RemoveLinkedPod,
+        Self::RemoveLinkedPodWithId,
+    ];
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_read_back() {
+        for name in CallName::ALL {
+            assert_eq!(CallName::parse(name.as_str()), Some(name));
+        }
+        for name in OperationName::ALL {
+            assert_eq!(OperationName::parse(name.as_str()), Some(name));
+        }
+        assert_eq!(OperationName::parse("set_linked_pods"), None);
+    }
 
     #[test]
     fn calls_and_replies_stay_small() {

@@ -10,8 +10,8 @@ use super::convert;
 use crate::error::Result;
 use crate::id::{PodIndex, Uid};
 use crate::op::{
-    BatchGet, Compute, Get, GetTag, LinkSource, Operation, Pods, PodsReading, ReadPods, Remove,
-    Removed, Services, Set, SetIfAbsent, TrySet,
+    BatchGet, Call, Compute, Get, GetTag, LinkSource, Operation, Pods, PodsReading, ReadPods,
+    Remove, Removed, Services, Set, SetIfAbsent, TrySet,
 };
 use crate::proto::v1;
 use crate::route::link::{Life, Placed, StoredLink};
@@ -49,6 +49,11 @@ pub(super) trait Method: Send + Sync + 'static {
     /// The caller's side: what was answered.
     fn reply(response: Self::Response, asked: &[Uid]) -> Result<MethodReply<Self>>;
 
+    /// Whether this method carries the operation: some operations have several methods.
+    fn carries(_operation: &Self::Operation) -> bool {
+        true
+    }
+
     /// The users of a batch, in order: its answer names them again.
     fn asked(_operation: &Self::Operation) -> Arc<[Uid]> {
         Arc::default()
@@ -59,7 +64,7 @@ pub(super) trait Method: Send + Sync + 'static {
 pub(super) type MethodReply<M> = <<M as Method>::Operation as Operation>::Reply;
 
 macro_rules! methods {
-    ($($method:ident: $operation:ty, $request:ident -> $response:ident { $($body:tt)* })+) => {
+    ($($method:ident: $operation:ident, $request:ident -> $response:ident { $($body:tt)* })+) => {
         $(
             pub(super) struct $method;
 
@@ -80,6 +85,32 @@ macro_rules! methods {
         /// Every method, as the authorization table names it.
         pub const METHODS: [&str; [$(stringify!($method)),+].len() + 1] =
             [$(stringify!($method),)+ WATCH];
+
+        /// Evaluates an expression for the method that carries a call, and makes the call's reply of
+        /// it; `None` if no method does.
+        macro_rules! match_carried {
+            ($call:expr, $carried:ident, $alias:ident => $work:expr) => {
+                match $call {
+                    $($crate::op::Call::$operation($carried)
+                        if <$crate::rpc::messages::$method as $crate::rpc::messages::Method>
+                            ::carries($carried) =>
+                    {
+                        type $alias = $crate::rpc::messages::$method;
+                        Some($work.map($crate::op::Reply::$operation))
+                    })+
+                    _ => None,
+                }
+            };
+        }
+
+        /// Whether a peer may be asked this: a method carries it.
+        #[must_use]
+        pub fn is_carried(call: &Call) -> bool {
+            match call {
+                $(Call::$operation(operation) if $method::carries(operation) => true,)+
+                _ => false,
+            }
+        }
 
         /// Evaluates an expression for the method of this name; `None` if there is none.
         macro_rules! match_method {
@@ -109,6 +140,10 @@ macro_rules! get_from {
                 link: convert::link(request.user)?,
                 from: LinkSource::$source,
             })
+        }
+
+        fn carries(get: &Get) -> bool {
+            get.from == LinkSource::$source
         }
 
         fn response(found: Option<StoredLink>, _asked: &[Uid]) -> v1::$response {
@@ -348,6 +383,10 @@ methods! {
             })
         }
 
+        fn carries(remove: &Remove) -> bool {
+            remove.owner.is_none()
+        }
+
         fn response(removed: Removed, _asked: &[Uid]) -> v1::RemoveLinkedPodResponse {
             v1::RemoveLinkedPodResponse {
                 removed: removed.done,
@@ -376,6 +415,10 @@ methods! {
                 removal: convert::removal(request.grace_seconds)?,
                 owner: Some(convert::required_pod(request.pod_index)?),
             })
+        }
+
+        fn carries(remove: &Remove) -> bool {
+            remove.owner.is_some()
         }
 
         fn response(removed: Removed, _asked: &[Uid]) -> v1::RemoveLinkedPodWithIdResponse {
@@ -445,7 +488,7 @@ methods! {
     }
 }
 
-pub(super) use match_method;
+pub(super) use {match_carried, match_method};
 
 /// The reply to a removal; the peer does not return the previous owner.
 fn removed(done: bool) -> Removed {

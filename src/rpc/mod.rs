@@ -16,7 +16,7 @@ mod status;
 mod tls;
 mod traced;
 
-pub use messages::METHODS;
+pub use messages::{METHODS, is_carried};
 pub use metered::MeteredPeer;
 
 use async_trait::async_trait;

@@ -3,8 +3,6 @@
 //! A script is sent as `EVALSHA`; a server that does not know it (restart, fail-over, `SCRIPT
 //! FLUSH`) replies NOSCRIPT before it has done anything, and gets the source with `EVAL` once.
 
-use std::sync::LazyLock;
-
 use redis::{Cmd, RedisWrite, ToRedisArgs};
 
 /// One script with its hash.
@@ -15,36 +13,36 @@ pub(super) struct Script {
 }
 
 impl Script {
-    fn new(source: &'static str) -> Self {
+    pub(super) fn new(source: &'static str) -> Self {
         let hash = redis::Script::new(source).get_hash().to_owned();
         Self { source, hash }
     }
+
+    /// What the server knows the script by.
+    #[cfg(test)]
+    pub(super) fn hash(&self) -> &str {
+        &self.hash
+    }
 }
 
+/// Scripts under their names, each from one file or from a prelude and a file.
 macro_rules! scripts {
     ($($name:ident = $($file:literal)+;)+) => {
-        /// Every script, so that what holds for all can be tested on all.
+        /// Every script of this file, so that what holds for all can be tested on all.
         #[cfg(test)]
-        pub(super) static ALL: &[(&str, &LazyLock<Script>)] = &[$((stringify!($name), &$name)),+];
-        $(pub(super) static $name: LazyLock<Script> =
-            LazyLock::new(|| Script::new(concat!($(include_str!(concat!("lua/", $file))),+)));)+
+        pub(in crate::store) static SCRIPTS: &[(
+            &str,
+            &std::sync::LazyLock<$crate::store::script::Script>,
+        )] = &[$((stringify!($name), &$name)),+];
+        $(static $name: std::sync::LazyLock<$crate::store::script::Script> =
+            std::sync::LazyLock::new(|| {
+                let source = concat!($(include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/store/lua/", $file))),+);
+                $crate::store::script::Script::new(source)
+            });)+
     };
 }
 
-scripts! {
-    GET = "get.lua";
-    SET = "set.lua";
-    SET_IF_ABSENT = "set_if_absent.lua";
-    TRY_SET = "try_set.lua";
-    RELINK = "relink.lua";
-    REMOVE = "remove.lua";
-    POD_BEGIN = "lease_clock.lua" "pod_begin.lua";
-    POD_RENEW = "lease_clock.lua" "pod_renew.lua";
-    POD_END = "lease_clock.lua" "pod_end.lua";
-    POD_CERTIFY = "lease_clock.lua" "pod_certify.lua";
-    PODS = "lease_clock.lua" "pods.lua";
-    INSPECT = "lease_clock.lua" "inspect.lua";
-}
+pub(super) use scripts;
 
 /// One argument of a script; numbers are written without a string in between.
 #[derive(Debug, Clone, Copy)]
@@ -100,18 +98,15 @@ pub(super) fn call(script: &Script, form: Form, keys: &[&str], args: &[Arg<'_>])
 mod tests {
     use super::*;
 
-    #[test]
-    fn every_script_has_a_hash_of_its_own() {
-        let hashes: std::collections::HashSet<_> =
-            ALL.iter().map(|(_, script)| script.hash.clone()).collect();
-        assert_eq!(hashes.len(), ALL.len());
+    scripts! {
+        GET = "get.lua";
     }
 
     #[test]
     fn both_calls_carry_the_same_keys_and_arguments() {
         let (keys, args) = (["sf:{ns:lk:u}svc"], [Arg::Number(0), Arg::Text("300000")]);
         let packed = |form| {
-            let command = call(&SET_IF_ABSENT, form, &keys, &args);
+            let command = call(&GET, form, &keys, &args);
             String::from_utf8(command.get_packed_command()).unwrap()
         };
         let (packed, sourced) = (packed(Form::Hash), packed(Form::Source));
@@ -121,5 +116,6 @@ mod tests {
         );
         assert!(packed.ends_with("$15\r\nsf:{ns:lk:u}svc\r\n$1\r\n0\r\n$6\r\n300000\r\n"));
         assert!(sourced.starts_with("*6\r\n$4\r\nEVAL\r\n"));
+        assert_eq!(SCRIPTS.len(), 1);
     }
 }

@@ -7,39 +7,28 @@ use crate::clock::Tick;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{LinkId, PodIndex, invalid, shown};
 use crate::namespace::Home;
-use crate::op::{OperationName, Remove, Set, TrySet};
-use crate::route::link::{Persist, Removal};
+use crate::op::{Call, OperationName, Remove, Removed, Reply, Set, TrySet};
+use crate::route::link::{Persist, Placed, Removal};
 
 impl ServerDriver {
-    /// Links the user to `pod` unconditionally. Returns the previous owner.
+    /// Does an operation on a link as this pod: `Set`, `TrySet` or `Remove`. It is counted under
+    /// this name.
     ///
     /// # Errors
-    /// `LeaseLost` if `pod` is this one and its lease is over; what the store failed with.
-    pub async fn set_linked_pod(
-        &self,
-        link: &LinkId,
-        pod: PodIndex,
-        persist: Persist,
-        deadline: Tick,
-    ) -> Result<Option<PodIndex>> {
-        let work = self.set(link, pod, persist, deadline);
-        self.shared.observe(OperationName::SetLinkedPod, work).await
-    }
-
-    /// Links the user to `pod` unless another pod has a right to the user. Returns whether `pod` has
-    /// the link now, and which pod has it.
-    ///
-    /// # Errors
-    /// `LeaseLost` if `pod` is this one and its lease is over; what the store failed with.
-    pub async fn try_set_linked_pod(
-        &self,
-        link: &LinkId,
-        pod: PodIndex,
-        persist: Persist,
-        deadline: Tick,
-    ) -> Result<(bool, PodIndex)> {
-        let work = self.try_set(link, pod, persist, deadline);
-        let name = OperationName::TrySetLinkedPod;
+    /// `LeaseLost` if the link shall name this pod and its lease is over; `Closed` after `stop`;
+    /// what the store failed with; `Internal` for an operation that a pod does not do.
+    pub async fn call(&self, name: OperationName, call: Call, deadline: Tick) -> Result<Reply> {
+        let work = async {
+            match call {
+                Call::Set(set) => self.set(set, deadline).await.map(Reply::Set),
+                Call::TrySet(set) => self.try_set(set, deadline).await.map(Reply::TrySet),
+                Call::Remove(remove) => self.remove(remove, deadline).await.map(Reply::Remove),
+                other => {
+                    let text = "a pod does not do this operation";
+                    Err(Error::new(ErrorKind::Internal, text).in_call(other.name()))
+                }
+            }
+        };
         self.shared.observe(name, work).await
     }
 
@@ -48,69 +37,34 @@ impl ServerDriver {
     /// # Errors
     /// `InvalidParameter` for a link of another namespace, where this pod owns no user; what the
     /// store failed with.
-    pub async fn remove_linked_pod(&self, link: &LinkId, deadline: Tick) -> Result<bool> {
-        let work = self.remove_own(link, deadline);
+    pub async fn remove_linked_pod(&self, link: LinkId, deadline: Tick) -> Result<bool> {
         let name = OperationName::RemoveLinkedPod;
-        self.shared.observe(name, work).await
+        self.shared
+            .observe(name, self.remove_own(link, deadline))
+            .await
     }
 
-    /// Removes the link if `owner` owns it.
-    ///
-    /// # Errors
-    /// What the store failed with.
-    pub async fn remove_linked_pod_with_id(
-        &self,
-        link: &LinkId,
-        owner: PodIndex,
-        removal: Removal,
-        deadline: Tick,
-    ) -> Result<bool> {
-        let work = self.remove(link, owner, removal, deadline);
-        let name = OperationName::RemoveLinkedPodWithId;
-        self.shared.observe(name, work).await
-    }
-
-    async fn set(
-        &self,
-        link: &LinkId,
-        pod: PodIndex,
-        persist: Persist,
-        deadline: Tick,
-    ) -> Result<Option<PodIndex>> {
-        let (home, lease) = (self.shared.home(link)?, self.shared.may_act(link, pod)?);
-        let set = Set {
-            link: link.clone(),
-            pod,
-            persist,
-        };
+    async fn set(&self, set: Set, deadline: Tick) -> Result<Option<PodIndex>> {
+        let Set { link, pod, persist } = set.clone();
+        let (home, lease) = (self.shared.home(&link)?, self.shared.may_act(&link, pod)?);
         let previous = home.ask(set, deadline).await?;
-        self.shared.note(link, pod, persist, lease);
+        self.shared.note(&link, pod, persist, lease);
         Ok(previous)
     }
 
-    async fn try_set(
-        &self,
-        link: &LinkId,
-        pod: PodIndex,
-        persist: Persist,
-        deadline: Tick,
-    ) -> Result<(bool, PodIndex)> {
-        let (home, lease) = (self.shared.home(link)?, self.shared.may_act(link, pod)?);
-        let set = TrySet {
-            link: link.clone(),
-            pod,
-            persist,
-        };
+    async fn try_set(&self, set: TrySet, deadline: Tick) -> Result<Placed> {
+        let TrySet { link, pod, persist } = set.clone();
+        let (home, lease) = (self.shared.home(&link)?, self.shared.may_act(&link, pod)?);
         let placed = home.ask(set, deadline).await?;
         if placed.made {
-            self.shared.note(link, pod, persist, lease);
+            self.shared.note(&link, pod, persist, lease);
         } else {
-            self.shared.owned().remove(link);
+            self.shared.owned().remove(&link);
         }
-        Ok((placed.made, placed.link.pod))
+        Ok(placed)
     }
 
-    async fn remove_own(&self, link: &LinkId, deadline: Tick) -> Result<bool> {
+    async fn remove_own(&self, link: LinkId, deadline: Tick) -> Result<bool> {
         let (own, given) = (self.shared.homes.own(), &link.service.namespace);
         if own != given {
             let allowed = format!(
@@ -119,31 +73,25 @@ impl ServerDriver {
             );
             return Err(invalid("namespace", &shown(given.as_str()), &allowed));
         }
-        let (pod, removal) = (self.shared.info.pod, self.shared.grace());
-        self.remove(link, pod, removal, deadline).await
+        let remove = Remove {
+            link,
+            owner: Some(self.shared.info.pod),
+            removal: self.shared.grace(),
+        };
+        Ok(self.remove(remove, deadline).await?.done)
     }
 
-    async fn remove(
-        &self,
-        link: &LinkId,
-        owner: PodIndex,
-        removal: Removal,
-        deadline: Tick,
-    ) -> Result<bool> {
+    async fn remove(&self, remove: Remove, deadline: Tick) -> Result<Removed> {
         // Releasing needs no lease: it only gives away.
         self.shared.is_open()?;
-        let remove = Remove {
-            link: link.clone(),
-            owner: Some(owner),
-            removal,
-        };
-        let removed = self.shared.home(link)?.ask(remove, deadline).await?;
-        if owner == self.shared.info.pod {
+        let (link, owner) = (remove.link.clone(), remove.owner);
+        let removed = self.shared.home(&link)?.ask(remove, deadline).await?;
+        if owner.is_none_or(|owner| owner == self.shared.info.pod) {
             // Removed, or another pod's: not this pod's in either case. What it owns is of its own
             // service, so a link elsewhere is not there.
-            self.shared.owned().remove(link);
+            self.shared.owned().remove(&link);
         }
-        Ok(removed.done)
+        Ok(removed)
     }
 }
 

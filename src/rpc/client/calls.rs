@@ -11,12 +11,11 @@ use crate::clock::Tick;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{PodIndex, ServiceId, Uid};
 use crate::op::{
-    BatchGet, Call, Effect, Get, Inspection, LinkSource, Operation, Pods, PodsReading, ReadPods,
-    Remove, Reply,
+    BatchGet, Call, Effect, Inspection, Operation, Pods, PodsReading, ReadPods, Reply,
 };
 use crate::proto::{Codec, v1};
 use crate::route::state::WorkloadState;
-use crate::rpc::messages::{self, Method, SERVICE_NAME, WATCH};
+use crate::rpc::messages::{self, Method, SERVICE_NAME, WATCH, match_carried};
 use crate::rpc::{ChangeStream, Peer, convert, only_within};
 
 /// Parts of one batch that are in flight at once.
@@ -50,35 +49,6 @@ impl PeerClient {
             .shared
             .call(M::NAME, effect, deadline, M::request(operation), ask);
         M::reply(call.await?, &M::asked(operation))
-    }
-
-    async fn get(&self, get: &Get, deadline: Tick) -> Result<Reply> {
-        let found = match get.from {
-            LinkSource::CacheOrStore => self.send::<messages::GetLinkedPod>(get, deadline).await,
-            LinkSource::Store => {
-                self.send::<messages::GetLinkedPodNotCache>(get, deadline)
-                    .await
-            }
-            LinkSource::CacheOrPersistent => {
-                self.send::<messages::GetLinkedPodInCacheOrIfPersist>(get, deadline)
-                    .await
-            }
-        };
-        found.map(Reply::Get)
-    }
-
-    async fn remove(&self, remove: &Remove, deadline: Tick) -> Result<Reply> {
-        let removed = match remove.owner {
-            None => {
-                self.send::<messages::RemoveLinkedPod>(remove, deadline)
-                    .await
-            }
-            Some(_) => {
-                self.send::<messages::RemoveLinkedPodWithId>(remove, deadline)
-                    .await
-            }
-        };
-        removed.map(Reply::Remove)
     }
 
     /// A batch, in parts that a server takes.
@@ -129,33 +99,7 @@ impl PeerClient {
 impl Peer for PeerClient {
     async fn call(&self, call: &Call, deadline: Tick) -> Result<Reply> {
         match call {
-            Call::Compute(compute) => {
-                let link = self.send::<messages::ComputeLinkedPod>(compute, deadline);
-                link.await.map(Reply::Compute)
-            }
-            Call::Get(get) => self.get(get, deadline).await,
             Call::BatchGet(batch) => self.get_all(batch, deadline).await.map(Reply::BatchGet),
-            Call::Services(services) => {
-                let found = self.send::<messages::GetLinkService>(services, deadline);
-                found.await.map(Reply::Services)
-            }
-            Call::SetIfAbsent(set) => {
-                let placed = self.send::<messages::SetLinkedPodIfAbsent>(set, deadline);
-                placed.await.map(Reply::SetIfAbsent)
-            }
-            Call::Set(set) => {
-                let previous = self.send::<messages::SetLinkedPod>(set, deadline);
-                previous.await.map(Reply::Set)
-            }
-            Call::TrySet(set) => {
-                let placed = self.send::<messages::TrySetLinkedPod>(set, deadline);
-                placed.await.map(Reply::TrySet)
-            }
-            Call::Remove(remove) => self.remove(remove, deadline).await,
-            Call::ReadPods(read) => {
-                let pods = self.pods(&read.service, deadline).await;
-                pods.map(Reply::ReadPods)
-            }
             // The wire has no field for the certainty of a pod's death.
             Call::Inspect(inspect) => {
                 let pods = self.pods(&inspect.service, deadline).await?;
@@ -171,10 +115,6 @@ impl Peer for PeerClient {
                 let workload = WorkloadState::of(&pods.records, pods.now_ms);
                 Ok(Reply::GetWorkload(Some(workload)))
             }
-            Call::GetTag(get) => {
-                let service = self.send::<messages::GetServiceNameByTag>(get, deadline);
-                service.await.map(Reply::GetTag)
-            }
             Call::Ping(_) => {
                 if self.check_health(deadline).await? {
                     return Ok(Reply::Ping(()));
@@ -182,16 +122,16 @@ impl Peer for PeerClient {
                 let text = "the peer says that it cannot answer";
                 Err(Error::new(ErrorKind::PeerUnavailable, text))
             }
-            Call::Relink(_)
-            | Call::PodBegin(_)
-            | Call::PodRenew(_)
-            | Call::PodEnd(_)
-            | Call::PodCertify(_)
-            | Call::SetWorkload(_) => Err(only_within(call.name())),
             Call::SetTag(set) => {
                 let text = format!("the tags of {} can only be read from here", set.namespace);
                 let error = Error::new(ErrorKind::NamespaceUnreachable, text);
                 Err(error.with("namespace", &set.namespace))
+            }
+            _ => {
+                let reply = match_carried!(call, operation, M => {
+                    self.send::<M>(operation, deadline).await
+                });
+                reply.unwrap_or_else(|| Err(only_within(call.name())))
             }
         }
     }

@@ -61,3 +61,17 @@ pub(super) fn times(times: LeaseTimes) -> [Arg<'static>; 3] {
     let micros = |time| Arg::Number(i64::try_from(codec::micros(time)).unwrap_or(i64::MAX));
     [micros(times.lease), micros(times.grace), micros(times.gap)]
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use crate::store::redis::{links, pods};
+
+    #[test]
+    fn every_script_has_a_hash_of_its_own() {
+        let all = || links::SCRIPTS.iter().chain(pods::SCRIPTS);
+        let hashes: HashSet<&str> = all().map(|(_, script)| script.hash()).collect();
+        assert_eq!(hashes.len(), all().count());
+    }
+}

@@ -12,8 +12,17 @@ use crate::op::{
 };
 use crate::route::link::{Life, Placed, Removal, StoredLink};
 use crate::store::codec::{self, LinkReply};
-use crate::store::script::{self, Arg, Form};
+use crate::store::script::{self, Arg, Form, scripts};
 use crate::store::{key, only_a_peer};
+
+scripts! {
+    GET = "get.lua";
+    SET = "set.lua";
+    SET_IF_ABSENT = "set_if_absent.lua";
+    TRY_SET = "try_set.lua";
+    RELINK = "relink.lua";
+    REMOVE = "remove.lua";
+}
 
 impl Encode for Compute {
     fn encode(&self, _form: Form) -> Result<Cmd> {
@@ -28,7 +37,7 @@ impl Encode for Compute {
 impl Encode for Get {
     fn encode(&self, form: Form) -> Result<Cmd> {
         let key = key::link(&self.link.service, &self.link.uid);
-        Ok(script::call(&script::GET, form, &[&key], &[]))
+        Ok(script::call(&GET, form, &[&key], &[]))
     }
 
     fn decode(&self, reply: Value) -> Result<Option<StoredLink>> {
@@ -95,7 +104,7 @@ impl Encode for SetIfAbsent {
     fn encode(&self, form: Form) -> Result<Cmd> {
         let key = key::link(&self.link.service, &self.link.uid);
         let args = [pod(self.pod), Arg::Number(codec::millis(self.ttl))];
-        Ok(script::call(&script::SET_IF_ABSENT, form, &[&key], &args))
+        Ok(script::call(&SET_IF_ABSENT, form, &[&key], &args))
     }
 
     fn decode(&self, reply: Value) -> Result<Placed> {
@@ -111,12 +120,7 @@ impl Encode for Set {
             pod(self.pod),
             persistence(self.persist),
         ];
-        Ok(script::call(
-            &script::SET,
-            form,
-            &keys.without_owner(),
-            &args,
-        ))
+        Ok(script::call(&SET, form, &keys.without_owner(), &args))
     }
 
     fn decode(&self, reply: Value) -> Result<Option<PodIndex>> {
@@ -132,7 +136,7 @@ impl Encode for TrySet {
             pod(self.pod),
             persistence(self.persist),
         ];
-        Ok(script::call(&script::TRY_SET, form, &keys.all(), &args))
+        Ok(script::call(&TRY_SET, form, &keys.all(), &args))
     }
 
     fn decode(&self, reply: Value) -> Result<Placed> {
@@ -151,7 +155,7 @@ impl Encode for Relink {
             pod(self.to),
             Arg::Number(codec::millis(self.ttl)),
         ];
-        Ok(script::call(&script::RELINK, form, &keys.all(), &args))
+        Ok(script::call(&RELINK, form, &keys.all(), &args))
     }
 
     fn decode(&self, reply: Value) -> Result<Option<Placed>> {
@@ -172,12 +176,7 @@ impl Encode for Remove {
         };
         let owner = self.owner.map_or(Arg::Text(""), pod);
         let args = [service(&self.link), owner, Arg::Number(grace)];
-        Ok(script::call(
-            &script::REMOVE,
-            form,
-            &keys.without_owner(),
-            &args,
-        ))
+        Ok(script::call(&REMOVE, form, &keys.without_owner(), &args))
     }
 
     fn decode(&self, reply: Value) -> Result<Removed> {

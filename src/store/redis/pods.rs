@@ -10,8 +10,17 @@ use crate::op::{
 };
 use crate::route::link::Certificate;
 use crate::route::state::PodState;
-use crate::store::script::{self, Arg, Form};
+use crate::store::script::{self, Arg, Form, scripts};
 use crate::store::{codec, key, reading};
+
+scripts! {
+    POD_BEGIN = "lease_clock.lua" "pod_begin.lua";
+    POD_RENEW = "lease_clock.lua" "pod_renew.lua";
+    POD_END = "lease_clock.lua" "pod_end.lua";
+    POD_CERTIFY = "lease_clock.lua" "pod_certify.lua";
+    PODS = "lease_clock.lua" "pods.lua";
+    INSPECT = "lease_clock.lua" "inspect.lua";
+}
 
 impl Encode for PodBegin {
     fn encode(&self, form: Form) -> Result<Cmd> {
@@ -19,7 +28,7 @@ impl Encode for PodBegin {
         let [lease, grace, gap] = times(self.times);
         let (nonce, pod_uid) = (Arg::Text(&self.pod.nonce), Arg::Text(&self.pod.pod_uid));
         let args = [lease, grace, gap, pod(self.pod.pod), nonce, pod_uid];
-        Ok(script::call(&script::POD_BEGIN, form, &[&key], &args))
+        Ok(script::call(&POD_BEGIN, form, &[&key], &args))
     }
 
     fn decode(&self, reply: Value) -> Result<Begun> {
@@ -48,12 +57,7 @@ impl Encode for PodRenew {
             Arg::Text(&json),
         ];
         let [lease, state] = pod_keys(&self.service);
-        Ok(script::call(
-            &script::POD_RENEW,
-            form,
-            &[&lease, &state],
-            &args,
-        ))
+        Ok(script::call(&POD_RENEW, form, &[&lease, &state], &args))
     }
 
     fn decode(&self, reply: Value) -> Result<Renewed> {
@@ -65,12 +69,7 @@ impl Encode for PodEnd {
     fn encode(&self, form: Form) -> Result<Cmd> {
         let [lease, state] = pod_keys(&self.service);
         let args = [pod(self.pod), incarnation(self.incarnation)];
-        Ok(script::call(
-            &script::POD_END,
-            form,
-            &[&lease, &state],
-            &args,
-        ))
+        Ok(script::call(&POD_END, form, &[&lease, &state], &args))
     }
 
     fn decode(&self, reply: Value) -> Result<bool> {
@@ -82,12 +81,7 @@ impl Encode for PodCertify {
     fn encode(&self, form: Form) -> Result<Cmd> {
         let [lease, state] = pod_keys(&self.service);
         let args = [pod(self.pod)];
-        Ok(script::call(
-            &script::POD_CERTIFY,
-            form,
-            &[&lease, &state],
-            &args,
-        ))
+        Ok(script::call(&POD_CERTIFY, form, &[&lease, &state], &args))
     }
 
     fn decode(&self, reply: Value) -> Result<Certificate> {
@@ -99,7 +93,7 @@ impl Encode for PodCertify {
 impl Encode for ReadPods {
     fn encode(&self, form: Form) -> Result<Cmd> {
         let [lease, state] = pod_keys(&self.service);
-        Ok(script::call(&script::PODS, form, &[&lease, &state], &[]))
+        Ok(script::call(&PODS, form, &[&lease, &state], &[]))
     }
 
     fn decode(&self, reply: Value) -> Result<Box<Pods>> {
@@ -110,7 +104,7 @@ impl Encode for ReadPods {
 impl Encode for Inspect {
     fn encode(&self, form: Form) -> Result<Cmd> {
         let [lease, state] = pod_keys(&self.service);
-        Ok(script::call(&script::INSPECT, form, &[&lease, &state], &[]))
+        Ok(script::call(&INSPECT, form, &[&lease, &state], &[]))
     }
 
     fn decode(&self, reply: Value) -> Result<Box<Inspection>> {

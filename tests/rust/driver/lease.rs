@@ -14,7 +14,8 @@ use podlink::store::MemoryStore;
 
 use super::faulty::Fault;
 use super::world::{
-    GRACE, GUARD, LEASE, Losses, RENEW, STEP, TIMEOUT, World, config, route_info, service, settle,
+    GRACE, GUARD, LEASE, Losses, RENEW, STEP, TIMEOUT, World, config, route_info, service,
+    set_linked_pod, settle,
 };
 use crate::ask::Ask as _;
 use crate::stage::{pod, user};
@@ -25,7 +26,7 @@ fn pauses(asked: &[Tick]) -> Vec<Duration> {
 
 async fn own(server: &ServerDriver, uid: &str) -> podlink::error::Result<()> {
     let (link, deadline) = (user(uid), server.deadline(None));
-    let set = server.set_linked_pod(&link, pod(0), Persist::Forever, deadline);
+    let set = set_linked_pod(server, &link, pod(0), Persist::Forever, deadline);
     set.await.map(|_| ())
 }
 
@@ -261,7 +262,7 @@ async fn what_was_asked_for_under_a_lost_lease_is_not_owned() {
         let (server, deadline) = (server.clone(), world.clock.deadline(LEASE * 3));
         tokio::spawn(async move {
             let link = user("u");
-            let set = server.set_linked_pod(&link, pod(0), Persist::Forever, deadline);
+            let set = set_linked_pod(&server, &link, pod(0), Persist::Forever, deadline);
             set.await.map(|_| ())
         })
     };

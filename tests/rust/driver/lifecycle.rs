@@ -9,7 +9,9 @@ use podlink::id::Incarnation;
 use podlink::route::link::Persist;
 
 use super::faulty::Fault;
-use super::world::{GRACE, LEASE, STEP, TIMEOUT, World, route_info, service, settle, tasks};
+use super::world::{
+    GRACE, LEASE, STEP, TIMEOUT, World, route_info, service, set_linked_pod, settle, tasks,
+};
 use crate::stage::{pod, user};
 
 async fn start(server: &ServerDriver) -> podlink::error::Result<()> {
@@ -274,7 +276,7 @@ async fn a_stop_keeps_its_deadline_whatever_hangs() {
         for number in 0..300 {
             let link = user(&format!("u{number}"));
             let deadline = server.deadline(None);
-            let set = server.set_linked_pod(&link, pod(0), Persist::Forever, deadline);
+            let set = set_linked_pod(&server, &link, pod(0), Persist::Forever, deadline);
             assert_eq!(set.await.unwrap(), None);
         }
         world.store.fail(operation, &[Fault::Silence; 1000]);
@@ -313,7 +315,7 @@ async fn handing_over_may_take_longer_than_a_lease() {
     let deadline = server.deadline(None);
     for number in 0..USERS {
         let (link, forever) = (user(&format!("u{number}")), Persist::Forever);
-        let set = server.set_linked_pod(&link, pod(0), forever, deadline);
+        let set = set_linked_pod(&server, &link, pod(0), forever, deadline);
         set.await.unwrap();
     }
     world.store.fail("relink", &[Fault::Late(SLOW); USERS]);

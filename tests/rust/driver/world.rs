@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use podlink::clock::{Clock, ManualClock};
+use podlink::clock::{Clock, ManualClock, Tick};
 use podlink::config::{LeaseTimes, RouteInfoConfig, ServerConfig, SettingsGroup};
 use podlink::driver::info::InfoDriver;
 use podlink::driver::server::{NoHooks, PodHooks, ServerDriver, ServerInfo};
 use podlink::error::Result;
-use podlink::id::{LinkId, ServiceId};
+use podlink::id::{LinkId, PodIndex, ServiceId};
+use podlink::op::{OperationName, Set, expected};
+use podlink::route::link::Persist;
 use podlink::store::{MemoryStore, Store};
 
 use super::faulty::Faulty;
@@ -176,4 +178,22 @@ impl PodHooks for Losses {
     fn lease_lost(&self) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
+}
+
+/// Links a user to a pod as `server`; the reply is the previous owner.
+pub(super) async fn set_linked_pod(
+    server: &ServerDriver,
+    link: &LinkId,
+    pod: PodIndex,
+    persist: Persist,
+    deadline: Tick,
+) -> Result<Option<PodIndex>> {
+    let set = Set {
+        link: link.clone(),
+        pod,
+        persist,
+    };
+    let name = OperationName::SetLinkedPod;
+    let reply = server.call(name, set.into(), deadline).await?;
+    expected::<Set>(reply)
 }

@@ -1,4 +1,5 @@
-//! Operations that a gRPC client sends to a peer, and how the peer's reply becomes an answer.
+//! Operations that are sent as they are, by a gRPC client to a peer or as a pod: the call that a
+//! name and its arguments mean, and how the reply becomes an answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use pyo3::prelude::*;
 use super::answer::Answer;
 use super::operations::{Arguments, Started};
 use crate::driver::info::States;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::Namespace;
 use crate::op::{
     BatchGet, Call, Compute, Get, GetTag, LinkSource, Operation, OperationName, PodsReading,
@@ -24,11 +25,11 @@ fn answering<O: Operation>(answer: impl FnOnce(O::Reply) -> Answer + Send + 'sta
     Box::new(|reply| O::reply(reply).map(answer))
 }
 
-/// The call that a peer gets, and how its reply becomes an answer.
-pub(super) fn peer_call(
+/// The call that is meant, and how its reply becomes an answer.
+pub(super) fn call_of(
     py: Python<'_>,
     started: &Started<'_>,
-    mut given: Arguments<'_, '_>,
+    given: &mut Arguments<'_, '_>,
     resolve: impl Fn(Option<&str>) -> Result<Namespace>,
 ) -> PyResult<(Call, Answering)> {
     let pod = |link: StoredLink| link.pod;
@@ -77,7 +78,7 @@ pub(super) fn peer_call(
 fn write_call(
     py: Python<'_>,
     started: &Started<'_>,
-    mut given: Arguments<'_, '_>,
+    given: &mut Arguments<'_, '_>,
     resolve: impl Fn(Option<&str>) -> Result<Namespace>,
 ) -> PyResult<(Call, Answering)> {
     Ok(match started.name {
@@ -136,4 +137,12 @@ fn source(name: OperationName) -> LinkSource {
 fn alive(pods: Vec<PodRecord>) -> States {
     let alive = pods.into_iter().filter(|pod| !pod.lease_left.is_zero());
     alive.map(|pod| (pod.state.pod_id, pod.state)).collect()
+}
+
+/// The answer to a call.
+pub(super) fn answer_of(reply: Reply, answer: Answering) -> Result<Answer> {
+    answer(reply).ok_or_else(|| {
+        let text = "the reply belongs to another operation";
+        Error::new(ErrorKind::Internal, text)
+    })
 }
