@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from . import _operations as ops, _podlink
 from ._bridge import call
 from ._closeable import Closeable
+from ._operations import AnyOperation
 from .config import Duration, seconds, uid_list
+from .errors import PodlinkError
 
 if TYPE_CHECKING:
     from .explain import Explanation
@@ -58,7 +60,7 @@ class ClientLinks(Closeable):
             ...     return await client.compute_linked_pod("default", "user123", "user-service")
         """
         if timeout is not None:
-            _podlink.check_timeout(seconds(timeout))
+            _check_timeout(ops.compute_linked_pod, timeout)
         # Two lines: CPython 3.11 has no fast path for `self.x()` where `x` is in the instance: it
         # looks the name up in the class first.
         compute_cached = self._compute_cached
@@ -90,7 +92,7 @@ class ClientLinks(Closeable):
             ...     return await client.get_linked_pod("default", "user123", "user-service")
         """
         if timeout is not None:
-            _podlink.check_timeout(seconds(timeout))
+            _check_timeout(ops.get_linked_pod, timeout)
         pod = self._core.cached_link(namespace, uid, service_name)
         if pod is not None:
             return pod
@@ -119,7 +121,7 @@ class ClientLinks(Closeable):
             ...     return await find("default", "user123", "user-service")
         """
         if timeout is not None:
-            _podlink.check_timeout(seconds(timeout))
+            _check_timeout(ops.get_linked_pod_in_cache_or_if_persist, timeout)
         pod = self._core.cached_link(namespace, uid, service_name)
         if pod is not None:
             return pod
@@ -303,6 +305,15 @@ class ClientLinks(Closeable):
         return explanation(
             await call(self._core, ops.explain, namespace, uid, service_name, timeout=timeout)
         )
+
+
+def _check_timeout(operation: AnyOperation, timeout: Duration) -> None:
+    """Raises for a wrong ``timeout``, also where the cache would answer."""
+    try:
+        _podlink.check_timeout(seconds(timeout))
+    except PodlinkError as error:
+        error.details.setdefault("operation", operation.name)
+        raise
 
 
 def explanation(answer: str) -> Explanation:

@@ -15,7 +15,12 @@ from . import _bridge, _podlink
 from ._operations import AnyOperation
 from .callback import StatefulObjCallback
 from .config import Duration, seconds, uid_list
-from .errors import InvalidParameterError, PodlinkError, from_core
+from .errors import (
+    InvalidParameterError,
+    InvalidParameterTypeError,
+    PodlinkError,
+    from_core,
+)
 
 __all__ = ["Submittable", "Submitter"]
 
@@ -108,20 +113,45 @@ class Submitter:
         The driver is an argument, not an attribute: a cycle would delay its end when it is dropped.
         """
         name = self._name(driver, operation)
+        try:
+            return self._start(driver, name, arguments, named, callback, timeout)
+        except PodlinkError as error:  # an argument is wrong
+            error.details.setdefault("operation", name)
+            raise
+
+    def _start(
+        self,
+        driver: Any,
+        name: str,
+        arguments: tuple[Any, ...],
+        named: dict[str, Any],
+        callback: StatefulObjCallback | None,
+        timeout: Duration | None,
+    ) -> Future[Any]:
         core_operation, convert = self._operations[name]
-        given = _given(getattr(driver, name), name, arguments, named)
+        given = _given(_declared(driver, name), name, arguments, named)
+        if timeout is not None and (core_operation is None or not core_operation.timed):
+            instead = "no timeout=" if core_operation is None else "deadline=, not timeout="
+            raise InvalidParameterError(
+                f"{name} takes {instead}",
+                details={"parameter": "timeout", "given": repr(timeout), "allowed": "None"},
+            )
+        if callback is not None and not isinstance(callback, StatefulObjCallback):
+            raise InvalidParameterTypeError(
+                f"callback must have on_success and on_error, got {type(callback).__name__}",
+                details={
+                    "parameter": "callback",
+                    "given": type(callback).__name__,
+                    "allowed": "StatefulObjCallback",
+                },
+            )
         waiter = _Waiter(callback, self._deliver(), convert)
         thread = _bridge.callback_thread()
         # Not through the loop: the future must be settled even if the loop ends first, or is
         # blocked by a caller that waits for this very future.
         if core_operation is None:
-            thread.settle(waiter, _run_at_once(getattr(driver, name)(*given)))
+            thread.settle(waiter, _run_at_once(_declared(driver, name)(*given)))
             return waiter.future
-        if timeout is not None and not core_operation.timed:
-            raise InvalidParameterError(
-                f"{name} takes deadline=, not timeout=",
-                details={"parameter": "timeout", "given": repr(timeout), "allowed": "None"},
-            )
         start = _bridge.start if _bridge._observer is None else _bridge._observer
         start(driver._core, core_operation, thread.queue, waiter, given, seconds(timeout))
         return waiter.future
@@ -175,6 +205,17 @@ class Submitter:
                 raise
         finally:
             _podlink.hook_ended("callback", time.monotonic() - began, well)
+
+
+def _declared(driver: object, name: str) -> Callable[..., Any]:
+    """The driver's own method. A program's override, which may take other arguments, is not
+    submitted: what is submitted starts in the core.
+    """
+    for cls in type(driver).__mro__:
+        method = vars(cls).get(name)
+        if method is not None and cls.__module__.startswith("podlink."):
+            return functools.partial(method, driver)
+    raise AssertionError(f"{name} is no method of podlink's")
 
 
 def _given(

@@ -351,17 +351,27 @@ def check_type(what: str, given: object, allowed: type) -> None:
 
 
 def uid_list(uids: object) -> list[str]:
-    """The users of a batch."""
+    """The users of ``batch_get_linked_pod``."""
     if isinstance(uids, str):
         # A str is an iterable of one-letter users, which is never what the caller means.
         raise InvalidParameterTypeError(
             "uids must be an iterable of str, got a str",
-            details={"parameter": "uids", "given": "a str", "allowed": "an iterable of str"},
+            details={
+                "operation": "batch_get_linked_pod",
+                "parameter": "uids",
+                "given": "a str",
+                "allowed": "an iterable of str",
+            },
         )
     if not isinstance(uids, Iterable):
         name = type(uids).__name__
         raise InvalidParameterTypeError(
             f"uids must be an iterable of str, got {name}",
-            details={"parameter": "uids", "given": name, "allowed": "an iterable of str"},
+            details={
+                "operation": "batch_get_linked_pod",
+                "parameter": "uids",
+                "given": name,
+                "allowed": "an iterable of str",
+            },
         )
     return list(uids)

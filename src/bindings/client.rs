@@ -160,15 +160,17 @@ impl ClientCore {
         }
     }
 
-    /// The link in the cache, for an operation that goes on without one: a closed driver refuses
-    /// that, and counts it.
+    /// The link in the cache, for an operation that goes on without one: that refuses a wrong name
+    /// or a closed driver, and counts it.
     fn cached_link(
         &self,
         namespace: &Bound<'_, PyAny>,
         uid: &Bound<'_, PyAny>,
         service_name: &Bound<'_, PyAny>,
     ) -> PyResult<Option<u32>> {
-        let (driver, link) = self.target(namespace, uid, service_name)?;
+        let Ok((driver, link)) = self.target(namespace, uid, service_name) else {
+            return Ok(None);
+        };
         let runtime = runtime::handle(namespace.py())?;
         let _runtime = runtime.enter();
         let pod = driver.get_linked_in_cache(link).ok().flatten();

@@ -199,19 +199,23 @@ impl InfoDriver {
         pod: PodIndex,
         deadline: Tick,
     ) -> Result<Arc<PodState>> {
-        let view = self.view(service, deadline).await?;
-        let known = view.snapshot.pods().len();
-        if known == 0 {
+        let watched = self.watched(service)?;
+        let view = watched.view(&self.shared.clock, deadline).await?;
+        let mut alive = self.shared.pods_with(&view, Standing::is_alive);
+        if let Some(state) = alive.remove(&pod) {
+            return Ok(state);
+        }
+        // A store that cannot be read shows no lease either: that is not the pod's death.
+        if let Some(error) = watched.failure() {
+            return Err(error);
+        }
+        if view.snapshot.pods().is_empty() {
             let text = format!("no pod of {service} is known");
             return Err(Error::new(ErrorKind::ServiceNotFound, text).with("service", service));
         }
-        let mut alive = self.shared.pods_with(&view, Standing::is_alive);
-        alive.remove(&pod).ok_or_else(|| {
-            let text = format!("pod {pod} of {service} is not alive; {} are", alive.len());
-            Error::new(ErrorKind::PodNotFound, text)
-                .with("service", service)
-                .with("pod", pod)
-        })
+        let text = format!("pod {pod} of {service} is not alive; {} are", alive.len());
+        let missing = Error::new(ErrorKind::PodNotFound, text);
+        Err(missing.with("service", service).with("pod", pod))
     }
 
     /// The pod that a new user should get; reads the service first if it was not read. The choice

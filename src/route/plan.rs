@@ -260,6 +260,22 @@ impl Plan {
         {
             return Some(Step::ReadPods);
         }
+        // Certified first, also for a user that leaves because of a restart: the store takes note
+        // of the death, so that all clients agree on it.
+        if verdict != Verdict::Keep {
+            match self.certificate {
+                None => return Some(Step::Certify),
+                // A process that this reading does not show yet has come back under the index.
+                Some(Certificate::Alive {
+                    incarnation: alive, ..
+                }) if incarnation < alive
+                    && !std::mem::replace(&mut self.read_for_certificate, true) =>
+                {
+                    return Some(Step::ReadPods);
+                }
+                Some(_) => {}
+            }
+        }
         let earlier = sight.remembered.filter(|earlier| {
             let restarted = *earlier != Incarnation::NONE && *earlier < incarnation;
             restarted && !placed && !self.restart_applied
@@ -272,25 +288,16 @@ impl Plan {
         if verdict == Verdict::Keep {
             return Some(keep(owner));
         }
-        match self.certificate {
-            None => return Some(Step::Certify),
-            Some(Certificate::Unknown) => {
+        match self.certificate? {
+            Certificate::Unknown => {
                 self.moving = Some((Incarnation::NONE, Reason::OwnerNeverSeen));
             }
-            Some(Certificate::Dead(dead)) => self.moving = Some((dead, Reason::OwnerDead)),
-            // A process that this reading does not show yet has come back under the index.
-            Some(Certificate::Alive {
-                incarnation: alive, ..
-            }) if incarnation < alive
-                && !std::mem::replace(&mut self.read_for_certificate, true) =>
-            {
-                return Some(Step::ReadPods);
-            }
+            Certificate::Dead(dead) => self.moving = Some((dead, Reason::OwnerDead)),
             // It published SHUTDOWN itself.
-            Some(Certificate::Alive { .. }) if verdict == Verdict::Relink => {
+            Certificate::Alive { .. } if verdict == Verdict::Relink => {
                 self.moving = Some((incarnation, Reason::OwnerShutdown));
             }
-            Some(Certificate::Alive { .. }) => {
+            Certificate::Alive { .. } => {
                 return Some(Step::Answer {
                     remember: false,
                     reason: Reason::DeathNotCertain,
@@ -379,6 +386,27 @@ mod tests {
         let mut plan = Plan::default();
         plan.linked(Some(true));
         assert_eq!(plan.next(restarted), keep(Standing::Ready));
+    }
+
+    #[test]
+    fn a_death_is_certified_before_a_restart_moves() {
+        let mut plan = Plan::default();
+        plan.linked(Some(false));
+        let again = Sight {
+            look: Look {
+                incarnation: Incarnation::new(2),
+                ..look(Standing::Lapsed, true)
+            },
+            young: true,
+            remembered: Some(Incarnation::new(1)),
+        };
+        assert_eq!(plan.next(again), Step::Certify);
+        plan.certified(Certificate::Dead(Incarnation::new(2)));
+        let moved = Step::Move {
+            dead: Incarnation::new(1),
+            reason: Reason::OwnerRestarted,
+        };
+        assert_eq!(plan.next(again), moved);
     }
 
     #[test]

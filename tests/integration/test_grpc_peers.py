@@ -118,6 +118,15 @@ async def test_pods_changes_and_tags_of_another_namespace() -> None:
             await eventually_async(lambda: ("prod", "svc", 1, False, True) in told)
             await eventually_async(lambda: info.is_pod_routable("prod", "svc", 1))
         await eventually_async(lambda: ("prod", "svc", 1, True, False) in told)
+        # Drivers share what they read there; one that comes later sees the pods join, too.
+        joined: list[int] = []
+        async with podlink.RouteInfoDriver(
+            podlink.Store(), "test", FRESH, peers={"prod": peer}
+        ) as late:
+            late.register_routing_state_changed_event(
+                "prod", lambda *change: joined.append(change[2]), "svc"
+            )
+            await eventually_async(lambda: joined == [0])
         async with podlink.RouteInfoDriver(prod, "prod") as there:
             await there.set_global_service_name_tag(None, "rooms", "svc")
         assert await info.get_service_name_by_tag("prod", "rooms") == "svc"

@@ -155,6 +155,46 @@ def test_only_coroutine_operations_can_be_submitted(
     assert caught.value.details["parameter"] == "operation"
 
 
+class Decorated(podlink.ClientDriver):
+    async def get_linked_pod(self, *args: Any, **named: Any) -> int | None:
+        return await super().get_linked_pod(*args, **named)
+
+
+def test_an_override_with_another_signature_can_be_submitted() -> None:
+    driver = Decorated(podlink.Store())
+    assert driver.submit("get_linked_pod", *USER).result(SOON) is None
+
+
+def test_an_argument_that_no_operation_takes_is_refused(client: podlink.ClientDriver) -> None:
+    server = podlink.ServerDriver(podlink.Store(), podlink.ServerInfo("default", "svc", 0))
+    submit: Any = server.submit
+    with pytest.raises(podlink.InvalidParameterError, match="set_load_state takes no timeout="):
+        submit("set_load_state", 5, timeout=1)
+    with pytest.raises(podlink.InvalidParameterTypeError, match="callback must have on_success"):
+        client.submit("get_linked_pod", *USER, callback=cast(Any, 5))
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments", "timeout"),
+    [
+        ("batch_get_linked_pod", (None, "u1", "svc"), None),
+        ("get_linked_pod", USER, "soon"),
+        ("get_linked_pod", (None, "", "svc"), None),
+        ("get_linked_pod", (None, "u1"), None),
+    ],
+)
+async def test_a_refused_argument_names_the_operation(
+    client: podlink.ClientDriver, operation: Any, arguments: tuple[Any, ...], timeout: Any
+) -> None:
+    with pytest.raises(podlink.InvalidParameterError) as caught:
+        client.submit(operation, *arguments, timeout=timeout)
+    assert caught.value.details["operation"] == operation
+    if len(arguments) == len(USER):
+        with pytest.raises(podlink.InvalidParameterError) as caught:
+            await getattr(client, operation)(*arguments, timeout=timeout)
+        assert caught.value.details["operation"] == operation
+
+
 def test_wrong_arguments_are_refused_at_once(client: podlink.ClientDriver) -> None:
     with pytest.raises(podlink.InvalidParameterError, match="service_name"):
         client.submit("get_linked_pod", None, "u1")

@@ -16,7 +16,7 @@ use crate::driver::view::View;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, LinkId, PodIndex};
 use crate::namespace::Home;
-use crate::op::{Get, Inspect, Inspection, LinkSource};
+use crate::op::{Get, Inspect, Inspection, LinkSource, OperationName};
 use crate::route::explain::{Action, CandidateReport, Facts, Forecast, foresee, weigh};
 use crate::route::link::{Certificate, Foretold, Life, StoredLink};
 use crate::route::pick::{Chance, Strategy};
@@ -136,6 +136,7 @@ struct FailureReport {
 
 impl From<Error> for FailureReport {
     fn from(error: Error) -> Self {
+        let error = error.during(OperationName::Explain);
         Self {
             code: error.kind().code(),
             message: error.to_string(),

@@ -38,6 +38,43 @@ pub trait ChangeListener: Send + Sync + std::fmt::Debug + 'static {
     fn on_change(&self, service: &ServiceId, changes: &[Change]);
 }
 
+/// A listener, and what it has been told of.
+#[derive(Debug)]
+struct Subscriber {
+    listener: Arc<dyn ChangeListener>,
+    /// The services whose alive pods it was told of. `None`: it hears only of changes.
+    greeted: Option<Mutex<HashSet<ServiceId>>>,
+}
+
+impl Subscriber {
+    fn notify(&self, service: &ServiceId, changes: &[Change], snapshot: &Snapshot, now: Tick) {
+        if self.greets(service) {
+            let joined = snapshot.changes(&mut AlivePods::new(), now);
+            if !joined.is_empty() {
+                self.listener.on_change(service, &joined);
+            }
+        } else if !changes.is_empty() {
+            self.listener.on_change(service, changes);
+        }
+    }
+
+    /// Whether this is the first notification about the service.
+    fn greets(&self, service: &ServiceId) -> bool {
+        let Some(greeted) = &self.greeted else {
+            return false;
+        };
+        let mut greeted = greeted.lock().unwrap_or_else(PoisonError::into_inner);
+        !greeted.contains(service) && greeted.insert(service.clone())
+    }
+
+    fn forget(&self, service: &ServiceId) {
+        if let Some(greeted) = &self.greeted {
+            let mut greeted = greeted.lock().unwrap_or_else(PoisonError::into_inner);
+            greeted.remove(service);
+        }
+    }
+}
+
 /// The state caches of all services in use. Dropping it ends their tasks.
 #[derive(Debug)]
 pub struct StateCache {
@@ -47,7 +84,7 @@ pub struct StateCache {
     stats: Arc<StateStats>,
     services: ArcSwap<HashMap<ServiceId, Arc<Watched>>>,
     /// The subscribers to changes. Never held across an await, nor while a listener runs.
-    listeners: Mutex<Vec<Arc<dyn ChangeListener>>>,
+    listeners: Mutex<Vec<Arc<Subscriber>>>,
     /// Serialises changes of the table; readers do not take it. True once the cache was closed.
     /// Never held across an await.
     changing: Mutex<bool>,
@@ -127,6 +164,9 @@ impl StateCache {
         let mut services = HashMap::clone(&self.services.load());
         if let Some(watched) = services.remove(id) {
             watched.retired.store(1, Ordering::Release);
+            for subscriber in self.listeners().iter() {
+                subscriber.forget(id);
+            }
         }
         self.services.store(Arc::new(services));
     }
@@ -135,18 +175,22 @@ impl StateCache {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Subscribes `listener` to all changes from now on.
+    /// Subscribes `listener` to all changes from now on. Another namespace's pods that are alive
+    /// at its first notification appear to it then: drivers share that cache, and another one may
+    /// have read them before.
     pub fn subscribe(&self, listener: Arc<dyn ChangeListener>) {
-        self.listeners().push(listener);
+        let greeted = self.home.is_foreign().then(Mutex::default);
+        let subscriber = Subscriber { listener, greeted };
+        self.listeners().push(Arc::new(subscriber));
     }
 
     /// Ends the subscription of `listener`.
     pub fn unsubscribe(&self, listener: &Arc<dyn ChangeListener>) {
         self.listeners()
-            .retain(|other| !Arc::ptr_eq(other, listener));
+            .retain(|other| !Arc::ptr_eq(&other.listener, listener));
     }
 
-    fn listeners(&self) -> MutexGuard<'_, Vec<Arc<dyn ChangeListener>>> {
+    fn listeners(&self) -> MutexGuard<'_, Vec<Arc<Subscriber>>> {
         let listeners = self.listeners.lock();
         listeners.unwrap_or_else(PoisonError::into_inner)
     }
@@ -205,7 +249,10 @@ impl StateCache {
         }
         watched.landed.send_modify(|landed| {
             landed.count += 1;
-            landed.error = result.err();
+            // A reading that lands after the end does not take the end back.
+            if !landed.ended {
+                landed.error = result.err();
+            }
         });
         self.notify_listeners(watched);
     }
@@ -220,13 +267,10 @@ impl StateCache {
             count(&self.stats.stale_periods);
         }
         let changes = view.snapshot.changes(&mut watched.seen(), now);
-        if changes.is_empty() {
-            return;
+        let subscribers = self.listeners().clone();
+        for subscriber in subscribers {
+            subscriber.notify(&watched.id, &changes, &view.snapshot, now);
         }
-        let listeners = self.listeners().clone();
-        listeners
-            .iter()
-            .for_each(|each| each.on_change(&watched.id, &changes));
     }
 }
 
@@ -329,8 +373,8 @@ impl Watched {
             used: AtomicU64::new(now.as_nanos()),
             retired: AtomicU64::new(0),
             pinned: AtomicU64::new(0),
-            seen: Mutex::default(),
             turn: AtomicU64::new(0),
+            seen: Mutex::default(),
             corrupt: Mutex::default(),
             reading: Mutex::default(),
             task: Mutex::default(),
@@ -446,6 +490,12 @@ impl Watched {
         }
     }
 
+    /// Why the last reading failed; `None`: it did not.
+    #[must_use]
+    pub fn failure(&self) -> Option<Error> {
+        self.landed.borrow().error.clone()
+    }
+
     async fn reread(&self, clock: &Clock, deadline: Tick, seen: u64) -> Result<Arc<View>> {
         let mut landed = self.landed.subscribe();
         self.poke.notify_one();
@@ -504,5 +554,36 @@ impl Watched {
 impl Drop for Watched {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Namespace;
+    use crate::store::MemoryStore;
+
+    #[tokio::test]
+    async fn a_reading_that_lands_after_the_end_does_not_take_it_back() {
+        let clock = Clock::System;
+        let store = MemoryStore::open(None, clock.clone()).unwrap();
+        let config = RouteInfoConfig {
+            refresh: Duration::from_secs(1),
+            overload_limit: None,
+            idle: Duration::from_secs(60),
+            serve_stale: false,
+            tag_ttl: Duration::ZERO,
+        };
+        let cache = StateCache::new(Home::Own(store), clock.clone(), config);
+        let id = ServiceId {
+            namespace: Namespace::new("ns").unwrap(),
+            service: crate::id::ServiceName::new("svc").unwrap(),
+        };
+        let watched = Watched::new(id, cache.home.clone(), clock.now());
+        watched.end();
+        cache.refresh(&watched).await;
+        let deadline = clock.deadline(Duration::from_secs(60));
+        let error = watched.fresh(&clock, deadline).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Closed);
     }
 }
