@@ -38,11 +38,11 @@ pub trait ChangeListener: Send + Sync + std::fmt::Debug + 'static {
     fn on_change(&self, service: &ServiceId, changes: &[Change]);
 }
 
-/// A listener, and what it has been told of.
+/// A listener, and what it knows.
 #[derive(Debug)]
 struct Subscriber {
     listener: Arc<dyn ChangeListener>,
-    /// The services whose alive pods it was told of. `None`: it hears only of changes.
+    /// The services whose alive pods it got. `None`: it gets only changes.
     greeted: Option<Mutex<HashSet<ServiceId>>>,
 }
 
