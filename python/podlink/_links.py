@@ -156,7 +156,7 @@ class ClientLinks(Closeable):
         )
 
     def get_linked_in_cache(self, namespace: str | None, uid: str, service_name: str) -> int | None:
-        """Returns the pod that the cache believes in, or ``None``. Never waits, no I/O.
+        """Returns the pod in the cache, or ``None``. Never waits, no I/O.
 
         Example:
             >>> ClientDriver(Store()).get_linked_in_cache("default", "user123", "user-service")
@@ -169,7 +169,7 @@ class ClientLinks(Closeable):
         Answers of requests that run already are not stored, so the next compute asks the store.
 
         Returns:
-            What the cache believed, or ``None``.
+            What the cache held, or ``None``.
 
         Example:
             >>> ClientDriver(Store()).cache_expired("default", "user123", "user-service")
@@ -179,12 +179,12 @@ class ClientLinks(Closeable):
     def set_cache(
         self, namespace: str | None, uid: str, service_name: str, pod_index: int
     ) -> int | None:
-        """Makes the cache believe that the user is on ``pod_index``, for ``config.cache_ttl``.
+        """Writes into the cache that the user is on ``pod_index``, for ``config.cache_ttl``.
 
         For programs that learn of links in another way. The store is not changed.
 
         Returns:
-            What the cache believed before, or ``None``.
+            What the cache held before, or ``None``.
 
         Example:
             >>> client = ClientDriver(Store())

@@ -62,7 +62,7 @@ class ClientDriver(ClientLinks):
             ``poll_callbacks()``.
         peers: the clients of other namespaces, by namespace. Every operation that names one goes
             there, and shares this driver's cache: a peer's answer is remembered for as long as the
-            peer allows, at most ``cache_ttl``, and believed only while the peer reports its pod as
+            peer allows, at most ``cache_ttl``, and valid only while the peer reports its pod as
             available. Peers are not closed with the driver.
 
     Raises:

@@ -188,7 +188,7 @@ class RouteInfoConfig(_Config):
         serve_stale: while the store cannot be read, judge pods as they were when it last could;
             otherwise they stop counting as alive when their leases end. Counted in ``stats()``.
         tag_ttl: how long a service tag may come from the local cache; 0 turns that cache off.
-        link_cache_ttl: how long clients may believe a link: what
+        link_cache_ttl: how long clients may cache a link: what
             ``RouteInfoDriver.get_link_info_cache_time_secs()`` returns for them.
         timeout: the deadline of a call that names none.
 

@@ -178,7 +178,7 @@ class CacheFacts:
         why: why it is stale.
         pod_id: the remembered pod.
         incarnation: the process that the pod was then; ``None`` if it was not known.
-        left: how much longer it may be believed, in seconds.
+        left: how much longer it is valid, in seconds.
     """
 
     state: CacheState

@@ -104,7 +104,7 @@ class RouteInfoDriver(Closeable):
         return f"RouteInfoDriver(namespace={self.namespace!r})"
 
     def get_link_info_cache_time_secs(self) -> float:
-        """Returns how long, in seconds, clients may believe a link: ``config.link_cache_ttl``."""
+        """Returns how long, in seconds, clients may cache a link: ``config.link_cache_ttl``."""
         return float(seconds(self.config.link_cache_ttl))
 
     async def get_all_service_state(
@@ -242,7 +242,7 @@ class RouteInfoDriver(Closeable):
     ) -> bool:
         """Makes a tag stand for a service in the whole namespace; the last one wins.
 
-        Other drivers may believe the earlier service for their ``config.tag_ttl``.
+        Other drivers may answer the earlier service for their ``config.tag_ttl``.
 
         Returns:
             Whether the tag stands for the service now.

@@ -102,7 +102,7 @@ class ServiceLinks:
         )
 
     def get_linked_in_cache(self, uid: str) -> int | None:
-        """Returns the pod that the cache believes in, or ``None``. Never waits, no I/O.
+        """Returns the pod in the cache, or ``None``. Never waits, no I/O.
 
         Example:
             >>> ClientDriver(Store()).service("user-service").get_linked_in_cache("user123")
@@ -110,13 +110,13 @@ class ServiceLinks:
         return self._client.get_linked_in_cache(self.namespace, uid, self.service_name)
 
     def cache_expired(self, uid: str) -> int | None:
-        """Removes the user from the cache, returns what it believed: see
+        """Removes the user from the cache, returns what it held: see
         :meth:`ClientDriver.cache_expired`.
         """
         return self._client.cache_expired(self.namespace, uid, self.service_name)
 
     def set_cache(self, uid: str, pod_index: int) -> int | None:
-        """Makes the cache believe that the user is on ``pod_index``, returns what it believed
+        """Writes into the cache that the user is on ``pod_index``, returns what it held
         before: see :meth:`ClientDriver.set_cache`.
         """
         return self._client.set_cache(self.namespace, uid, self.service_name, pod_index)

@@ -224,16 +224,15 @@ impl Plan {
             LinkState::Absent => return Step::Refuse,
             LinkState::Found { placed } => placed,
         };
-        if self.moving.is_none() {
-            let step = self.judge(sight, placed);
-            if let Some(step) = step {
-                return step;
-            }
-        }
-        match self.moving {
-            Some((dead, reason)) => self.choose(sight, Step::Move { dead, reason }, Step::Refuse),
-            None => Step::Refuse,
-        }
+        let moving = match self.moving {
+            Some(moving) => moving,
+            None => match self.judge(sight, placed) {
+                Judged::Step(step) => return step,
+                Judged::Move(dead, reason) => *self.moving.insert((dead, reason)),
+            },
+        };
+        let (dead, reason) = moving;
+        self.choose(sight, Step::Move { dead, reason }, Step::Refuse)
     }
 
     /// Reads the pods again before it takes for true that no pod takes users.
@@ -247,8 +246,8 @@ impl Plan {
         Step::ReadPods
     }
 
-    /// The step that the owner's standing asks for; `None`: a move is decided.
-    fn judge(&mut self, sight: Sight, placed: bool) -> Option<Step> {
+    /// What the owner's standing asks for.
+    fn judge(&mut self, sight: Sight, placed: bool) -> Judged {
         let Look {
             owner, incarnation, ..
         } = sight.look;
@@ -258,59 +257,64 @@ impl Plan {
             && !sight.young
             && !std::mem::replace(&mut self.read_for_owner, true)
         {
-            return Some(Step::ReadPods);
+            return Judged::Step(Step::ReadPods);
         }
-        // Certified first, also for a user that leaves because of a restart: the store takes note
-        // of the death, so that all clients agree on it.
-        if verdict != Verdict::Keep {
-            match self.certificate {
-                None => return Some(Step::Certify),
-                // A process that this reading does not show yet has come back under the index.
-                Some(Certificate::Alive {
-                    incarnation: alive, ..
-                }) if incarnation < alive
-                    && !std::mem::replace(&mut self.read_for_certificate, true) =>
-                {
-                    return Some(Step::ReadPods);
-                }
-                Some(_) => {}
+        let decided = if verdict == Verdict::Keep {
+            Judged::Step(keep(owner))
+        } else {
+            // Certified also for a user that leaves because of a restart: the store takes note of
+            // the death, so that all clients agree on it.
+            let Some(certificate) = self.certificate else {
+                return Judged::Step(Step::Certify);
+            };
+            // A process that this reading does not show yet has come back under the index.
+            if let Certificate::Alive {
+                incarnation: alive, ..
+            } = certificate
+                && incarnation < alive
+                && !std::mem::replace(&mut self.read_for_certificate, true)
+            {
+                return Judged::Step(Step::ReadPods);
             }
-        }
-        let earlier = sight.remembered.filter(|earlier| {
-            let restarted = *earlier != Incarnation::NONE && *earlier < incarnation;
-            restarted && !placed && !self.restart_applied
-        });
-        if let Some(earlier) = earlier {
-            self.restart_applied = true;
-            self.moving = Some((earlier, Reason::OwnerRestarted));
-            return None;
-        }
-        if verdict == Verdict::Keep {
-            return Some(keep(owner));
-        }
-        match self.certificate? {
-            Certificate::Unknown => {
-                self.moving = Some((Incarnation::NONE, Reason::OwnerNeverSeen));
+            settled(certificate, verdict, incarnation)
+        };
+        let restarted = |earlier: &Incarnation| {
+            *earlier != Incarnation::NONE && *earlier < incarnation && !placed
+        };
+        match sight.remembered.filter(restarted) {
+            Some(earlier) if !std::mem::replace(&mut self.restart_applied, true) => {
+                Judged::Move(earlier, Reason::OwnerRestarted)
             }
-            Certificate::Dead(dead) => self.moving = Some((dead, Reason::OwnerDead)),
-            // It published SHUTDOWN itself.
-            Certificate::Alive { .. } if verdict == Verdict::Relink => {
-                self.moving = Some((incarnation, Reason::OwnerShutdown));
-            }
-            Certificate::Alive { .. } => {
-                return Some(Step::Answer {
-                    remember: false,
-                    reason: Reason::DeathNotCertain,
-                });
-            }
+            _ => decided,
         }
-        None
+    }
+}
+
+/// What an owner's standing asks for.
+enum Judged {
+    Step(Step),
+    /// Every incarnation of the owner up to this one is dead or shut down.
+    Move(Incarnation, Reason),
+}
+
+/// What the store's answer about an owner's death asks for.
+fn settled(certificate: Certificate, verdict: Verdict, incarnation: Incarnation) -> Judged {
+    match certificate {
+        Certificate::Unknown => Judged::Move(Incarnation::NONE, Reason::OwnerNeverSeen),
+        Certificate::Dead(dead) => Judged::Move(dead, Reason::OwnerDead),
+        // It published SHUTDOWN itself.
+        Certificate::Alive { .. } if verdict == Verdict::Relink => {
+            Judged::Move(incarnation, Reason::OwnerShutdown)
+        }
+        Certificate::Alive { .. } => Judged::Step(Step::Answer {
+            remember: false,
+            reason: Reason::DeathNotCertain,
+        }),
     }
 }
 
 /// The step for an owner that serves its users.
-#[must_use]
-pub const fn keep(owner: Standing) -> Step {
+const fn keep(owner: Standing) -> Step {
     let reason = match owner {
         Standing::Draining => Reason::OwnerDraining,
         _ => Reason::OwnerReady,
@@ -386,6 +390,36 @@ mod tests {
         let mut plan = Plan::default();
         plan.linked(Some(true));
         assert_eq!(plan.next(restarted), keep(Standing::Ready));
+    }
+
+    #[test]
+    fn a_link_that_vanishes_does_not_forget_the_restart() {
+        let restarted = Sight {
+            look: Look {
+                incarnation: Incarnation::new(2),
+                ..look(Standing::Ready, true)
+            },
+            remembered: Some(Incarnation::new(1)),
+            ..sight(Standing::Ready, true)
+        };
+        let mut plan = Plan::default();
+        plan.linked(Some(false));
+        assert!(matches!(plan.next(restarted), Step::Move { .. }));
+        plan.vanished();
+        assert_eq!(plan.next(restarted), Step::Offer);
+        plan.linked(Some(false));
+        assert_eq!(plan.next(restarted), keep(Standing::Ready));
+    }
+
+    #[test]
+    fn a_young_reading_is_not_repeated_for_the_owner() {
+        let young = Sight {
+            young: true,
+            ..sight(Standing::Lapsed, true)
+        };
+        let mut plan = Plan::default();
+        plan.linked(Some(false));
+        assert_eq!(plan.next(young), Step::Certify);
     }
 
     #[test]

@@ -256,7 +256,7 @@ async def _pods(options: argparse.Namespace) -> None:
             }
             for pod, state in states.items()
         ]
-    rows = [("POD", "ROUTING", "LOAD", "AVAILABLE", "ROUTABLE", "SAID AT (UTC)", "METADATA")]
+    rows = [("POD", "ROUTING", "LOAD", "AVAILABLE", "ROUTABLE", "PUBLISHED (UTC)", "METADATA")]
     rows += [
         (
             str(pod["pod_id"]),

@@ -107,7 +107,8 @@ class _Watch:
             await asyncio.sleep(self._interval)
         frame = await self._look()
         if frame.explained is None:
-            raise from_core(frame.code, frame.trouble, False, {})
+            message = frame.trouble.removeprefix(f"{frame.code}: ")
+            raise from_core(frame.code, message, False, {})
         _print(frame)
 
     async def plain(self) -> None:

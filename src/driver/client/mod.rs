@@ -402,12 +402,6 @@ impl ClientDriver {
         Some(entry.valid_until.since(now))
     }
 
-    /// Whether `close` was called.
-    #[must_use]
-    pub fn is_closed(&self) -> bool {
-        self.shared.closed.load(Ordering::SeqCst)
-    }
-
     /// The namespace that a caller means: none and the empty one are the driver's own.
     ///
     /// # Errors

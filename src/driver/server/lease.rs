@@ -131,6 +131,7 @@ impl ServerShared {
                 .clock
                 .deadline(self.config.timeout.min(self.config.renew));
             let Err(error) = self.renew(deadline).await else {
+                self.log_recovery();
                 return;
             };
             count(&self.stats.renew_failures);
@@ -177,11 +178,22 @@ impl ServerShared {
         Ok(())
     }
 
+    /// The last line about a pod's lease should say how it stands.
+    fn log_recovery(&self) {
+        if self.renewal_fails.swap(false, Ordering::Relaxed) {
+            let (service, pod) = (&self.info.service, self.info.pod);
+            tracing::warn!(%service, pod = pod.get(), "renewals succeed again");
+        }
+    }
+
     fn log_renew_failure(&self, error: &Error) {
+        self.renewal_fails.store(true, Ordering::Relaxed);
         let until = Tick::from_nanos(self.valid_until.load(Ordering::SeqCst));
         let left = until.since(self.clock.now());
         let (pod, service, left_ms) = (self.info.pod, &self.info.service, left.as_millis());
-        if left < self.config.renew * 2 {
+        if left.is_zero() {
+            tracing::error!(%service, pod = pod.get(), %error, "a renewal failed and the lease has ended");
+        } else if left < self.config.renew * 2 {
             tracing::error!(%service, pod = pod.get(), left_ms, %error, "a renewal failed and the lease is close to its end");
         } else {
             tracing::warn!(%service, pod = pod.get(), left_ms, %error, "a renewal failed");

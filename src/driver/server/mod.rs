@@ -9,7 +9,7 @@ mod start;
 mod workload;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -110,6 +110,8 @@ struct ServerShared {
     /// Until when the pod may act, as a [`Tick`]; 0 without a lease. Checked with one atomic load
     /// and one clock read.
     valid_until: AtomicU64,
+    /// The last renewal failed.
+    renewal_fails: AtomicBool,
     /// How the start under way ended: a second start waits for it.
     started: watch::Sender<Option<Result<()>>>,
     /// Whether `stop` was called: a start that waits for an earlier process waits no longer.
@@ -241,6 +243,7 @@ impl ServerDriver {
             owned: Mutex::default(),
             publishing: tokio::sync::Mutex::new(()),
             valid_until: AtomicU64::new(0),
+            renewal_fails: AtomicBool::new(false),
             started: watch::Sender::new(None),
             stopping: watch::Sender::new(false),
             stopped: watch::Sender::new(None),
