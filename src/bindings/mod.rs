@@ -69,7 +69,7 @@ mod _podlink {
     #[pymodule_export]
     use super::log::{set_log_filter, take_logs};
     #[pymodule_export]
-    use super::operations::operation_names;
+    use super::operations::{link_operation_names, operation_names};
     #[pymodule_export]
     use super::queue::CompletionQueue;
     #[pymodule_export]

@@ -24,6 +24,12 @@ pub(super) fn operation_names() -> Vec<&'static str> {
     OperationName::ALL.map(OperationName::as_str).to_vec()
 }
 
+/// The names of those that are counted as operations on links, for the same test.
+#[pyfunction]
+pub(super) fn link_operation_names() -> Vec<&'static str> {
+    OperationName::LINKS.map(OperationName::as_str).to_vec()
+}
+
 /// One call from Python: the operation, and the waiter that gets the answer.
 pub(super) struct Started<'a> {
     queue: &'a CompletionQueue,

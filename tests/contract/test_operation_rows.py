@@ -1,6 +1,6 @@
 """The rows of `_operations.py`, the core's operations and the arms that start them agree."""
 
-from typing import Any, cast
+from typing import Any, cast, get_overloads
 
 import pytest
 
@@ -41,6 +41,24 @@ def test_every_row_is_a_method_of_some_driver() -> None:
         if row.operation is not None
     }
     assert rows() - submitted == NOT_SUBMITTED
+
+
+def test_every_operation_of_a_user_is_counted_as_one_on_links() -> None:
+    of_users = {
+        row.name
+        for row in vars(_operations).values()
+        if isinstance(row, _operations.Operation) and {"uid", "uids"} & {*row.parameters}
+    }
+    # It changes nothing, so it counts nothing.
+    assert of_users - {"explain"} == set(_podlink.link_operation_names()) - WITHOUT_A_ROW
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_every_operation_has_an_overload_of_submit(at: int) -> None:
+    driver = drivers()[at]
+    types = [overload.__annotations__["operation"] for overload in get_overloads(driver.submit)]
+    for name in driver._submitter._operations:
+        assert any(f'"{name}"' in str(each).replace("'", '"') for each in types), name
 
 
 class Waiter:
