@@ -12,8 +12,9 @@ import pytest
 
 import podlink
 from conftest import ServerFactory
-from helpers.pods import NAMESPACE, SERVICE, pod_info
+from helpers.pods import NAMESPACE, QUICK, SERVICE, pod_info
 from helpers.scrape import Scrape
+from helpers.wait import eventually_async
 
 TIMEOUT = 0.5
 
@@ -207,3 +208,38 @@ async def test_a_wrong_argument_leaves_the_name() -> None:
             await client.get_link_service(None, "a{b")
         assert failure.value.details["operation"] == "get_link_service"
         assert failure.value.details["parameter"] == "uid"
+
+
+async def test_explain_names_itself_and_not_the_call_of_the_store(store: podlink.Store) -> None:
+    async with podlink.ClientDriver(store, NAMESPACE) as client:
+        explained = await client.explain(None, "u1", SERVICE, timeout=TIMEOUT)
+    assert explained.trouble is not None
+    assert explained.trouble.message.startswith("explain: ")
+
+
+async def test_a_store_that_cannot_be_read_is_not_the_death_of_a_pod(
+    server_factory: ServerFactory,
+) -> None:
+    server = server_factory()
+    store = podlink.Store(server.url)
+    fresh = podlink.RouteInfoConfig(refresh=0.05)
+    pod = podlink.ServerDriver(store, pod_info(0), QUICK)
+    await pod.start()
+    info = podlink.RouteInfoDriver(store, NAMESPACE, fresh)
+    assert (await info.get_pod_state(None, SERVICE, 0)).pod_id == 0
+    server.kill()
+    failed: list[podlink.PodlinkError] = []
+
+    async def fails() -> bool:
+        try:
+            await info.get_pod_state(None, SERVICE, 0, timeout=TIMEOUT)
+        except podlink.PodlinkError as error:
+            failed.append(error)
+        return bool(failed)
+
+    # Until its lease has ended, the pod is known.
+    await eventually_async(fails)
+    assert failed[0].code in ("STORE_UNAVAILABLE", "TIMEOUT")
+    assert failed[0].details["operation"] == "get_pod_state"
+    await info.aclose()
+    await store.aclose()
