@@ -211,7 +211,8 @@ class ClientDriver(ClientLinks):
 
         Args:
             operation: a coroutine method of this driver, like ``client.compute_linked_pod``, or
-                its name. Type checkers infer the type of the result from either.
+                its name. Type checkers infer the type of the result from either. A subclass's
+                override is not called: the operation starts in the core.
             args: its arguments.
             callback: called with the result: on the running loop if there is one, else on
                 podlink's callback thread, or by ``poll_callbacks()`` for a driver made with

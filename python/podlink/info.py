@@ -274,6 +274,10 @@ class RouteInfoDriver(Closeable):
         may be seen as one. The first reading of a service publishes its pods as joins; a callback
         that is registered later gets the changes from then on.
 
+        Drivers of one process share what they read of another namespace. There each callback is
+        first called with the pods that are alive, as joins, whenever it is registered; and one
+        without ``service_name`` also gets the services that other drivers use.
+
         The callback may be sync or async. Registered while a loop runs, it is called on that loop
         with the context variables of the registration; otherwise on a thread of its own. Calls of
         one callback never overlap. What it raises is logged and counted. A slow callback delays
