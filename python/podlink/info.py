@@ -274,7 +274,7 @@ class RouteInfoDriver(Closeable):
         may be seen as one. The first reading of a service publishes its pods as joins; a callback
         that is registered later gets the changes from then on.
 
-        Drivers of one process share what they read of another namespace. There each callback is
+        Drivers on one store share what they read of another namespace. There each callback is
         first called with the pods that are alive, as joins, whenever it is registered; and one
         without ``service_name`` also gets the services that other drivers use.
 
