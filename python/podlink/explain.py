@@ -60,7 +60,7 @@ class Reason(StrEnum):
 
     CACHED = "cached"
     """What is remembered is still valid, and its pod available and the same process."""
-    TOLD_BY_PROGRAM = "told_by_program"
+    SET_BY_PROGRAM = "set_by_program"
     """The program set it with ``set_cache``, and the pod is available."""
     OWNER_READY = "owner_ready"
     """The linked pod is READY."""
@@ -395,7 +395,7 @@ _ROWS = 20
 
 _WHY = {
     Reason.CACHED: "what this process remembers is valid, and its pod available",
-    Reason.TOLD_BY_PROGRAM: "the program set the cache so, and the pod is available",
+    Reason.SET_BY_PROGRAM: "the program set the cache so, and the pod is available",
     Reason.OWNER_READY: "the linked pod is READY",
     Reason.OWNER_DRAINING: "the linked pod drains: it keeps its users and takes no new ones",
     Reason.OWNER_SHUTDOWN: "the linked pod published SHUTDOWN",

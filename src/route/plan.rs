@@ -14,7 +14,7 @@ pub enum Reason {
     /// The cached link is still valid, and its pod available.
     Cached,
     /// The program set the cache before the pod was known, and the pod is available.
-    ToldByProgram,
+    SetByProgram,
     /// The linked pod is READY.
     OwnerReady,
     /// The linked pod takes no new users, but keeps its own.

@@ -305,7 +305,7 @@ impl<'a> ExplainCase<'a> {
             Opening::Cached => certainly(Action::AnswerFromCache, Reason::Cached),
             Opening::AskPeer if failed => certainly(Action::Fail, Reason::PeerTrouble),
             Opening::AskPeer => certainly(Action::AskPeer, Reason::ForeignNamespace),
-            Opening::Adopt => certainly(Action::AnswerFromCache, Reason::ToldByProgram),
+            Opening::Adopt => certainly(Action::AnswerFromCache, Reason::SetByProgram),
             Opening::Plan if failed => certainly(Action::Fail, Reason::StoreTrouble),
             Opening::Plan => foresee(&self.facts()),
         }

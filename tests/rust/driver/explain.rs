@@ -356,7 +356,7 @@ async fn each_reason_has_its_world() {
     let link = Step::Link(0, true);
     let worlds: [(Reason, &[Step]); 11] = [
         (Reason::Cached, &[begin.clone(), Step::Compute]),
-        (Reason::ToldByProgram, &[begin.clone(), Step::TellCache(0)]),
+        (Reason::SetByProgram, &[begin.clone(), Step::TellCache(0)]),
         (Reason::OwnerReady, &[begin.clone(), link.clone()]),
         (
             Reason::OwnerDraining,
