@@ -220,12 +220,27 @@ pub(super) struct LeaseFields {
     pub(super) dead: u64,
 }
 
-/// The store's clock and its record of outages, in microseconds.
+impl LeaseFields {
+    /// A pod whose lease record was lost is the process that its state shows.
+    pub(super) fn of_state(self, shown: Incarnation) -> Self {
+        let incarnation = match self.incarnation {
+            0 => shown.get(),
+            known => known,
+        };
+        Self {
+            incarnation,
+            ..self
+        }
+    }
+}
+
+/// The store's clock and its record of outages, in microseconds of virtual time.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StoreClock {
     pub(super) now: u64,
     pub(super) hold: u64,
     pub(super) held: u64,
+    /// Zero if no pod has written its times.
     pub(super) grace: u64,
 }
 
@@ -244,6 +259,18 @@ impl StoreClock {
         Duration::from_micros(lease.deadline.max(fresh).saturating_sub(self.now))
     }
 
+    /// The certificate of a pod without lease and state. After the lease hash was lost, which
+    /// leaves no `held`, it may be alive until the hold is over.
+    pub(super) fn unknown(&self) -> Certificate {
+        if self.held > 0 || self.hold == 0 || self.now > self.hold {
+            return Certificate::Unknown;
+        }
+        Certificate::Alive {
+            incarnation: Incarnation::NONE,
+            left: Duration::from_micros(self.hold - self.now),
+        }
+    }
+
     /// The certificate that a pod would get now, with any outage taken into account; `None` if
     /// no process ever began under its index.
     pub(super) fn foretell(&self, lease: LeaseFields) -> Option<Foretold> {
@@ -256,9 +283,12 @@ impl StoreClock {
                 written: true,
             });
         }
-        let till = self.hold.max(lease.deadline + self.grace);
+        let till = self.hold.max(lease.deadline.saturating_add(self.grace));
         let incarnation = Incarnation::new(lease.incarnation);
-        let certificate = if self.now <= till {
+        let certificate = if self.grace == 0 {
+            let left = Duration::from_secs(1);
+            Certificate::Alive { incarnation, left }
+        } else if self.now <= till {
             let left = Duration::from_micros(till - self.now);
             Certificate::Alive { incarnation, left }
         } else {

@@ -32,8 +32,9 @@ pub(super) fn pods(reply: Value, last: &PodsReading) -> Result<Pods> {
 /// Decodes the reply of `inspect`, which has the shape of that of `pods`.
 pub(super) fn inspection(reply: Value) -> Result<Inspection> {
     let reply = PodsReply::decode(reply)?;
+    let (states, _) = read_states(&reply.states, &PodsReading::default())?;
     Ok(Inspection {
-        certificates: reply.certificates()?,
+        certificates: reply.certificates(&states)?,
         pods: reply.pods(&PodsReading::default())?,
     })
 }
@@ -84,10 +85,13 @@ impl PodsReply {
         })?;
         let records = states.iter().filter_map(|ReadState { pod, state, .. }| {
             let (_, lease) = *leases.get(position(&leases, *pod, |(pod, _)| *pod)?)?;
-            (lease.incarnation == state.incarnation.get()).then(|| PodRecord {
-                lease_left: self.clock.lease_left(lease),
+            let record = PodRecord {
+                lease_left: self.clock.lease_left(lease.of_state(state.incarnation)),
                 state: Arc::clone(state),
-            })
+            };
+            // Without a lease it is shown during the hold after the lease hash was lost.
+            let lost = lease.incarnation == 0 && !record.lease_left.is_zero();
+            (lost || lease.incarnation == state.incarnation.get()).then_some(record)
         });
         pods.records = records.collect();
         pods.corrupt = corrupt;
@@ -98,11 +102,15 @@ impl PodsReply {
         Ok(pods)
     }
 
-    fn certificates(&self) -> Result<BTreeMap<PodIndex, Foretold>> {
+    fn certificates(&self, states: &[ReadState]) -> Result<BTreeMap<PodIndex, Foretold>> {
         let mut leases: BTreeMap<PodIndex, LeaseFields> = BTreeMap::new();
         each_lease_field(&self.leases, |pod, field, value| {
             leases.entry(pod).or_default().set(field, value);
         })?;
+        for ReadState { pod, state, .. } in states {
+            let lease = leases.entry(*pod).or_default();
+            *lease = lease.of_state(state.incarnation);
+        }
         let certificates = leases.into_iter().filter_map(|(pod, lease)| {
             let foretold = self.clock.foretell(lease)?;
             Some((pod, foretold))

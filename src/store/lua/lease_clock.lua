@@ -1,30 +1,29 @@
 -- lease_clock: the prelude of every lease script; script.rs prepends it to each body.
--- KEYS[2] is the state hash, whose name is the event channel too; only scripts that publish get it.
--- KEYS[1] is the lease hash. Its fields, in microseconds of the store's clock where they are times:
+-- KEYS[2] is the state hash, whose name is the event channel too.
+-- KEYS[1] is the lease hash. Its fields, in microseconds of virtual time where they are times:
 --   per pod  i: incarnation, d: lease deadline, x: highest dead incarnation, b: process nonce,
 --            u: Kubernetes pod UID
---   shared   clk  the time of the last access; time never runs backwards
+--   shared   off  virtual time = TIME + off; grows when the server's clock steps back
+--            clk  the virtual time of the last access; it never decreases
 --            hold after an outage no pod is declared dead before this time
---            held pods whose lease reached this time count as alive during the hold
+--            held pods whose lease reached this time count as alive during the hold; without it,
+--                 the lease hash was lost: pods that are not in it may be alive too
 --            t    lease:grace:gap of the pod that wrote last, for scripts that only read
 --            sweep when pods that have been dead for long are evicted next
 --            w    pod:deadline of the leader of the service
 -- Everything is read first; `save` collects what `write` writes in the end.
-local lease_key = KEYS[1]
+-- Other programs may write here too. A field without a valid number counts as missing, and a time
+-- too far ahead is replaced: an invalid field must not harm more than its own pod.
+local lease_key, WEEK = KEYS[1], 7 * 86400 * 1000000
 local function field(name) return redis.call('HGET', lease_key, name) end
--- A field without a valid number counts as missing: it must not end every pod of a service.
-local function number(name)
-  local value = tonumber(field(name) or '0')
-  if not value or value ~= value or value < 0 or value >= 2 ^ 53 then
-    return 0
-  end
-  return value
+local function parse(stored, limit)
+  local value = stored and string.match(stored, '^%d+$') and tonumber(stored)
+  return value and value < limit and value or nil
 end
+local function number(name) return parse(field(name), 2 ^ 53) or 0 end
+-- The store's time, an incarnation: less than 2^52, which as a time is the year 2112.
+local function moment(name) return parse(field(name), 2 ^ 52) or 0 end
 local function text(x) return string.format('%.0f', x) end
-local time = redis.call('TIME')
-local last = number('clk')
-local now = math.max(time[1] * 1000000 + time[2], last)
-local hold, held = number('hold'), number('held')
 local save = {}
 local function put(name, value)
   save[#save + 1] = name
@@ -35,25 +34,88 @@ local function write()
     redis.call('HSET', lease_key, save[i], save[i + 1])
   end
 end
+local time = redis.call('TIME')
+local real = time[1] * 1000000 + time[2]
+local stored_off = field('off')
+local off = tonumber(string.match(stored_off or '', '^-?%d+$') or '0')
+if real + off < 0 or real + off >= 2 ^ 52 then
+  off = 0
+end
+local last = moment('clk')
+-- The clock stepped back: virtual time goes on from the last access.
+local back = last - real - off
+local stepped = back > 0
+if stepped then
+  off = last - real
+end
+local now = real + off
+local hold, held = number('hold'), number('held')
+if held > last then
+  held = 0
+end
 -- Events are best effort: polling finds the change too. A user without the permission to publish
 -- delays the notification, but never loses a renewal.
 local function publish(pod, event)
   redis.pcall('PUBLISH', KEYS[2], '{"podId":' .. pod .. ',"event":"' .. event .. '"}')
 end
--- A time without access longer than the gap is an outage, a failover or a clock step. Then every
--- pod gets a new lease and grace, so that the outage moves no user.
-local function tick(lease, grace, gap)
-  if last > 0 and gap > 0 and now - last > gap then
-    if last > hold then
-      held = last
-      put('held', text(held))
+local function last_deadline()
+  local all, latest = redis.call('HGETALL', lease_key), 0
+  for i = 1, #all, 2 do
+    if string.match(all[i], '^d:%d+$') then
+      latest = math.max(latest, parse(all[i + 1], 2 ^ 53) or 0)
     end
+  end
+  return latest
+end
+-- Advances the clock. After a time without access longer than the gap (an outage, a failover, a
+-- step forward), and if the clock was lost, every pod gets a new lease and grace. So no user moves.
+-- So does a clock that is a week ahead, and later than all that protects a pod: another program may
+-- have written it.
+local function tick(lease, grace, gap, new)
+  if lease == 0 then
+    return -- nothing is judged, nor the silence ended, by a call that does not know the times
+  end
+  local outage = last > 0 and gap > 0 and now - last > gap
+  local lost = last == 0 and not new
+  if lost or (outage and last > hold) then
+    held = last
+    put('held', text(held))
+  end
+  local ahead = back > WEEK and last > math.max(hold, last_deadline() + grace)
+  if outage or lost or ahead or hold > now + 10 * (lease + grace) then
     hold = now + lease + grace
     put('hold', text(hold))
   end
   put('clk', text(now))
+  if text(off) ~= (stored_off or '0') then
+    put('off', text(off))
+  end
 end
 local function times()
-  local lease, grace, gap = string.match(field('t') or '', '^(%d+):(%d+):(%d+)$')
-  return tonumber(lease or '0'), tonumber(grace or '0'), tonumber(gap or '0')
+  local stored = field('t') or ''
+  local lease, grace, gap = string.match(stored, '^(%d+):(%d+):(%d+)$')
+  lease, grace, gap = parse(lease, 2 ^ 52), parse(grace, 2 ^ 52), parse(gap, 2 ^ 52)
+  if lease and grace and gap then
+    return lease, grace, gap
+  end
+  return 0, 0, 0
+end
+-- The pod's incarnation. Its state still shows it if the lease was lost.
+local function incarnation_of(pod)
+  local incarnation = moment('i:' .. pod)
+  if incarnation > 0 then
+    return incarnation
+  end
+  local read, state = pcall(cjson.decode, redis.call('HGET', KEYS[2], pod) or '')
+  local shown = read and type(state) == 'table' and state.incarnation
+  return type(shown) == 'number' and parse(text(shown), 2 ^ 52) or 0
+end
+-- The pod's deadline. One that is invalid becomes a new lease.
+local function deadline_of(pod, stored, lease)
+  local deadline = parse(stored or '0', 2 ^ 53)
+  if not deadline or deadline > now + 10 * lease then
+    deadline = now + lease
+    put('d:' .. pod, text(deadline))
+  end
+  return deadline
 end

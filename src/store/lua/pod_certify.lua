@@ -3,15 +3,24 @@
 -- ARGV    pod
 -- reply   {verdict, incarnation, microseconds}: 'unknown' | 'dead' | 'alive' for at most that time
 -- Atomic, because once a client has read 'dead' no renewal up to that incarnation may ever succeed.
+-- After the lease hash was lost a pod that it does not know may be alive: until the hold is over,
+-- and if no pod has written its times yet. Then the wait is a second.
 local pod = ARGV[1]
 local lease, grace, gap = times()
-local incarnation, deadline, dead = number('i:' .. pod), number('d:' .. pod), number('x:' .. pod)
+local incarnation, dead = incarnation_of(pod), moment('x:' .. pod)
 if incarnation == 0 then
+  if held == 0 and hold > 0 and now <= hold then
+    return {'alive', '0', text(hold - now)}
+  end
   return {'unknown', '0', 0}
 end
 if dead >= incarnation then
   return {'dead', text(dead), 0}
 end
+if lease == 0 then
+  return {'alive', text(incarnation), 1000000}
+end
+local deadline = deadline_of(pod, field('d:' .. pod), lease)
 tick(lease, grace, gap)
 local till = math.max(deadline + grace, hold)
 if now <= till then

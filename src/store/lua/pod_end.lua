@@ -4,7 +4,7 @@
 -- reply   {verdict, incarnation, microseconds}: 'ok' | 'superseded' by that incarnation
 -- Atomic, because only the process that holds the index may release it.
 local pod, me = ARGV[1], tonumber(ARGV[2])
-local incarnation, dead = number('i:' .. pod), number('x:' .. pod)
+local incarnation, dead = moment('i:' .. pod), moment('x:' .. pod)
 local speaks = string.match(field('w') or '', '^(%d+):') == pod
 redis.call('HEXISTS', KEYS[2], pod)
 if incarnation > me then

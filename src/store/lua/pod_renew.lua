@@ -10,8 +10,7 @@
 -- leader before, if the leader's lease has expired, or if the leader's index is higher.
 local lease, grace, gap = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local pod, me = ARGV[4], tonumber(ARGV[5])
-local incarnation, deadline = number('i:' .. pod), number('d:' .. pod)
-local dead, sweep = number('x:' .. pod), number('sweep')
+local incarnation, dead, sweep = moment('i:' .. pod), moment('x:' .. pod), number('sweep')
 local old = redis.call('HGET', KEYS[2], pod)
 -- A later process supersedes this one for good, even if that process is certified dead. Otherwise
 -- two processes that both came back would take the index from each other forever.
@@ -21,22 +20,24 @@ end
 if dead >= me then
   return {'dead', text(dead), 0}
 end
+local deadline = deadline_of(pod, field('d:' .. pod), lease)
 tick(lease, grace, gap) -- first, because during a hold no pod is evicted
 local gone = {}
-if now >= sweep then
+if now >= sweep or sweep > now + 10 * lease then
   local all = redis.call('HGETALL', lease_key)
   for i = 1, #all, 2 do
     local other = string.match(all[i], '^d:(%d+)$')
-    if other and other ~= pod and tonumber(all[i + 1]) + 10 * lease < now and hold < now then
+    local over = other and other ~= pod and deadline_of(other, all[i + 1], lease) + 10 * lease
+    if over and over < now and hold < now then
       gone[#gone + 1] = other
-      put('x:' .. other, field('i:' .. other) or '0')
+      put('x:' .. other, text(math.max(incarnation_of(other), moment('x:' .. other))))
     end
   end
   put('sweep', text(now + lease))
 end
 local spokesman, till = string.match(field('w') or '', '^(%d+):(%d+)$')
 local leads = not spokesman or spokesman == pod or tonumber(till) <= now
-  or tonumber(pod) < tonumber(spokesman)
+  or tonumber(till) > now + 10 * lease or tonumber(pod) < tonumber(spokesman)
 local read, known = pcall(cjson.decode, old or '')
 local changed = deadline <= now or not read or type(known) ~= 'table'
   or known.routingState ~= ARGV[6] or known.incarnation ~= me

@@ -1,6 +1,6 @@
 //! Leases in memory: the same rules as `lua/lease_clock.lua` and the scripts that include it.
 //!
-//! Times are microseconds of the store's clock, as they are on a server.
+//! Times are microseconds of virtual time, as they are on a server.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,9 @@ const EVICT_AFTER: u64 = 10;
 /// The leases and states of one service's pods.
 #[derive(Debug, Default)]
 pub(super) struct ServiceLeases {
-    /// The time of the last access.
+    /// Virtual time is the clock's time plus this. It grows when the clock steps back.
+    off: u64,
+    /// The virtual time of the last access.
     last: u64,
     /// After an outage no pod is declared dead before this time.
     hold: u64,
@@ -104,8 +106,12 @@ impl ServiceLeases {
             return Renewed::Dead;
         }
         let times = LeaseMicros::from(times);
+        let lost = self.last == 0;
         // First, because during a hold no pod is evicted.
         let now = self.tick(times, now);
+        if lost {
+            self.hold = now + times.lease + times.grace;
+        }
         self.evict_dead_pods(state.pod_id, times.lease, now);
         let known = self.states.get(&state.pod_id);
         self.changed = found.deadline <= now
@@ -153,7 +159,7 @@ impl ServiceLeases {
         let found = self.lease(pod);
         let clock = self.clock_at(now);
         let Some(foretold) = clock.foretell(found) else {
-            return Certificate::Unknown;
+            return clock.unknown();
         };
         if foretold.written {
             return foretold.certificate;
@@ -167,11 +173,12 @@ impl ServiceLeases {
     }
 
     pub(super) fn pods(&mut self, now: u64) -> Pods {
-        let now = now.max(self.last);
-        if self.last > 0 && now - self.last > self.times.gap / 2 {
+        let clock = self.clock_at(now);
+        let stepped = now + self.off < self.last;
+        if self.last > 0 && (stepped || clock.now - self.last > self.times.gap / 2) {
             self.tick(self.times, now);
         }
-        self.shown(self.clock_at(now))
+        self.shown(clock)
     }
 
     /// What `pods` and `certify` would return.
@@ -214,17 +221,18 @@ impl ServiceLeases {
             .unwrap_or_default()
     }
 
-    /// Advances the store's clock, which never runs backwards. A time without access longer than
-    /// the gap is an outage: every pod gets a new lease and grace.
-    fn tick(&mut self, times: LeaseMicros, now: u64) -> u64 {
-        let clock = self.ticked(times, now);
+    /// Advances virtual time. If the clock stepped back, it goes on from the last access. A time
+    /// without access longer than the gap is an outage: every pod gets a new lease and grace.
+    fn tick(&mut self, times: LeaseMicros, real: u64) -> u64 {
+        let clock = self.ticked(times, real);
         (self.hold, self.held, self.last) = (clock.hold, clock.held, clock.now);
+        self.off = clock.now - real;
         clock.now
     }
 
     /// The clock as `tick` would set it.
-    fn ticked(&self, times: LeaseMicros, now: u64) -> StoreClock {
-        let now = now.max(self.last);
+    fn ticked(&self, times: LeaseMicros, real: u64) -> StoreClock {
+        let now = (real + self.off).max(self.last);
         let (mut hold, mut held) = (self.hold, self.held);
         if self.last > 0 && times.gap > 0 && now - self.last > times.gap {
             if self.last > hold {
@@ -268,5 +276,78 @@ impl ServiceLeases {
                 self.states.remove(pod);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{Namespace, ServiceId, ServiceName};
+
+    const SECOND: u64 = 1_000_000;
+    const DAY: u64 = 86_400 * SECOND;
+    const START: u64 = 1_800_000_000 * SECOND;
+    const TIMES: LeaseTimes = LeaseTimes {
+        lease: Duration::from_secs(10),
+        grace: Duration::from_secs(5),
+        gap: Duration::from_secs(4),
+    };
+
+    fn pod() -> PodIndex {
+        PodIndex::new(0).unwrap()
+    }
+
+    fn process(nonce: &str) -> PodIdentity {
+        let (namespace, name) = (Namespace::new("ns"), ServiceName::new("svc"));
+        PodIdentity {
+            service: ServiceId {
+                namespace: namespace.unwrap(),
+                service: name.unwrap(),
+            },
+            pod: pod(),
+            nonce: nonce.to_owned(),
+            pod_uid: String::new(),
+        }
+    }
+
+    /// Reads once a second until the pod is dead; returns how many seconds that took.
+    fn takeover(leases: &mut ServiceLeases, from: u64) -> u64 {
+        let dead = |now: u64| {
+            leases.pods(now);
+            matches!(leases.certify(pod(), now), Certificate::Dead(_))
+        };
+        let mut seconds = (0..60).map(|second| from + second * SECOND);
+        seconds.position(dead).expect("the pod is dead") as u64
+    }
+
+    #[test]
+    fn takeover_after_a_step_takes_as_long_as_without() {
+        for (stepped, longest) in [
+            (START, 16),
+            (START - DAY, 16),
+            (START - 45 * SECOND, 16),
+            (START + 45 * SECOND, 16),
+            (START + DAY, 16),
+        ] {
+            let mut leases = ServiceLeases::default();
+            leases.begin(&process("a"), TIMES, START);
+            let took = takeover(&mut leases, stepped);
+            assert!((15..=longest).contains(&took), "{took} s");
+        }
+    }
+
+    #[test]
+    fn a_day_ahead_for_three_seconds_is_forgotten() {
+        let mut leases = ServiceLeases::default();
+        leases.begin(&process("a"), TIMES, START);
+        for second in 0..3 {
+            leases.pods(START + DAY + second * SECOND);
+        }
+        let first = leases.inspect(START + 3 * SECOND);
+        assert!(first.pods.now_ms >= (START + DAY) / 1000, "time goes on");
+        let took = takeover(&mut leases, START + 3 * SECOND);
+        assert!((12..=16).contains(&took), "{took} s");
+        let next = leases.begin(&process("b"), TIMES, START + 20 * SECOND);
+        assert!(matches!(next, Begun::Started(_)), "{next:?}");
     }
 }

@@ -24,11 +24,12 @@ scripts! {
 
 impl Encode for PodBegin {
     fn encode(&self, form: Form) -> Result<Cmd> {
-        let key = key::lease(&self.pod.service);
+        let [lease_key, state_key] = pod_keys(&self.pod.service);
         let [lease, grace, gap] = times(self.times);
         let (nonce, pod_uid) = (Arg::Text(&self.pod.nonce), Arg::Text(&self.pod.pod_uid));
         let args = [lease, grace, gap, pod(self.pod.pod), nonce, pod_uid];
-        Ok(script::call(&POD_BEGIN, form, &[&key], &args))
+        let keys = [&*lease_key, &*state_key];
+        Ok(script::call(&POD_BEGIN, form, &keys, &args))
     }
 
     fn decode(&self, reply: Value) -> Result<Begun> {

@@ -1,10 +1,12 @@
 //! The contract of [`podlink::store::Store`]: one set of tests on every store.
 
+mod clock_steps;
 pub(crate) mod events;
 mod inspections;
 pub(crate) mod leases;
 mod links;
 mod offers;
+mod spoilt_fields;
 mod stored_events;
 mod stored_leases;
 mod stored_links;

@@ -25,7 +25,7 @@ on_every_server!(
     a_dropped_pod_leaves_its_incarnations_behind,
     changes_are_published_and_loads_are_not,
     a_lease_key_of_the_wrong_type_loses_nothing,
-    a_store_clock_that_jumps_back_stands_still,
+    time_goes_on_after_a_step_back,
 );
 
 const STATES: &str = "sf:{ns:state:svc}";
@@ -271,7 +271,7 @@ async fn a_lease_key_of_the_wrong_type_loses_nothing(stage: Stage) {
 }
 
 /// Story: a fail-over to a server whose clock is behind must not give leases back.
-async fn a_store_clock_that_jumps_back_stands_still(stage: Stage) {
+async fn time_goes_on_after_a_step_back(stage: Stage) {
     let mut raw = raw(&stage);
     let me = started(&stage, 0, "a").await;
     renew(&stage, &state(0, me)).await;
@@ -282,15 +282,15 @@ async fn a_store_clock_that_jumps_back_stands_still(stage: Stage) {
     assert_eq!(record(&stage, 0).await.unwrap().lease_left, Duration::ZERO);
     assert_eq!(certify(&stage, 0).await, Certificate::Dead(me));
     let next = started(&stage, 0, "b").await;
-    assert!(next > me && next == Incarnation::new(ahead));
-    assert_eq!(
-        field(&mut raw, "clk"),
-        ahead,
-        "time stands still until the clock has caught up"
-    );
+    assert!(next > me && next >= Incarnation::new(ahead));
+    let clock = field(&mut raw, "clk");
+    assert_eq!(next, Incarnation::new(clock));
+    assert!(clock - ahead < hour / 60, "time goes on from the step");
     assert!(matches!(
         renew(&stage, &state(0, next)).await,
         Renewed::Done { .. }
     ));
-    assert_eq!(record(&stage, 0).await.unwrap().lease_left, TIMES.lease);
+    let left = record(&stage, 0).await.unwrap().lease_left;
+    assert!(left > Duration::ZERO && left <= TIMES.lease, "{left:?}");
+    assert!(field(&mut raw, "clk") > clock, "time does not stand still");
 }
