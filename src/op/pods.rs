@@ -115,6 +115,15 @@ pub enum Renewed {
         /// This pod leads the service: it has the lowest index of those that renew. After
         /// the death of a leader another one leads within a lease and a renewal.
         leads: bool,
+        /// The store did not know this incarnation any more: the record of its lease was missing,
+        /// or was that of an earlier one, and was written again. Links may be missing too.
+        recreated: bool,
+        /// The store's virtual time, in microseconds. The next renewal's tells whether the store's
+        /// clock stepped (`route::clock_step`).
+        now: u64,
+        /// Which server replied: its process and the history of its data. Another number is
+        /// another server, or one that restarted. 0 if the store does not say.
+        server: u64,
     },
     /// This incarnation was declared dead. It never comes back.
     Dead,

@@ -178,13 +178,17 @@ pub(super) fn begun(reply: Value) -> Result<Begun> {
     }
 }
 
-/// The reply of `pod_renew`: `{verdict, incarnation, leads}`.
+/// The reply of `pod_renew`: `{verdict, incarnation, leads, recreated, now}`. It does not say which
+/// server it comes from.
 pub(super) fn renewed(reply: Value) -> Result<Renewed> {
-    let [verdict, incarnation, leads] = parts(reply)?;
+    let [verdict, incarnation, leads, recreated, now] = parts(reply)?;
     let incarnation = Incarnation::new(unsigned(&incarnation)?);
     match text(verdict)?.as_str() {
         "ok" => Ok(Renewed::Done {
             leads: number(&leads)? == 1,
+            recreated: number(&recreated)? == 1,
+            now: unsigned(&now)?,
+            server: 0,
         }),
         "dead" => Ok(Renewed::Dead),
         "superseded" => Ok(Renewed::Superseded(incarnation)),

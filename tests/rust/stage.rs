@@ -90,6 +90,15 @@ impl Stage {
         }
     }
 
+    /// Kills the server and starts it again, on its port and without its data.
+    pub(crate) async fn restart(&mut self) {
+        let Place::Server(server) = &mut self.place else {
+            panic!("no server to restart")
+        };
+        server.kill();
+        server.restart().await;
+    }
+
     /// Lets a temporary link expire that has at most `left` to live.
     pub(crate) async fn expire(&self, link: &LinkId, left: Duration) {
         match &self.place {

@@ -37,7 +37,7 @@ impl ServerShared {
         let renewed = self.store.ask(renew, deadline).await;
         self.count_publication(&renewed, sent);
         match renewed? {
-            Renewed::Done { leads } => {
+            Renewed::Done { leads, .. } => {
                 let valid = sent.after(times.lease.saturating_sub(self.config.guard));
                 self.valid_until.store(valid.as_nanos(), Ordering::SeqCst);
                 if leads {

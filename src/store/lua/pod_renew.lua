@@ -1,7 +1,8 @@
 -- pod_renew: renew a pod's lease and publish its state.
 -- KEYS[1] lease hash, KEYS[2] state hash (its name is the event channel too)
 -- ARGV    lease, grace, gap (microseconds), pod, incarnation, routing_state, state (a JSON object)
--- reply   {verdict, incarnation, leads}: 'ok', with 1 if this pod is the service's leader now |
+-- reply   {verdict, incarnation, leads, recreated, now}: 'ok', with 1 if this pod is the service's
+--         leader now, 1 if its record was lost and is written again, and virtual time |
 --         'dead' | 'superseded' by that incarnation
 -- Atomic, because a renewal and a death certificate exclude each other for good. A record lost in
 -- a failover is written again. The store's time is put into the state. The first renewal of each
@@ -15,10 +16,10 @@ local old = redis.call('HGET', KEYS[2], pod)
 -- A later process supersedes this one for good, even if that process is certified dead. Otherwise
 -- two processes that both came back would take the index from each other forever.
 if incarnation > me then
-  return {'superseded', text(incarnation), 0}
+  return {'superseded', text(incarnation), 0, 0, '0'}
 end
 if dead >= me then
-  return {'dead', text(dead), 0}
+  return {'dead', text(dead), 0, 0, '0'}
 end
 local deadline = deadline_of(pod, field('d:' .. pod), lease)
 tick(lease, grace, gap) -- first, because during a hold no pod is evicted
@@ -58,4 +59,4 @@ end
 if changed then
   publish(pod, ARGV[6])
 end
-return {'ok', ARGV[5], leads and 1 or 0}
+return {'ok', ARGV[5], leads and 1 or 0, incarnation < me and 1 or 0, text(now)}

@@ -133,7 +133,12 @@ impl ServiceLeases {
             ..state.clone()
         };
         self.states.insert(state.pod_id, Arc::new(state));
-        Renewed::Done { leads }
+        Renewed::Done {
+            leads,
+            recreated: found.incarnation < me,
+            now,
+            server: 0,
+        }
     }
 
     pub(super) fn end(&mut self, pod: PodIndex, me: Incarnation, now: u64) -> bool {

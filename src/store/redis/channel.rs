@@ -15,7 +15,7 @@ use tokio::sync::mpsc::{self, Sender, UnboundedReceiver, UnboundedSender};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
-use super::dial::Dialer;
+use super::dial::{DialedConnection, Dialer};
 use super::failure::refusal;
 use super::node::closed;
 use crate::clock::{Clock, Tick};
@@ -207,7 +207,9 @@ async fn run(dialer: Arc<Dialer>, mut inbox: UnboundedReceiver<ChannelRequest>) 
     });
     let end = match dialer.dial_with_push(handler).await {
         Err(failure) => Err(failure.error),
-        Ok((connection, driver)) => tokio::select! {
+        Ok(DialedConnection {
+            connection, driver, ..
+        }) => tokio::select! {
             () = driver => Err(dialer.unavailable("the connection was lost")),
             error = ping_periodically(&dialer, connection.clone()) => Err(error),
             end = serve(&dialer, &table, connection, &mut inbox) => end,

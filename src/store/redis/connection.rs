@@ -20,6 +20,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub(super) struct Connection {
     pub(super) connection: MultiplexedConnection,
+    /// Which server it leads to; see [`super::server_id`].
+    pub(super) server: u64,
     health: Arc<Health>,
 }
 
@@ -71,9 +73,10 @@ impl ConnectionEnd {
 }
 
 impl Connection {
-    pub(super) fn new(connection: MultiplexedConnection) -> Self {
+    pub(super) fn new(connection: MultiplexedConnection, server: u64) -> Self {
         Self {
             connection,
+            server,
             health: Arc::default(),
         }
     }

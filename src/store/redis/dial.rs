@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::failure::{code, refusal};
+use super::server_id::{SECTIONS, server_id};
 use super::tls;
 use super::tls_capture::{TlsErrorCapture, tls_error};
 use crate::config::{ServerAddress, StoreEndpoint, TlsFiles};
@@ -31,7 +32,12 @@ use crate::op::Effect;
 pub(super) type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A connection that has answered a ping, with its driver.
-pub(super) type DialedConnection = (MultiplexedConnection, Driver);
+pub(super) struct DialedConnection {
+    pub(super) connection: MultiplexedConnection,
+    pub(super) driver: Driver,
+    /// Which server it leads to; see [`super::server_id`].
+    pub(super) server: u64,
+}
 
 /// Receives push messages of the server. The driver calls it, so it must not block.
 pub(super) type PushHandler = Arc<dyn AsyncPushSender>;
@@ -219,10 +225,17 @@ impl Dialer {
                 () = &mut driver => replies.await,
             }
         };
-        for (step, reply) in steps.iter().zip(replies.map_err(failed)?) {
-            self.check(*step, &reply)?;
+        let replies = replies.map_err(failed)?;
+        for (step, reply) in steps.iter().zip(&replies) {
+            self.check(*step, reply)?;
         }
-        Ok((connection, driver))
+        let each = steps.iter().zip(&replies);
+        let sections = each.filter(|(step, _)| **step == DialStep::ServerId);
+        Ok(DialedConnection {
+            server: server_id(sections.map(|(_, section)| section)),
+            connection,
+            driver,
+        })
     }
 
     /// RESP3 begins with a HELLO, which must carry the password if the server requires one.
@@ -267,6 +280,10 @@ impl Dialer {
         }
         commands.cmd("HELLO");
         steps.push(DialStep::Role);
+        for section in SECTIONS {
+            commands.cmd("INFO").arg(section);
+            steps.push(DialStep::ServerId);
+        }
         commands.cmd("PING");
         steps.push(DialStep::Ping);
         for (name, value) in [
@@ -350,6 +367,8 @@ enum DialStep {
     /// HELLO without arguments changes nothing and returns the role. A proxy or an ACL may
     /// reject it; then the first READONLY reveals a replica.
     Role,
+    /// An ACL may reject INFO: then the server is not distinguished from another.
+    ServerId,
     /// PING fails while the server loads its data or has lost its primary.
     Ping,
     ClientInfo,

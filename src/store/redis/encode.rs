@@ -4,7 +4,7 @@ use redis::{Cmd, Value};
 
 use crate::error::{Error, ErrorKind, Result, WriteOutcome};
 use crate::id::{Incarnation, PodIndex};
-use crate::op::{Call, Effect, LeaseTimes, Operation, Reply, match_call, reply_to_call};
+use crate::op::{Call, Effect, LeaseTimes, Operation, Renewed, Reply, match_call, reply_to_call};
 use crate::route::link::Persist;
 use crate::store::codec;
 use crate::store::script::{Arg, Form};
@@ -26,9 +26,12 @@ pub(super) fn encode(call: &Call, form: Form) -> Result<Cmd> {
     match_call!(call, operation => operation.encode(form))
 }
 
-/// What the server's reply to a call means.
-pub(super) fn decode(call: &Call, reply: Value) -> Result<Reply> {
-    let decoded = reply_to_call!(call, operation => operation.decode(reply));
+/// What the reply to a call means that came from this server.
+pub(super) fn decode(call: &Call, reply: Value, server: u64) -> Result<Reply> {
+    let mut decoded = reply_to_call!(call, operation => operation.decode(reply));
+    if let Ok(Reply::PodRenew(Renewed::Done { server: from, .. })) = &mut decoded {
+        *from = server;
+    }
     decoded.map_err(|error| after(call.effect(), error))
 }
 

@@ -85,7 +85,11 @@ impl RedisStore {
         let by_hash: Vec<(&Call, Form)> = calls.iter().map(|call| (call, Form::Hash)).collect();
         let mut replies = self.send_batch(&by_hash, deadline).await;
 
-        let unknown = |reply: &Result<Value>| reply.as_ref().is_ok_and(is_unknown_script);
+        let unknown = |reply: &Result<(Value, u64)>| {
+            reply
+                .as_ref()
+                .is_ok_and(|(reply, _)| is_unknown_script(reply))
+        };
         let missed: Vec<usize> = (0..replies.len())
             .filter(|at| replies.get(*at).is_some_and(unknown))
             .collect();
@@ -103,21 +107,25 @@ impl RedisStore {
             let again: Vec<_> = again.collect();
             for (at, reply) in missed.iter().zip(self.send_batch(&again, deadline).await) {
                 let reply = match reply {
-                    Ok(reply) if is_unknown_script(&reply) => Err(script_still_unknown()),
+                    Ok((reply, _)) if is_unknown_script(&reply) => Err(script_still_unknown()),
                     reply => reply,
                 };
                 replies[*at] = reply;
             }
         }
-        let read = |(call, reply): (&Call, Result<Value>)| {
-            let read = reply.and_then(|reply| decode(call, reply));
+        let read = |(call, reply): (&Call, Result<(Value, u64)>)| {
+            let read = reply.and_then(|(reply, server)| decode(call, reply, server));
             read.map_err(|error| error.in_call(call.name()))
         };
         calls.iter().zip(replies).map(read).collect()
     }
 
-    /// One reply a call, also after a failure.
-    async fn send_batch(&self, calls: &[(&Call, Form)], deadline: Tick) -> Vec<Result<Value>> {
+    /// One reply a call, also after a failure, with the server that replied.
+    async fn send_batch(
+        &self,
+        calls: &[(&Call, Form)],
+        deadline: Tick,
+    ) -> Vec<Result<(Value, u64)>> {
         if calls.is_empty() {
             return Vec::new();
         }
@@ -143,8 +151,10 @@ impl RedisStore {
         match sent.await {
             Ok((replies, connection)) => {
                 let each = replies.into_iter().zip(effects);
-                each.map(|(reply, effect)| judged(reply, &connection, effect))
-                    .collect()
+                each.map(|(reply, effect)| {
+                    judged(reply, &connection, effect).map(|reply| (reply, connection.server))
+                })
+                .collect()
             }
             Err(error) => calls.iter().map(|_| Err(Error::clone(&error))).collect(),
         }

@@ -10,6 +10,7 @@ mod many;
 mod node;
 mod node_state;
 mod pods;
+mod server_id;
 mod stats;
 mod supervisor;
 mod tags;
@@ -85,15 +86,15 @@ impl RedisStore {
         self.node.stats()
     }
 
-    /// Sends a request, waits for the reply, and judges it.
+    /// Sends a request, waits for the reply, and judges it; also returns which server replied.
     async fn request(
         &self,
         request: StoreRequest<'_>,
         effect: Effect,
         deadline: Tick,
-    ) -> Result<Value> {
+    ) -> Result<(Value, u64)> {
         let (reply, connection) = self.answer(request, effect, deadline).await?;
-        judged(reply, &connection, effect)
+        Ok((judged(reply, &connection, effect)?, connection.server))
     }
 
     /// Sends a request and waits for the reply, even if that is an error. A read whose connection
@@ -140,21 +141,21 @@ impl RedisStore {
     }
 
     /// Sends a call, with its script's hash, and once more with the source if the server does not
-    /// know the script.
-    async fn send(&self, call: &Call, deadline: Tick) -> Result<Value> {
+    /// know the script; also returns which server replied.
+    async fn send(&self, call: &Call, deadline: Tick) -> Result<(Value, u64)> {
         let effect = call.effect();
         let command = encode(call, Form::Hash)?;
         let reply = self.request(StoreRequest::One(&command), effect, deadline);
-        let reply = reply.await?;
+        let (reply, server) = reply.await?;
         if !is_unknown_script(&reply) {
-            return Ok(reply);
+            return Ok((reply, server));
         }
         self.stats().count_script_load();
         let command = encode(call, Form::Source)?;
         let reply = self.request(StoreRequest::One(&command), effect, deadline);
-        let reply = reply.await?;
+        let (reply, server) = reply.await?;
         if !is_unknown_script(&reply) {
-            return Ok(reply);
+            return Ok((reply, server));
         }
         Err(script_still_unknown())
     }
@@ -167,7 +168,7 @@ impl Store for RedisStore {
             Call::BatchGet(batch) => self.get_all(batch, deadline).await.map(Reply::BatchGet),
             _ => {
                 let reply = self.send(call, deadline).await;
-                reply.and_then(|reply| decode(call, reply))
+                reply.and_then(|(reply, server)| decode(call, reply, server))
             }
         };
         replied.map_err(|error| error.in_call(call.name()))

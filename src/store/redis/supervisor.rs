@@ -72,9 +72,10 @@ async fn back_off(shared: &NodeShared, failure: &DialFailure, backoff: &mut Expo
 }
 
 /// Drives one connection until it ends; returns why it ended.
-async fn serve(shared: &NodeShared, (multiplexed, mut driver): DialedConnection) -> DialFailure {
+async fn serve(shared: &NodeShared, dialed: DialedConnection) -> DialFailure {
     shared.stats.count_connect();
-    let connection = Connection::new(multiplexed.clone());
+    let (multiplexed, mut driver) = (dialed.connection, dialed.driver);
+    let connection = Connection::new(multiplexed.clone(), dialed.server);
     let health = connection.health();
     shared.transition(NodeState::Up(connection));
     let end = health

@@ -26,6 +26,8 @@ on_every_server!(
     changes_are_published_and_loads_are_not,
     a_lease_key_of_the_wrong_type_loses_nothing,
     time_goes_on_after_a_step_back,
+    a_renewal_says_what_was_lost,
+    a_renewal_names_its_server,
 );
 
 const STATES: &str = "sf:{ns:state:svc}";
@@ -293,4 +295,74 @@ async fn time_goes_on_after_a_step_back(stage: Stage) {
     let left = record(&stage, 0).await.unwrap().lease_left;
     assert!(left > Duration::ZERO && left <= TIMES.lease, "{left:?}");
     assert!(field(&mut raw, "clk") > clock, "time does not stand still");
+}
+
+/// What a renewal says besides that it succeeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Said {
+    recreated: bool,
+    now: u64,
+    server: u64,
+}
+
+async fn renewed(stage: &Stage, me: Incarnation) -> Said {
+    match renew(stage, &state(0, me)).await {
+        Renewed::Done {
+            recreated,
+            now,
+            server,
+            ..
+        } => Said {
+            recreated,
+            now,
+            server,
+        },
+        other => panic!("no other process is there: {other:?}"),
+    }
+}
+
+/// Lost with everything, or replaced by the record of an earlier process, as after a fail-over to a
+/// replica that lagged behind.
+async fn a_renewal_says_what_was_lost(stage: Stage) {
+    let mut raw = raw(&stage);
+    let me = started(&stage, 0, "a").await;
+    let mut before = 0;
+    for _ in 0..2 {
+        let said = renewed(&stage, me).await;
+        assert!(!said.recreated && said.now > before, "{said:?}");
+        assert_eq!(said.now, field(&mut raw, "clk"));
+        before = said.now;
+    }
+    let earlier = (me.get() - 1).to_string();
+    for lost in [&["FLUSHALL"][..], &["HSET", LEASES, "i:0", &earlier]] {
+        raw.run(lost);
+        assert!(renewed(&stage, me).await.recreated, "{lost:?}");
+        assert!(!renewed(&stage, me).await.recreated, "{lost:?}");
+    }
+}
+
+async fn a_renewal_names_its_server(mut stage: Stage) {
+    /// Waits until there is a connection again; returns the server, and what was lost.
+    async fn reconnected(stage: &Stage, me: Incarnation) -> (u64, bool) {
+        let renewed = async || {
+            let (state, time) = (state(0, me), stage.deadline());
+            let renewed = stage.store.pod_renew(&service(), &state, TIMES, time).await;
+            match renewed.ok()? {
+                Renewed::Done {
+                    server, recreated, ..
+                } => Some((server, recreated)),
+                other => panic!("no other process is there: {other:?}"),
+            }
+        };
+        stage.until("it renews again", renewed).await
+    }
+    let me = started(&stage, 0, "a").await;
+    let first = renewed(&stage, me).await.server;
+    assert_ne!(first, 0);
+    let disconnect = ["CLIENT", "KILL", "TYPE", "NORMAL", "SKIPME", "yes"];
+    raw(&stage).run(&disconnect);
+    assert_eq!(reconnected(&stage, me).await, (first, false));
+    stage.restart().await;
+    let (next, recreated) = reconnected(&stage, me).await;
+    assert!(recreated && next != 0 && next != first);
 }
