@@ -18,10 +18,9 @@ USERS: dict[str, dict[str, int]] = {}
 """The state that the game holds in memory, by uid."""
 
 
-async def save(uid: str, server: podlink.ServerDriver) -> None:
-    """Writes a user's state to the game's database, then releases the user."""
-    USERS.pop(uid, None)  # a real game writes to its database first
-    await server.remove_linked_pod(None, uid, server.server_info.service_name)
+async def save(user: podlink.Ownership) -> None:
+    """Writes a user's state to the game's database, fenced by ``user.token`` (docs/fencing.md)."""
+    USERS.pop(user.uid, None)  # a real game writes to its database first
 
 
 async def answer(
@@ -45,14 +44,14 @@ async def main() -> None:
         store, info, podlink.ServerConfig.from_env(), load=lambda: len(USERS)
     )
 
-    @server.on_drain
-    async def drain(uid: str) -> None:
-        await save(uid, server)
+    # After a save that has ended well the user is released; after one that raised it is not.
+    server.on_drain(save)
 
-    @server.on_lease_lost
-    def lost() -> None:
-        # The users of this pod may be on another pod already.
-        USERS.clear()
+    @server.on_ownership_lost
+    def lost(user: podlink.Ownership, reason: str) -> None:
+        # The user may be on another pod already: nothing of this state may be written any more.
+        USERS.pop(user.uid, None)
+        log.warning("lost a user: %s", reason)
 
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)

@@ -26,6 +26,10 @@ pub enum ErrorKind {
     PodIndexBusy,
     /// This pod's lease is over, or its incarnation was declared dead.
     LeaseLost,
+    /// Another pod owns the user.
+    NotOwner,
+    /// This process owned the user, and does so no more.
+    OwnershipLost,
     /// The driver is in a state that does not allow the operation.
     IllegalState,
     /// A namespace that is not this driver's and has no registered peer.
@@ -56,7 +60,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind, so that tables can be tested for completeness.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::InvalidParameter,
         Self::ServiceNotFound,
         Self::PodNotFound,
@@ -64,6 +68,8 @@ impl ErrorKind {
         Self::NoRoutablePod,
         Self::PodIndexBusy,
         Self::LeaseLost,
+        Self::NotOwner,
+        Self::OwnershipLost,
         Self::IllegalState,
         Self::NamespaceUnreachable,
         Self::PeerUnavailable,
@@ -90,6 +96,8 @@ impl ErrorKind {
             Self::NoRoutablePod => "POD_NOT_ROUTABLE",
             Self::PodIndexBusy => "POD_INDEX_BUSY",
             Self::LeaseLost => "LEASE_LOST",
+            Self::NotOwner => "NOT_OWNER",
+            Self::OwnershipLost => "OWNERSHIP_LOST",
             Self::IllegalState => "ILLEGAL_STATE",
             Self::NamespaceUnreachable => "NAMESPACE_UNREACHABLE",
             Self::PeerUnavailable => "PEER_UNAVAILABLE",

@@ -146,6 +146,13 @@ pub fn hashed(uid: &str) -> String {
     first.map(|byte| format!("{byte:02x}")).collect()
 }
 
+// Lookups in tables use plain text, without building a uid first.
+impl std::borrow::Borrow<str> for Uid {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Display for Uid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -198,11 +205,13 @@ impl PodIndex {
         self.0
     }
 
-    /// Parses an index as a store holds it: plain decimal digits only.
+    /// Parses an index as a store holds it: decimal digits without leading zeros. Scripts compare
+    /// indexes as text, so each has one spelling.
     #[must_use]
     pub fn parse(stored: &str) -> Option<Self> {
-        let digits = !stored.is_empty() && stored.bytes().all(|b| b.is_ascii_digit());
-        let index = stored.parse::<i64>().ok().filter(|_| digits)?;
+        let digits = stored.bytes().all(|b| b.is_ascii_digit());
+        let canonical = digits && (stored == "0" || !stored.starts_with('0'));
+        let index = stored.parse::<i64>().ok().filter(|_| canonical)?;
         Self::new(index).ok()
     }
 }
@@ -238,6 +247,36 @@ impl Incarnation {
 }
 
 impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A fencing token: it rises with every change of a user's owner. A database that refuses smaller
+/// tokens is safe from an owner that has been replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Token(u64);
+
+impl Token {
+    /// Before every other token: no user was ever owned by it.
+    pub const NONE: Self = Self(0);
+    /// Tokens are below this: a script and a program in JavaScript count exactly up to here.
+    pub const LIMIT: u64 = 1 << 53;
+
+    /// The token with this number.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
@@ -308,8 +347,25 @@ mod tests {
 
     #[test]
     fn a_stored_index_is_digits_only() {
-        assert_eq!(PodIndex::parse("7").map(PodIndex::get), Some(7));
-        for bad in ["", "-1", "+1", " 1", "1.0", "abc", "99999999999"] {
+        for good in [0, 7, 10, i64::from(PodIndex::MAX)] {
+            let parsed = PodIndex::parse(&good.to_string());
+            assert_eq!(parsed, PodIndex::new(good).ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "-1",
+            "+1",
+            " 1",
+            "1 ",
+            "1.0",
+            "abc",
+            "007",
+            "00",
+            "1e3",
+            "1\n",
+            "2147483648",
+            "99999999999",
+        ] {
             assert_eq!(PodIndex::parse(bad), None, "{bad:?}");
         }
     }

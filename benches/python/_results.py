@@ -52,6 +52,11 @@ class Results:
         self._figures: list[dict[str, Any]] = []
         self._notes: list[str] = []
 
+    @property
+    def where(self) -> dict[str, Any]:
+        """The machine, the versions and the commit."""
+        return self._run
+
     def add(self, who: str, unit: str, figures: Sequence[float], **case: str | int | float) -> None:
         """Keeps the rounds of one contender; `case` tells it from others of its name."""
         kept = [float(f"{figure:.5g}") for figure in figures]

@@ -34,7 +34,7 @@ __all__ = [
     "valkey",
 ]
 
-SOURCE = (PROJECT / "src" / "executor" / "lua" / "set_if_absent.lua").read_text("utf-8")
+SOURCE = (PROJECT / "src" / "store" / "lua" / "set_if_absent.lua").read_text("utf-8")
 """The script that a compute runs."""
 TTL_MS = 300_000
 _BEFORE, _AFTER = f"sf:{{{NAMESPACE}:lk:", f"}}{SERVICE}"

@@ -47,8 +47,10 @@ _MODULES = {
         "LeaseLostError",
         "NamespaceUnreachableError",
         "NoRoutablePodError",
+        "NotOwnerError",
         "OperationTimeoutError",
         "OverloadedError",
+        "OwnershipLostError",
         "PeerUnavailableError",
         "PermissionDeniedError",
         "PodIndexBusyError",
@@ -65,6 +67,8 @@ _MODULES = {
     "grpc_server": ("RouteGrpcServer",),
     "info": ("Registration", "RouteInfoDriver"),
     "metrics": ("Sample", "Snapshot", "Window"),
+    "ownership": ("Ownership",),
+    "route": ("Route",),
     "server": ("ServerDriver",),
     "server_info": ("ServerInfo",),
     "service": ("ServiceLinks",),
@@ -82,6 +86,9 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 def __getattr__(name: str) -> object:
     """Loads a name that is used for the first time, and keeps it for the next."""
+    # Whole, before any module of ours: `dataclasses` looks into a `typing` that another thread is
+    # still importing.
+    import typing  # noqa: F401
     from importlib import import_module
 
     if name in _MODULES:

@@ -11,6 +11,8 @@ from . import (
     grpc_server as grpc_server,
     info as info,
     metrics as metrics,
+    ownership as ownership,
+    route as route,
     server as server,
     server_info as server_info,
     service as service,
@@ -40,8 +42,10 @@ from .errors import (
     LeaseLostError as LeaseLostError,
     NamespaceUnreachableError as NamespaceUnreachableError,
     NoRoutablePodError as NoRoutablePodError,
+    NotOwnerError as NotOwnerError,
     OperationTimeoutError as OperationTimeoutError,
     OverloadedError as OverloadedError,
+    OwnershipLostError as OwnershipLostError,
     PeerUnavailableError as PeerUnavailableError,
     PermissionDeniedError as PermissionDeniedError,
     PodIndexBusyError as PodIndexBusyError,
@@ -58,6 +62,8 @@ from .grpc_client import RouteGrpcClient as RouteGrpcClient
 from .grpc_server import RouteGrpcServer as RouteGrpcServer
 from .info import Registration as Registration, RouteInfoDriver as RouteInfoDriver
 from .metrics import Sample as Sample, Snapshot as Snapshot, Window as Window
+from .ownership import Ownership as Ownership
+from .route import Route as Route
 from .server import ServerDriver as ServerDriver
 from .server_info import ServerInfo as ServerInfo
 from .service import ServiceLinks as ServiceLinks

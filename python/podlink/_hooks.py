@@ -70,35 +70,48 @@ class Hook:
 
 
 class Question(Hook):
-    """A hook with an answer that the core waits for. Several calls may run at a time."""
+    """A hook with an answer that the core waits for. Several calls may run at a time. A call that
+    no caller waits for any more is not started; if it is a task already, it is cancelled.
+    """
 
     def __init__(self, what: str, function: Callable[..., Any]) -> None:
         super().__init__(what, function)
         self._pool = ThreadPool(8)
-        self._tasks: set[asyncio.Task[Any]] = set()
+        # By the number of the call. The loop itself holds its tasks weakly.
+        self._tasks: dict[int, asyncio.Task[Any]] = {}
 
     def __call__(self, reply: _podlink.Reply, *arguments: Any) -> None:
         """Runs the function on its loop or on a thread; the answer goes to ``reply``."""
+        if reply.cancels:
+            task = self._tasks.get(reply.number)
+            if task is not None:
+                task.cancel()
+            return
         if self._loop is None:
             self._pool.run(lambda: self._on_thread(reply, arguments))
             return
+        if reply.abandoned():
+            return  # it waited behind other calls of its batch
         try:
-            answer = self._context.copy().run(self._function, *arguments)
-        except Exception as error:
+            answer = _called(self._context.copy(), self._function, arguments)
+        except (Exception, asyncio.CancelledError) as error:
             self._fail(reply, error)
             return
         if inspect.isawaitable(answer):
             loop = asyncio.get_running_loop()
             context = self._context.copy()
-            task = _podlink.start_coroutine(loop, context, _coroutine(answer))
-            # The loop holds its tasks weakly.
-            self._tasks.add(task)
+            wanted = _while_wanted(reply, answer)
+            task = _podlink.start_coroutine(loop, context, wanted)
+            self._tasks[reply.number] = task
             task.add_done_callback(lambda task: self._answered(reply, task))
+            if inspect.iscoroutine(answer):
+                # Closed without a warning if the task was cancelled before its first step.
+                task.add_done_callback(lambda _task: answer.close())
         else:
             reply.answer(answer)
 
     def _answered(self, reply: _podlink.Reply, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(reply.number, None)
         error = asyncio.CancelledError("cancelled") if task.cancelled() else task.exception()
         if error is None:
             reply.answer(task.result())
@@ -106,6 +119,8 @@ class Question(Hook):
             self._fail(reply, error)
 
     def _on_thread(self, reply: _podlink.Reply, arguments: Arguments) -> None:
+        if reply.abandoned():
+            return
         try:
             reply.answer(_run_to_end(self._context.copy(), self._function, arguments))
         except BaseException as error:  # not even sys.exit() may end the thread
@@ -124,6 +139,8 @@ class Quick(Hook):
 
     def __call__(self, reply: _podlink.Reply, *arguments: Any) -> None:
         """Runs the function at once; the answer goes to ``reply``."""
+        if reply.cancels:
+            return  # it runs on this very thread, so it has ended
         try:
             reply.answer(self._context.copy().run(self._function, *arguments))
         except BaseException as error:  # not even sys.exit() may end the thread
@@ -280,6 +297,23 @@ def _coroutine(answer: Any) -> Coroutine[Any, Any, Any]:
     return answer if inspect.iscoroutine(answer) else _await(answer)
 
 
+def _called(
+    context: contextvars.Context, function: Callable[..., Any], arguments: Arguments
+) -> Any:
+    """Calls a function. A generator would never run: its hook has failed."""
+    answer = context.run(function, *arguments)
+    if inspect.isgenerator(answer) or inspect.isasyncgen(answer):
+        raise TypeError("a hook must not be a generator: nothing of it has run")
+    return answer
+
+
+async def _while_wanted(reply: _podlink.Reply, answer: Any) -> Any:
+    """Does not begin what no caller waits for any more when the task's turn comes."""
+    if reply.abandoned():
+        raise asyncio.CancelledError
+    return await answer
+
+
 async def _await(answer: Any) -> Any:
     return await answer
 
@@ -288,7 +322,7 @@ def _run_to_end(
     context: contextvars.Context, function: Callable[..., Any], arguments: Arguments
 ) -> Any:
     """Calls a function on a thread without a loop; a coroutine runs to its end there."""
-    answer = context.run(function, *arguments)
+    answer = _called(context, function, arguments)
     if inspect.iscoroutine(answer):
         return context.run(asyncio.run, answer)
     return answer

@@ -11,6 +11,7 @@ from ._closeable import Closeable
 from ._operations import AnyOperation
 from .config import Duration, seconds, uid_list
 from .errors import PodlinkError
+from .route import Route
 
 if TYPE_CHECKING:
     from .explain import Explanation
@@ -36,9 +37,11 @@ class ClientLinks(Closeable):
     ) -> int:
         """Returns a pod that may serve the user: the linked one, or a new link's.
 
-        A cached answer is given without I/O if it is still valid, its pod available and still
+        A cached answer is given without I/O if it is still valid, its pod ``READY`` and still
         the same process. Otherwise the store decides: an existing link stays where it is, also on
-        a draining pod (``DENY_NEW_CALL``); a user whose pod is dead or shut down is moved to the
+        a draining pod (``DENY_NEW_CALL``), unless that pod said "not mine" (:meth:`misrouted`). A
+        draining pod gives up its users one by one, so what is remembered of it is not answered. A
+        user whose pod is dead or shut down is moved to the
         best routable pod, by compare-and-set, so that all clients agree; a new user gets the best
         routable pod. While a pod's lease is over but its death is not certain yet (at most
         ``grace``), its users stay with it, and the answer is not cached.
@@ -70,6 +73,91 @@ class ClientLinks(Closeable):
         return await call(
             self._core, ops.compute_linked_pod, namespace, uid, service_name, timeout=timeout
         )
+
+    async def route(
+        self,
+        namespace: str | None,
+        uid: str,
+        service_name: str,
+        *,
+        timeout: Duration | None = None,
+    ) -> Route:
+        """Returns what a gateway needs to send the user's request: the pod, its address, and the
+        token by which it owns the user.
+
+        Finds or makes the link as :meth:`compute_linked_pod` does, with the same cache, errors and
+        deadlines. That method is quicker where the pod index is enough.
+
+        Args:
+            namespace: the user's namespace; ``None`` or ``""`` is the driver's own.
+            uid: the user.
+            service_name: the stateful service.
+            timeout: seconds to wait at the most.
+
+        Returns:
+            The :class:`podlink.Route`. Its ``token`` and ``incarnation`` are ``None`` as long as
+            no process of the pod has claimed the user.
+
+        Raises:
+            NoRoutablePodError: there is no link that can stand, and no pod takes new users.
+
+        Example:
+            >>> async def upstream(client: ClientDriver, uid: str) -> tuple[str, int | None]:
+            ...     route = await client.route("default", uid, "user-service")
+            ...     return route.address, route.token
+        """
+        if timeout is not None:
+            _check_timeout(ops.route, timeout)
+        fields = self._core.route_cached(namespace, uid, service_name)
+        if fields is None:
+            fields = await call(
+                self._core, ops.route, namespace, uid, service_name, timeout=timeout
+            )
+        return Route._from_core(fields)
+
+    def misrouted(
+        self,
+        namespace: str | None,
+        uid: str,
+        service_name: str,
+        pod_index: int,
+        *,
+        owner: int | None = None,
+        token: int | None = None,
+    ) -> None:
+        """Reports that a pod answered "not mine" to a request for this user. Never waits, no I/O.
+
+        The cache forgets the user if it names ``pod_index``, or learns ``owner``. For
+        ``config.link_ttl`` the next computes do not answer that pod on the strength of a hint, a
+        link that no process has claimed: they replace it, by compare-and-set. A link whose owner
+        the store knows is believed over the report, which may be older; that also ends its effect.
+        If no other pod takes new users, the pod is answered all the same, and nothing is
+        remembered.
+
+        Cheap to call for every such answer: however many reports there are of a user, one
+        operation on the store is in flight. Another namespace's peer is notified with the next
+        compute.
+
+        Args:
+            namespace: the user's namespace; ``None`` or ``""`` is the driver's own.
+            uid: the user.
+            service_name: the stateful service.
+            pod_index: the pod that said "not mine".
+            owner: the pod that owns the user, if the answer named it. The cache keeps it for
+                ``config.cache_ttl``, unless it knows of a later owner.
+            token: the owner's token, or the last one that the pod knew of. If the cache knows a
+                later one, the report is ignored.
+
+        Raises:
+            InvalidParameterError: a name is wrong, a number out of its range, or ``owner`` the
+                pod itself.
+            NamespaceUnreachableError: no peer leads to the namespace.
+            ClosedError: the driver was closed.
+
+        Example:
+            >>> ClientDriver(Store()).misrouted("default", "user123", "user-service", 0, owner=2)
+        """
+        self._core.misrouted(namespace, uid, service_name, pod_index, owner, token)
 
     async def get_linked_pod(
         self,
@@ -200,7 +288,8 @@ class ClientLinks(Closeable):
         """Returns the services to which the user has persistent links, with the pods.
 
         Returns:
-            service name → pod index; empty if there are none.
+            service name → pod index; empty if there are none. A service whose stored value is no
+            pod index, because another program wrote it, is left out, logged and counted.
 
         Example:
             >>> async def services(client: ClientDriver) -> dict[str, int]:
@@ -221,7 +310,9 @@ class ClientLinks(Closeable):
         Not one snapshot: a link that changes meanwhile may be seen before or after.
 
         Returns:
-            pod index → users in the order given, each once. Users without a link are left out.
+            pod index → users in the order given, each once. Users without a link are left out. So
+            are users whose link another program spoilt: they are logged and counted, and the
+            others do not suffer. A call for such a user alone raises an error that names the key.
 
         Example:
             >>> async def rooms(client: ClientDriver) -> dict[int, list[str]]:

@@ -15,6 +15,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, TypeVarTuple, cast
 
 if TYPE_CHECKING:
+    from .route import RouteFields
     from .state import RoutingState, StateFields
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Operation",
     "batch_get_linked_pod",
     "check_health",
+    "claim",
     "close",
     "compute_linked_pod",
     "explain",
@@ -37,9 +39,11 @@ __all__ = [
     "is_workload_ready",
     "listen",
     "ping",
+    "release",
     "remove_any_linked_pod",
     "remove_linked_pod",
     "remove_linked_pod_with_id",
+    "route",
     "set_global_service_name_tag",
     "set_linked_pod",
     "set_linked_pod_if_absent",
@@ -48,6 +52,7 @@ __all__ = [
     "stop",
     "stop_listening",
     "try_set_linked_pod",
+    "verify",
 ]
 
 A = TypeVarTuple("A")
@@ -95,6 +100,10 @@ def _parameters(row: Callable[..., Any]) -> tuple[str, ...]:
 
 @operation
 def compute_linked_pod(namespace: str | None, uid: str, service_name: str) -> int: ...
+
+
+@operation
+def route(namespace: str | None, uid: str, service_name: str) -> RouteFields: ...
 
 
 @operation
@@ -159,6 +168,40 @@ def remove_linked_pod_with_id(
 ) -> bool: ...
 
 
+# --- Ownership ------------------------------------------------------------------------------------
+
+
+@operation
+def claim(
+    namespace: str | None, uid: str, service_name: str | None, min_token: int
+) -> tuple[str, str, str, int, int, int, int]: ...
+
+
+@operation
+def verify(
+    namespace: str,
+    uid: str,
+    service_name: str,
+    pod_index: int,
+    incarnation: int,
+    token: int,
+    previous_token: int,
+) -> bool: ...
+
+
+@operation
+def release(
+    namespace: str,
+    uid: str,
+    service_name: str,
+    pod_index: int,
+    incarnation: int,
+    token: int,
+    previous_token: int,
+    grace: float | None,
+) -> bool: ...
+
+
 # --- Pods -----------------------------------------------------------------------------------------
 
 
@@ -169,7 +212,7 @@ def start() -> None: ...
 @named("stop", timed=False)
 def stop(
     deadline: float, drain: Literal["release", "handover", "keep"] | None
-) -> tuple[int, int, int, float]: ...
+) -> tuple[int, int, int, list[str], list[str], float]: ...
 
 
 @operation

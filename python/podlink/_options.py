@@ -112,12 +112,13 @@ def add_settings(
             known.add(each.name)
             default = getattr(config, each.name)
             shown = f"{default:g}" if isinstance(default, float) else _text(default)
+            is_text = each.name in _CHOICES or isinstance(each.default, str)
             group.add_argument(
                 "--" + each.name.replace("_", "-"),
                 dest=each.name,
                 metavar=None if each.name in _CHOICES else "X",
                 choices=_CHOICES.get(each.name),
-                type=str if each.name in _CHOICES else _number(type(default)),
+                type=str if is_text else _number(type(default)),
                 help=HELP[each.name] + (f" (default {shown})" if shown else ""),
             )
 

@@ -20,6 +20,7 @@ from .config import (
 )
 from .grpc_client import RouteGrpcClient, peer_table
 from .info import Registration, RouteInfoDriver
+from .route import Route
 from .service import ServiceLinks
 from .store import Store
 
@@ -192,6 +193,16 @@ class ClientDriver(ClientLinks):
     @overload
     def submit(
         self,
+        operation: Literal["route"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[Route]: ...
+
+    @overload
+    def submit(
+        self,
         operation: Literal["explain"],
         *args: Any,
         callback: StatefulObjCallback | None = None,
@@ -299,5 +310,6 @@ _OPERATIONS = {
     "get_linked_pod": Submittable(ops.get_linked_pod),
     "get_linked_pod_in_cache_or_if_persist": Submittable(ops.get_linked_pod_in_cache_or_if_persist),
     "get_linked_pod_not_cache": Submittable(ops.get_linked_pod_not_cache),
+    "route": Submittable(ops.route, Route._from_core),
     "set_linked_pod_if_absent": Submittable(ops.set_linked_pod_if_absent),
 }

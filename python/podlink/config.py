@@ -85,7 +85,7 @@ class Setting(NamedTuple):
     """The class that has it."""
     name: str
     kind: str
-    """``seconds``, ``count``, ``ratio``, ``limit`` (or ``None``), ``flag`` or ``choice``."""
+    """``seconds``, ``count``, ``ratio``, ``limit`` (or ``None``), ``flag``, ``choice``, ``text``"""
     default: bool | float | str | None
     least: float | None
     most: float | None
@@ -144,6 +144,10 @@ class ClientConfig(_Config):
         on_restart: ``"same_pod"``: a user stays with a pod that came back as a new process.
             ``"best_pod"``: a user that this driver remembers with the earlier process is placed
             like a new one.
+        address_template: what ``route`` returns as the address of a pod whose metadata has no
+            ``address``. The fields are ``{pod_name}`` (the metadata ``podName``, or else the
+            service and the index with a ``-`` between), ``{service_name}``, ``{namespace}`` and
+            ``{pod_index}``; ``{{`` and ``}}`` are braces.
 
     Raises:
         InvalidParameterError: a setting is out of its range or does not fit another; the text
@@ -160,6 +164,7 @@ class ClientConfig(_Config):
     strategy: Strategy = "p2c"
     timeout: Duration = 2.0
     on_restart: Literal["same_pod", "best_pod"] = "same_pod"
+    address_template: str = "{pod_name}.{service_name}.{namespace}.svc"
 
     def _core(self) -> _podlink.ClientSettings:
         strategy: object = self.strategy
@@ -225,9 +230,9 @@ class ServerConfig(_Config):
         grace: how long after its lease a pod may not be declared dead. At least ``gap``.
         cpu_factor: the share of the CPU in the published load, 0 to 1.
         link_grace: how long a removed link stays as a hint.
-        drain: what becomes of the users that the pod still owns when it stops. ``"release"``:
-            their links become hints for ``link_grace``. ``"handover"``: their links are handed
-            to other pods. ``"keep"``: their links stay as they are.
+        drain: what becomes of a user whose ``on_drain`` hook has ended well when the pod stops.
+            ``"release"``: its link is deleted. ``"handover"``: its link is handed to another pod.
+            ``"keep"``: its link stays as it is.
         timeout: the deadline of a call that names none.
 
     Raises:

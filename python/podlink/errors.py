@@ -11,6 +11,8 @@
     ├── NoRoutablePodError           POD_NOT_ROUTABLE       LookupError
     ├── PodIndexBusyError            POD_INDEX_BUSY
     ├── LeaseLostError               LEASE_LOST
+    ├── NotOwnerError                NOT_OWNER
+    ├── OwnershipLostError           OWNERSHIP_LOST
     ├── IllegalStateError            ILLEGAL_STATE          RuntimeError
     │   ├── ClosedError              CLOSED
     │   └── ForkedProcessError       FORKED_PROCESS
@@ -44,8 +46,10 @@ __all__ = [
     "LeaseLostError",
     "NamespaceUnreachableError",
     "NoRoutablePodError",
+    "NotOwnerError",
     "OperationTimeoutError",
     "OverloadedError",
+    "OwnershipLostError",
     "PeerUnavailableError",
     "PermissionDeniedError",
     "PodIndexBusyError",
@@ -144,9 +148,37 @@ class PodIndexBusyError(PodlinkError):
 
 
 class LeaseLostError(PodlinkError):
-    """This pod's lease is over: it was declared dead, or another process took its index."""
+    """This pod's lease is over: it was not renewed in time (retryable: it may be again), it was
+    declared dead, or another process took its index.
+    """
 
     code = "LEASE_LOST"
+
+
+class NotOwnerError(PodlinkError):
+    """Another pod owns the user. Retryable if that pod has been silent for longer than its lease:
+    then it may be dead.
+    """
+
+    code = "NOT_OWNER"
+
+    @property
+    def owner(self) -> int | None:
+        """The pod that owns the user."""
+        owner = self.details.get("owner")
+        return None if owner is None else int(owner)
+
+    @property
+    def retry_after(self) -> float | None:
+        """How many seconds until the owner may be dead; ``None``: it is alive."""
+        wait = self.details.get("retry_after")
+        return None if wait is None else float(wait)
+
+
+class OwnershipLostError(PodlinkError):
+    """This process owned the user by a token, and does not any more."""
+
+    code = "OWNERSHIP_LOST"
 
 
 class IllegalStateError(PodlinkError, RuntimeError):

@@ -9,9 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
+from ._explain_words import (
+    Action,
+    CacheState,
+    Death,
+    LinkKind,
+    Reason,
+    StaleReason,
+    Standing,
+)
 from ._show import columns, one_line
 from .state import RoutingState
 
@@ -24,133 +32,13 @@ __all__ = [
     "Explanation",
     "LinkFacts",
     "LinkKind",
+    "OwnerFacts",
     "PodFacts",
     "Reason",
     "StaleReason",
     "Standing",
     "Trouble",
 ]
-
-
-class Action(StrEnum):
-    """What ``compute_linked_pod`` would do now."""
-
-    ANSWER_FROM_CACHE = "answer_from_cache"
-    """Answer from the cache of this process; the store is not called."""
-    KEEP_LINK = "keep_link"
-    """Answer the stored link."""
-    KEEP_UNTIL_CERTAIN = "keep_until_certain"
-    """Answer the stored link and remember nothing: its pod may be dead, but that is not certain."""
-    MAKE_LINK = "make_link"
-    """Link the user to one of the candidates."""
-    MOVE_USER = "move_user"
-    """Move the user to one of the candidates."""
-    CERTIFY_THEN_MOVE = "certify_then_move"
-    """Have the pod declared dead, for good, then move the user to one of the candidates."""
-    NO_ROUTABLE_POD = "no_routable_pod"
-    """Fail with ``NoRoutablePodError``."""
-    ASK_PEER = "ask_peer"
-    """Call the peer of the user's namespace, which decides by its own rules."""
-    FAIL = "fail"
-    """Fail, as the explanation's own calls of the store or the peer did."""
-
-
-class Reason(StrEnum):
-    """Why a compute would do that."""
-
-    CACHED = "cached"
-    """What is remembered is still valid, and its pod available and the same process."""
-    SET_BY_PROGRAM = "set_by_program"
-    """The program set it with ``set_cache``, and the pod is available."""
-    OWNER_READY = "owner_ready"
-    """The linked pod is READY."""
-    OWNER_DRAINING = "owner_draining"
-    """The linked pod published DENY_NEW_CALL: it keeps its users and takes no new ones."""
-    OWNER_SHUTDOWN = "owner_shutdown"
-    """The linked pod published SHUTDOWN: it takes nothing any more."""
-    DEATH_NOT_CERTAIN = "death_not_certain"
-    """The linked pod's lease is over, but its grace is not: it may still be alive."""
-    OWNER_DEAD = "owner_dead"
-    """The linked pod stopped, or was declared dead, for good."""
-    OWNER_LAPSED = "owner_lapsed"
-    """The linked pod's lease and grace are over, and it was not declared dead yet."""
-    OWNER_NEVER_SEEN = "owner_never_seen"
-    """No process ever started under the linked pod's index."""
-    OWNER_RESTARTED = "owner_restarted"
-    """The linked pod came back as a new process, and ``on_restart`` is ``"best_pod"``."""
-    NO_LINK = "no_link"
-    """The user has no link."""
-    NO_ROUTABLE_POD = "no_routable_pod"
-    """There is no link that can stand, and no pod is routable."""
-    FOREIGN_NAMESPACE = "foreign_namespace"
-    """The namespace is another one."""
-    STORE_TROUBLE = "store_trouble"
-    """The store does not answer, or holds a link that cannot be read."""
-    PEER_TROUBLE = "peer_trouble"
-    """The peer does not answer."""
-
-
-class LinkKind(StrEnum):
-    """How long a link lasts."""
-
-    TEMPORARY = "temporary"
-    """A routing hint with a time to live."""
-    PERSISTENT = "persistent"
-    """For ever: the owning pod made it."""
-    UNKNOWN = "unknown"
-    """Unknown: the peer's answer does not include it."""
-
-
-class CacheState(StrEnum):
-    """What this driver's cache holds of the user."""
-
-    ABSENT = "absent"
-    """Nothing."""
-    VALID = "valid"
-    """An answer that a compute gives."""
-    STALE = "stale"
-    """An answer that a compute does not give any more."""
-
-
-class StaleReason(StrEnum):
-    """Why a remembered answer is not given."""
-
-    EXPIRED = "expired"
-    """Its time is over."""
-    PODS_NOT_READ = "pods_not_read"
-    """The service's pods are not being read, so nothing confirms it."""
-    POD_NOT_AVAILABLE = "pod_not_available"
-    """Its pod is not available."""
-    POD_RESTARTED = "pod_restarted"
-    """Its pod is another process now."""
-
-
-class Standing(StrEnum):
-    """What may be done with a pod, as the store shows it."""
-
-    READY = "READY"
-    """Alive, and takes new users unless it is overloaded."""
-    DRAINING = "DRAINING"
-    """Alive, keeps its users, takes no new ones."""
-    SHUTDOWN = "SHUTDOWN"
-    """Alive, takes nothing."""
-    LAPSED = "LAPSED"
-    """Its lease is over."""
-    UNKNOWN = "UNKNOWN"
-    """It was withdrawn, or never published a state."""
-
-
-class Death(StrEnum):
-    """Whether a pod is dead for good."""
-
-    UNKNOWN = "unknown"
-    """No process was ever seen under its index, or that cannot be known."""
-    NOT_YET = "not_yet"
-    """It may be alive."""
-    DUE = "due"
-    """Lease and grace are over: the next lookup has it declared dead."""
-    CERTIFIED = "certified"
-    """It stopped, or was declared dead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +58,21 @@ class LinkFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnerFacts:
+    """The process that owns the user, by the store's ownership record.
+
+    Attributes:
+        pod_id: its pod; 0 is a pod.
+        incarnation: which process of the pod it is; ``None``: that is not known.
+        token: the fencing token by which it owns the user.
+    """
+
+    pod_id: int
+    incarnation: int | None
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
 class CacheFacts:
     """What this driver's cache holds.
 
@@ -178,6 +81,7 @@ class CacheFacts:
         why: why it is stale.
         pod_id: the remembered pod.
         incarnation: the process that the pod was then; ``None`` if it was not known.
+        token: the token by which a process of the pod owned the user; ``None`` for a hint.
         left: how much longer it is valid, in seconds.
     """
 
@@ -185,6 +89,7 @@ class CacheFacts:
     why: StaleReason | None
     pod_id: int | None
     incarnation: int | None
+    token: int | None
     left: float | None
 
 
@@ -195,22 +100,26 @@ class PodFacts:
     Attributes:
         pod_id: the pod; 0 is a pod.
         standing: what may be done with it now.
+        silent: seconds since its last renewal, by the store's clock, if it is ``SILENT``.
         routing_state: what it published last; ``None``, like what follows, if it is unknown.
         state: ``"READY"`` or ``"NOT_READY"``: whether its application is ready.
         load_state: its load; lower is better.
+        update_time: when it published that: milliseconds since 1970, by the store's clock.
         incarnation: its process.
         age: seconds since it published that, by the store's clock; ``None`` also of a peer's pods.
         metadata: what it published.
-        lease_left: seconds until its lease ends; 0 if it is over.
+        lease_left: seconds until its lease ends, by its own last renewal; 0 if it is over.
         death: whether it is dead for good.
         certain_in: seconds until its death can be certain, if it does not renew.
     """
 
     pod_id: int
     standing: Standing
+    silent: float | None
     routing_state: RoutingState | None
     state: str | None
     load_state: int | None
+    update_time: int | None
     incarnation: int | None
     age: float | None
     metadata: Mapping[str, str]
@@ -267,6 +176,11 @@ class Explanation:
         certain_in: seconds until the death of the user's pod is certain, if that is what the user
             waits for.
         link: the stored link, or ``None``.
+        owner_record: who owns the user; ``None``: no process does. A peer returns it only where the
+            link agrees.
+        overwritten: the link contradicts the record, because another program changed or removed it:
+            the owner notices that and gives the user up.
+        refused_by: the pods that said "not mine" of late, as this driver was notified.
         cache: what this driver's cache holds.
         pods: every pod of the service that the store shows, and the user's own in any case.
         strategy: how the pod of a new user is chosen.
@@ -290,6 +204,9 @@ class Explanation:
     answers: tuple[int, ...]
     certain_in: float | None
     link: LinkFacts | None
+    owner_record: OwnerFacts | None
+    overwritten: bool
+    refused_by: tuple[int, ...]
     cache: CacheFacts
     pods: tuple[PodFacts, ...]
     strategy: str
@@ -308,10 +225,17 @@ class Explanation:
 
     def __str__(self) -> str:
         user = one_line(f"{self.uid} of {self.namespace}/{self.service_name}")
-        rows = [("link", _link(self)), ("cache", _cache(self.cache))]
+        rows = [("link", _link(self))]
+        if self.trouble is None:
+            rows.append(("owner", _owner(self)))
         if self.owner is not None:
-            rows.insert(1, (f"pod {self.owner.pod_id}", _pod(self.owner)))
+            rows.append((f"pod {self.owner.pod_id}", _pod(self.owner)))
+        rows.append(("cache", _cache(self.cache)))
+        if self.refused_by:
+            refused = " and ".join(f"pod {pod}" for pod in self.refused_by)
+            rows.append(("refused", f'{refused} said "not mine"'))
         rows.append(("pods", _pods(self)))
+        rows += _silent(self.pods)
         lines = [f"{user}: {_verdict(self)}", "", *columns(rows)]
         if self.candidates:
             lines += ["", _rule(self), *_candidates(self.candidates)]
@@ -320,7 +244,7 @@ class Explanation:
     @classmethod
     def _from_core(cls, answer: str) -> Explanation:
         facts: dict[str, Any] = json.loads(answer)
-        trouble = facts["trouble"]
+        owner, trouble = facts["owner"], facts["trouble"]
         return cls(
             namespace=facts["namespace"],
             uid=facts["uid"],
@@ -330,6 +254,9 @@ class Explanation:
             answers=tuple(facts["answers"]),
             certain_in=facts["certain_in"],
             link=_link_facts(facts["link"]),
+            owner_record=owner and OwnerFacts(owner["pod"], owner["incarnation"], owner["token"]),
+            overwritten=facts["overwritten"],
+            refused_by=tuple(facts["refused_by"]),
             cache=_cache_facts(facts["cache"]),
             pods=tuple(map(_pod_facts, facts["pods"])),
             strategy=facts["strategy"],
@@ -356,6 +283,7 @@ def _cache_facts(facts: dict[str, Any]) -> CacheFacts:
         why=why and StaleReason(why),
         pod_id=facts["pod"],
         incarnation=facts["incarnation"],
+        token=facts["token"],
         left=facts["left"],
     )
 
@@ -365,9 +293,11 @@ def _pod_facts(facts: dict[str, Any]) -> PodFacts:
     return PodFacts(
         pod_id=facts["pod"],
         standing=Standing(facts["standing"]),
+        silent=facts["silent"],
         routing_state=routing_state and RoutingState(routing_state),
         state=facts.get("state"),
         load_state=facts.get("load_state"),
+        update_time=facts.get("update_time"),
         incarnation=facts.get("incarnation"),
         age=facts.get("age"),
         metadata=facts.get("metadata", {}),
@@ -394,16 +324,18 @@ def _candidate_facts(facts: dict[str, Any]) -> CandidateFacts:
 _ROWS = 20
 
 _WHY = {
-    Reason.CACHED: "what this process remembers is valid, and its pod available",
-    Reason.SET_BY_PROGRAM: "the program set the cache so, and the pod is available",
+    Reason.CACHED: "what this process remembers is valid, and its pod READY",
+    Reason.SET_BY_PROGRAM: "the program set the cache so, and the pod is READY",
     Reason.OWNER_READY: "the linked pod is READY",
     Reason.OWNER_DRAINING: "the linked pod drains: it keeps its users and takes no new ones",
+    Reason.OWNER_SILENT: "the linked pod has been silent for longer than its lease",
     Reason.OWNER_SHUTDOWN: "the linked pod published SHUTDOWN",
     Reason.DEATH_NOT_CERTAIN: "the linked pod's lease is over, but it may still be alive",
     Reason.OWNER_DEAD: "the linked pod has stopped, or was declared dead",
     Reason.OWNER_LAPSED: "the linked pod's lease and grace are over",
     Reason.OWNER_NEVER_SEEN: "no process ever started under the linked pod's index",
     Reason.OWNER_RESTARTED: "the linked pod is a new process, and on_restart is best_pod",
+    Reason.OWNER_REFUSED: 'the linked pod said "not mine", and no process owns the user',
     Reason.NO_LINK: "the user has no link",
     Reason.NO_ROUTABLE_POD: "no pod takes new users",
     Reason.FOREIGN_NAMESPACE: "the namespace is not this driver's",
@@ -415,12 +347,15 @@ _STALE = {
     StaleReason.EXPIRED: "its time is over",
     StaleReason.PODS_NOT_READ: "the service's pods are not being read",
     StaleReason.POD_NOT_AVAILABLE: "its pod is not available",
+    StaleReason.POD_DRAINING: "its pod drains, and may have given the user up",
     StaleReason.POD_RESTARTED: "its pod is another process now",
 }
 
 
 def _verdict(explained: Explanation) -> str:
     why = _WHY[explained.reason]
+    if explained.reason is Reason.OWNER_SILENT and explained.owner is not None:
+        why = f"the linked pod has been {silence(explained.owner.silent or 0.0)}"
     pods = _or(explained.answers)
     match explained.action:
         case Action.ANSWER_FROM_CACHE:
@@ -476,12 +411,23 @@ def _link(explained: Explanation) -> str:
             return f"pod {link.pod_id}, by the peer, which does not tell for how long"
 
 
+def _owner(explained: Explanation) -> str:
+    owner = explained.owner_record
+    if owner is None:
+        unknown = explained.link is not None and explained.link.kind is LinkKind.UNKNOWN
+        return "none that the peer tells of" if unknown else "none: no process has claimed the user"
+    process = "" if owner.incarnation is None else f", incarnation {owner.incarnation}"
+    text = f"pod {owner.pod_id}{process}, token {owner.token}"
+    return f"{text}; another program changed the link" if explained.overwritten else text
+
+
 def _cache(cache: CacheFacts) -> str:
     if cache.state is CacheState.ABSENT:
         return "nothing about this user in this process"
     if cache.why is not None:
         return f"pod {cache.pod_id}, not believed: {_STALE[cache.why]}"
-    return f"pod {cache.pod_id}, for {_seconds(cache.left)}"
+    token = "" if cache.token is None else f", token {cache.token}"
+    return f"pod {cache.pod_id}{token}, for {_seconds(cache.left)}"
 
 
 def _pod(pod: PodFacts) -> str:
@@ -492,7 +438,9 @@ def _pod_words(pod: PodFacts) -> Iterator[str]:
     yield pod.standing
     if pod.load_state is not None:
         yield f"load {pod.load_state}"
-    if pod.lease_left > 0:
+    if pod.silent is not None:
+        yield silence(pod.silent)
+    elif pod.lease_left > 0:
         yield f"lease {_seconds(pod.lease_left)}"
     elif pod.standing is Standing.LAPSED:
         yield "lease over"
@@ -505,10 +453,22 @@ def _pod_words(pod: PodFacts) -> Iterator[str]:
             yield "dead for good"
         case Death.DUE:
             yield "dead, not yet declared"
-        case Death.NOT_YET if pod.lease_left <= 0:
+        case Death.NOT_YET if pod.lease_left <= 0 and pod.silent is None:
             yield f"may be alive for {_seconds(pod.certain_in)}"
         case _:
             pass
+
+
+def silence(seconds: float) -> str:
+    """What is known of a pod that has been silent for so long, and is not judged."""
+    return f"silent for {seconds:.0f} s, not judged"
+
+
+def _silent(pods: tuple[PodFacts, ...]) -> Iterator[tuple[str, str]]:
+    silent = [f"pod {pod.pod_id} for {pod.silent:.0f} s" for pod in pods if pod.silent is not None]
+    if silent:
+        more = [f"{len(silent) - _ROWS} more"] if len(silent) > _ROWS else []
+        yield "silent", f"{', '.join(silent[:_ROWS] + more)}; not judged, so they may be dead"
 
 
 def _pods(explained: Explanation) -> str:

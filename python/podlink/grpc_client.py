@@ -14,6 +14,7 @@ from ._hooks import Listener
 from ._submit import Submittable, Submitter
 from .callback import StatefulObjCallback
 from .config import Duration, GrpcClientConfig, check_type, uid_list
+from .route import Route
 from .state import StatefulServiceState, states_by_pod
 
 __all__ = ["RouteGrpcClient"]
@@ -140,6 +141,33 @@ class RouteGrpcClient(Closeable):
             self._core, ops.compute_linked_pod, namespace, uid, service_name, timeout=timeout
         )
 
+    async def route(
+        self,
+        namespace: str | None,
+        uid: str,
+        service_name: str,
+        *,
+        timeout: Duration | None = None,
+    ) -> Route:
+        """Returns a pod that may serve the user, its address, and the token by which it owns the
+        user; see :meth:`podlink.ClientDriver.route`.
+
+        ``address`` is the server's answer: the pod's own, or the server's
+        ``ClientConfig.address_template`` filled in. A server of version 0.1 names neither owner nor
+        metadata, and the address is then the template's default. ``from_cache`` is about this
+        process, which has no cache here: it is ``False``.
+
+        Raises:
+            NoRoutablePodError: there is no link that can stand, and no pod takes new users.
+
+        Example:
+            >>> async def upstream(client: RouteGrpcClient, uid: str) -> str:
+            ...     return (await client.route("prod", uid, "user-service")).address
+        """
+        return Route._from_core(
+            await call(self._core, ops.route, namespace, uid, service_name, timeout=timeout)
+        )
+
     async def get_linked_pod(
         self,
         namespace: str | None,
@@ -196,7 +224,8 @@ class RouteGrpcClient(Closeable):
     ) -> dict[int, list[str]]:
         """Returns the pods of many users: pod → users in the order given, each once.
 
-        Users without a link are left out. Any number of users: they travel in several requests.
+        Users without a link are left out, and users whose link another program spoilt: the peer
+        logs and counts those. Any number of users: they travel in several requests.
         """
         return await call(
             self._core,
@@ -425,6 +454,16 @@ class RouteGrpcClient(Closeable):
     @overload
     def submit(
         self,
+        operation: Literal["route"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[Route]: ...
+
+    @overload
+    def submit(
+        self,
         operation: Literal["try_set_linked_pod"],
         *args: Any,
         callback: StatefulObjCallback | None = None,
@@ -499,6 +538,7 @@ _OPERATIONS = {
     "get_service_name_by_tag": Submittable(ops.get_service_name_by_tag),
     "remove_linked_pod": Submittable(ops.remove_any_linked_pod),
     "remove_linked_pod_with_id": Submittable(ops.remove_linked_pod_with_id),
+    "route": Submittable(ops.route, Route._from_core),
     "set_linked_pod": Submittable(ops.set_linked_pod),
     "set_linked_pod_if_absent": Submittable(ops.set_linked_pod_if_absent),
     "try_set_linked_pod": Submittable(ops.try_set_linked_pod),

@@ -10,11 +10,13 @@ from typing import Any, Literal, Self, TypeVar, overload
 from . import _operations as ops, _podlink
 from ._bridge import call, callback_thread
 from ._closeable import Closeable
-from ._hooks import Failures, Listener, Question
+from ._hooks import Question
+from ._ownership_hooks import OwnershipHooks
 from ._submit import Submittable, Submitter
 from .callback import StatefulObjCallback
-from .config import Duration, ServerConfig, check_callable, check_type, seconds
+from .config import Duration, ServerConfig, check_type, seconds
 from .grpc_client import RouteGrpcClient, peer_table
+from .ownership import Ownership, ownerships
 from .server_info import ServerInfo
 from .state import DrainReport, RoutingState
 from .store import Store
@@ -24,7 +26,7 @@ __all__ = ["ServerDriver"]
 T = TypeVar("T")
 
 
-class ServerDriver(Closeable):
+class ServerDriver(OwnershipHooks, Closeable):
     """Holds this pod's lease, publishes its state, owns its users' links.
 
     Between ``start`` and ``stop`` a task of podlink's own renews the lease and publishes the
@@ -78,8 +80,6 @@ class ServerDriver(Closeable):
         check_type("server_info", server_info, ServerInfo)
         config = ServerConfig() if config is None else config
         check_type("config", config, ServerConfig)
-        self._submitter = Submitter(callbacks, _OPERATIONS)
-        self._hook_failures = Failures()
         self.server_info = server_info
         self.config = config
         check_type("pod_name", server_info.pod_name, str)
@@ -104,6 +104,9 @@ class ServerDriver(Closeable):
             None if load_hook is None else (load_hook.home, load_hook),
             peer_table(peers),
         )
+        self._made = ownerships(self._core)
+        claim = Submittable(ops.claim, self._made)
+        self._submitter = Submitter(callbacks, {**_OPERATIONS, "claim": claim})
 
     def __repr__(self) -> str:
         info = self.server_info
@@ -135,16 +138,20 @@ class ServerDriver(Closeable):
     ) -> DrainReport:
         """Drains the pod and withdraws it. A second stop waits for the first one's report.
 
-        Publishes DENY_NEW_CALL at once; calls the ``on_drain`` hooks for every user that this pod
-        owns (those it linked to itself for ever, and has not removed); treats the users that then
-        remain by ``drain``; publishes SHUTDOWN; ends the lease, so that neither successors
-        nor clients wait for it; ends the renewals. Cancelling it abandons only the waiting.
+        Publishes DENY_NEW_CALL at once: from then on this pod takes no user. Calls the ``on_drain``
+        hook for every user that this process owns, and treats each whose hook has ended well by
+        ``drain``; publishes SHUTDOWN; ends the lease, so that neither successors nor clients wait
+        for it; ends the renewals. If a hook has not ended by the deadline, the lease is not ended
+        but runs out, so that no pod takes a user whose save may still be under way. Cancelling it
+        abandons only the waiting.
 
         Args:
             deadline: seconds that it may take, whatever hangs; then the tasks have ended in every
                 case. The last quarter, 2 s at the most, is kept for the withdrawal, and the
-                quarter before it, 5 s at the most, for the users that the hooks leave.
-            drain: what becomes of the users that remain; ``None``: ``config.drain``.
+                quarter before it, 5 s at the most, for releasing users.
+            drain: what becomes of a user whose hook has ended well: ``"release"`` deletes its
+                link, ``"handover"`` links it to another pod, ``"keep"`` leaves it.
+                ``None``: ``config.drain``.
 
         Returns:
             What was done. If the withdrawal could not be written to the store, that is logged as an
@@ -152,40 +159,74 @@ class ServerDriver(Closeable):
         """
         return _report(await call(self._core, ops.stop, seconds(deadline), drain))
 
-    def on_drain(self, callback: Callable[[str], object]) -> Callable[[str], object]:
-        """Calls ``callback(uid)`` for every user that this pod owns when it stops.
+    async def claim(
+        self,
+        namespace: str | None,
+        uid: str,
+        service_name: str | None = None,
+        *,
+        min_token: int = 0,
+        timeout: Duration | None = None,
+    ) -> Ownership:
+        """Takes the user for this process: from now on no other pod owns it.
 
-        The place to save the user's state and to release the user with ``remove_linked_pod``.
-        The callback may be sync or async and runs where it was registered: on the running loop
-        with the context variables of the registration, else on threads of podlink's own. Up to
-        64 run at a time. What it raises is logged and counted. Usable as a decorator.
+        Repeated, also after a time-out, it gives the same token. An owner that is dead is
+        replaced: the driver asks the store for the certificate of its death. Concurrent claims of
+        one user run one after the other. Cancelling abandons only the waiting: the user may be
+        owned afterwards (:meth:`owns` says).
+
+        Args:
+            namespace: this pod's namespace; ``None`` or ``""`` means it, too.
+            uid: the user.
+            service_name: this pod's service; ``None`` means it, too.
+            min_token: the token will be greater than this.
+            timeout: seconds to wait at the most.
+
+        Raises:
+            NotOwnerError: another pod owns the user (``.owner``); ``.retry_after`` says when it
+                may be dead, if it is silent.
+            LeaseLostError: the lease is over, or ended before the answer came: then the outcome
+                is unknown, and the user is not owned.
+            PodNotAvailableError: this pod takes no users: it is being stopped, or published
+                DENY_NEW_CALL or SHUTDOWN. What it owns already it may claim again.
+            IllegalStateError: the driver was not started.
 
         Example:
-            >>> server = ServerDriver(Store(), ServerInfo("default", "user-service", 0))
-            >>> @server.on_drain
-            ... async def save(uid: str) -> None:
-            ...     await server.remove_linked_pod(None, uid, "user-service")
+            >>> async def login(server: ServerDriver, uid: str) -> Ownership:
+            ...     user = await server.claim(None, uid)
+            ...     # load the state, with user.token as the fence
+            ...     return user
         """
+        fields = await call(
+            self._core, ops.claim, namespace, uid, service_name, min_token, timeout=timeout
+        )
+        return self._made(fields)
 
-        def one_user(namespace: str, uid: str, service_name: str) -> object:
-            return callback(uid)
+    def owns(self, namespace: str | None, uid: str, service_name: str | None = None) -> bool:
+        """Whether this process owns the user at this moment. No I/O: a look-up, and a look at the
+        machine's boot-time clock.
 
-        check_callable("callback", callback)
-        hook = Question("callback", one_user)
-        self._core.on_drain(hook.home, hook)
-        return callback
-
-    def on_lease_lost(self, callback: Callable[[], object]) -> Callable[[], object]:
-        """Calls ``callback()`` when the lease was lost: it lapsed, this process was declared dead,
-        or another process took the pod index.
-
-        The pod owns nothing any more that it held under the lease; each user has to be taken
-        again, with ``try_set_linked_pod``, and its state loaded again. The callback may be sync or
-        async and runs where it was registered. Usable as a decorator.
+        ``False`` from ``config.guard`` before the lease's end, while the pod is suspended, after a
+        release or a loss, and in a forked child.
         """
-        hook = Listener("callback", callback, failures=self._hook_failures, counted_as="lease_lost")
-        self._core.on_lease_lost(hook.home, hook)
-        return callback
+        return self._core.owns(namespace, uid, service_name)
+
+    def ownership(
+        self, namespace: str | None, uid: str, service_name: str | None = None
+    ) -> Ownership | None:
+        """Returns what this process holds of the user at this moment, or ``None``. No I/O."""
+        fields = self._core.ownership(namespace, uid, service_name)
+        return None if fields is None else self._made(fields)
+
+    def owned_users(self, service_name: str | None = None) -> list[str]:
+        """Returns the uids that this process owns at this moment. No I/O.
+
+        Args:
+            service_name: this pod's service, or ``None``; of another one it owns no user.
+        """
+        if service_name is not None and service_name != self.server_info.service_name:
+            return []
+        return self._core.owned_users()
 
     async def set_load_state(self, load_state: int) -> None:
         """Sets the load that this pod reports; lower is better. The next renewal publishes it.
@@ -416,6 +457,16 @@ class ServerDriver(Closeable):
     @overload
     def submit(
         self,
+        operation: Literal["claim"],
+        *args: Any,
+        callback: StatefulObjCallback | None = None,
+        timeout: Duration | None = None,
+        **kwargs: Any,
+    ) -> Future[Ownership]: ...
+
+    @overload
+    def submit(
+        self,
         operation: Literal["stop"],
         *args: Any,
         callback: StatefulObjCallback | None = None,
@@ -456,7 +507,6 @@ class ServerDriver(Closeable):
         return {
             **self._core.stats(),
             "callback_failures": self._submitter.failures,
-            "hook_failures": self._hook_failures.count,
         }
 
     async def aclose(self) -> None:
@@ -473,11 +523,12 @@ class ServerDriver(Closeable):
         return self
 
 
-def _report(fields: tuple[int, int, int, float]) -> DrainReport:
+def _report(fields: tuple[int, int, int, list[str], list[str], float]) -> DrainReport:
     return DrainReport(*fields)
 
 
 _OPERATIONS = {
+    "claim": Submittable(ops.claim),
     "get_load_state": Submittable(None),
     "get_routing_state": Submittable(None),
     "remove_linked_pod": Submittable(ops.remove_linked_pod),

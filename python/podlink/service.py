@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from . import _podlink
     from ._links import ClientLinks
     from .explain import Explanation
+    from .route import Route
 
 __all__ = ["ServiceLinks"]
 
@@ -71,6 +72,28 @@ class ServiceLinks:
                 return pod
         return await self._client.compute_linked_pod(
             self.namespace, uid, self.service_name, timeout=timeout
+        )
+
+    async def route(self, uid: str, *, timeout: Duration | None = None) -> Route:
+        """Returns the user's pod, its address, and the token by which it owns the user: see
+        :meth:`ClientDriver.route`.
+
+        Example:
+            >>> async def upstream(users: ServiceLinks, uid: str) -> str:
+            ...     return (await users.route(uid)).address
+        """
+        return await self._client.route(self.namespace, uid, self.service_name, timeout=timeout)
+
+    def misrouted(
+        self, uid: str, pod_index: int, *, owner: int | None = None, token: int | None = None
+    ) -> None:
+        """Reports that the pod answered "not mine": see :meth:`ClientDriver.misrouted`.
+
+        Example:
+            >>> ClientDriver(Store()).service("user-service").misrouted("user123", 0, owner=2)
+        """
+        self._client.misrouted(
+            self.namespace, uid, self.service_name, pod_index, owner=owner, token=token
         )
 
     async def get_linked_pod(self, uid: str, *, timeout: Duration | None = None) -> int | None:

@@ -66,14 +66,24 @@ class DrainReport:
     """What :meth:`podlink.ServerDriver.stop` did.
 
     Attributes:
-        released: users that were released, by the hooks or after them.
+        released: users that were released, by their hook or after it.
         handed_over: users that were moved to another pod.
-        remaining: users with links that were left as they are: on purpose (``drain="keep"``), or
-            because the time ran out or the store did not answer.
+        kept: users with links that were left as they are on purpose (``drain="keep"``).
+        failed: the uids of users whose hook failed, or whom the store did not release. They are
+            still this pod's, and once its lease has ended they are free to be claimed.
+        unfinished: the uids of users whose hook had not ended by the deadline, or was never
+            started. Their pod's lease is not ended, but runs out: until then no pod takes them.
         seconds: how long it took.
     """
 
     released: int
     handed_over: int
-    remaining: int
+    kept: int
+    failed: list[str]
+    unfinished: list[str]
     seconds: float
+
+    @property
+    def remaining(self) -> int:
+        """Users with links that were left as they are: kept, failed and unfinished."""
+        return self.kept + len(self.failed) + len(self.unfinished)

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
+use crate::driver::client::Route;
 use crate::driver::info::States;
-use crate::driver::server::DrainReport;
-use crate::id::{PodIndex, ServiceName, Uid};
+use crate::driver::server::{DrainReport, Ownership};
+use crate::id::{Incarnation, PodIndex, ServiceName, Uid};
+use crate::route::link::Holder;
 use crate::route::state::PodState;
 
 /// The result of an operation.
@@ -26,6 +28,47 @@ pub(super) enum Answer {
     State(Arc<PodState>),
     States(States),
     Drained(DrainReport),
+    Owned(Ownership),
+    Route(Box<RouteFacts>),
+}
+
+/// A route, as the fields of `podlink.Route`.
+pub(super) struct RouteFacts {
+    pub(super) pod: PodIndex,
+    pub(super) holder: Option<Holder>,
+    pub(super) address: String,
+    pub(super) metadata: BTreeMap<String, String>,
+    pub(super) from_cache: bool,
+}
+
+impl From<Route> for RouteFacts {
+    fn from(route: Route) -> Self {
+        let metadata = route.state.map(|state| state.metadata.clone());
+        Self {
+            pod: route.pod,
+            holder: route.holder,
+            address: route.address,
+            metadata: metadata.unwrap_or_default(),
+            from_cache: route.from_cache,
+        }
+    }
+}
+
+impl RouteFacts {
+    pub(super) fn into_python(self, py: Python<'_>) -> PyResult<Bound<'_, PyTuple>> {
+        // The owner may have been named by a program, which knows no incarnation.
+        let incarnation = self.holder.map(|holder| holder.incarnation);
+        let incarnation = incarnation.filter(|known| *known != Incarnation::NONE);
+        (
+            self.pod.get(),
+            incarnation.map(Incarnation::get),
+            self.holder.map(|holder| holder.token.get()),
+            self.address,
+            self.metadata,
+            self.from_cache,
+        )
+            .into_pyobject(py)
+    }
 }
 
 impl Answer {
@@ -56,15 +99,21 @@ impl Answer {
             Self::State(state) => state_fields(py, &state)?.into_any().unbind(),
             Self::States(states) => states_to_python(py, &states)?.into_any().unbind(),
             Self::Drained(report) => {
-                let seconds = report.took.as_secs_f64();
+                let texts = |uids: &[Uid]| {
+                    PyList::new(py, uids.iter().map(Uid::as_str).collect::<Vec<_>>())
+                };
                 let fields = (
                     report.released,
                     report.handed_over,
-                    report.remaining,
-                    seconds,
+                    report.kept,
+                    texts(&report.failed)?,
+                    texts(&report.unfinished)?,
+                    report.took.as_secs_f64(),
                 );
                 fields.into_pyobject(py)?.into_any().unbind()
             }
+            Self::Route(route) => route.into_python(py)?.into_any().unbind(),
+            Self::Owned(user) => ownership_fields(py, &user)?.into_any().unbind(),
         })
     }
 }
@@ -86,6 +135,23 @@ fn users_by_pod<'py>(
         table.set_item(pod.get(), PyList::new(py, uids)?)?;
     }
     Ok(table)
+}
+
+/// An ownership as the fields of `podlink.Ownership`.
+pub(super) fn ownership_fields<'py>(
+    py: Python<'py>,
+    user: &Ownership,
+) -> PyResult<Bound<'py, PyTuple>> {
+    (
+        user.link.service.namespace.as_str(),
+        user.link.uid.as_str(),
+        user.link.service.service.as_str(),
+        user.owner.pod.get(),
+        user.owner.incarnation.get(),
+        user.owner.token.get(),
+        user.previous.get(),
+    )
+        .into_pyobject(py)
 }
 
 /// States as Python sees them: pod index → fields of `StatefulServiceState`.

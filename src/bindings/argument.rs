@@ -9,7 +9,7 @@ use pyo3::types::{PyBool, PyInt, PyString};
 
 use super::error::{OrRaise, raise};
 use crate::config::seconds_within;
-use crate::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid, invalid};
+use crate::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Token, Uid, invalid};
 
 /// The name of an object's type, for error messages.
 fn type_name(given: &Bound<'_, PyAny>) -> String {
@@ -93,6 +93,34 @@ pub(super) fn integer(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<
 /// A pod index.
 pub(super) fn pod_index(given: &Bound<'_, PyAny>) -> PyResult<PodIndex> {
     PodIndex::new(integer("pod_index", given)?).or_raise(given.py())
+}
+
+/// The pod that owns a user, or `None`.
+pub(super) fn owner(given: &Bound<'_, PyAny>) -> PyResult<Option<PodIndex>> {
+    if given.is_none() {
+        return Ok(None);
+    }
+    // The error names the argument.
+    let index = integer("owner", given)?;
+    let owner = PodIndex::new(index).map_err(|_| {
+        let allowed = format!("None or 0 to {}", PodIndex::MAX);
+        invalid("owner", &index.to_string(), &allowed)
+    });
+    owner.map(Some).or_raise(given.py())
+}
+
+/// A fencing token, or another number that counts like one.
+pub(super) fn token(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<Token> {
+    let number = integer(what, given)?;
+    let most = match what {
+        // Tokens rise from here, for as long as the user has owners.
+        "min_token" => Token::LIMIT / 2,
+        _ => Token::LIMIT - 1,
+    };
+    let token = u64::try_from(number).ok().filter(|number| *number <= most);
+    let allowed = format!("0 to {most}");
+    let token = token.ok_or_else(|| invalid(what, &number.to_string(), &allowed));
+    token.map(Token::new).or_raise(given.py())
 }
 
 /// A number.

@@ -1,20 +1,22 @@
 //! Operations that are sent as they are, by a gRPC client to a peer or as a pod: the call that a
 //! name and its arguments mean, and how the reply becomes an answer.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pyo3::prelude::*;
 
-use super::answer::Answer;
+use super::answer::{Answer, RouteFacts};
 use super::operations::{Arguments, Started};
 use crate::driver::info::States;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::Namespace;
+use crate::id::{Namespace, ServiceId};
 use crate::op::{
-    BatchGet, Call, Compute, Get, GetTag, LinkSource, Operation, OperationName, PodsReading,
-    ReadPods, Remove, Reply, Services, Set, SetIfAbsent, TrySet,
+    BatchGet, Call, Compute, Computed, Get, GetTag, LinkSource, Operation, OperationName, PodAbout,
+    PodsReading, ReadPods, Remove, Reply, Services, Set, SetIfAbsent, TrySet,
 };
+use crate::route::address::default_address;
 use crate::route::link::{Placed, StoredLink};
 use crate::route::state::PodRecord;
 
@@ -36,8 +38,19 @@ pub(super) fn call_of(
     Ok(match started.name {
         OperationName::ComputeLinkedPod => {
             let link = given.link(&resolve)?;
-            let answer = answering::<Compute>(move |link| Answer::Pod(pod(link)));
-            (Compute { link }.into(), answer)
+            let answer = answering::<Compute>(move |computed| Answer::Pod(pod(computed.link)));
+            (Compute::of(link).into(), answer)
+        }
+        OperationName::Route => {
+            let compute = Compute {
+                describe: true,
+                ..Compute::of(given.link(&resolve)?)
+            };
+            let service = compute.link.service.clone();
+            let answer = answering::<Compute>(move |computed| {
+                Answer::Route(Box::new(route_facts(&service, computed)))
+            });
+            (compute.into(), answer)
         }
         OperationName::GetLinkedPod
         | OperationName::GetLinkedPodNotCache
@@ -49,13 +62,14 @@ pub(super) fn call_of(
         OperationName::BatchGetLinkedPod => {
             let (service, uids) = given.batch(&resolve)?;
             let asked = Arc::clone(&uids);
-            let answer = answering::<BatchGet>(move |pods| Answer::Users(asked, pods));
+            let answer = answering::<BatchGet>(move |read| Answer::Users(asked, read.links));
             (BatchGet { service, uids }.into(), answer)
         }
         OperationName::GetLinkService => {
             let (namespace, uid) = (given.namespace(&resolve)?, given.uid()?);
             let services = Services { namespace, uid };
-            (services.into(), answering::<Services>(Answer::Services))
+            let answer = answering::<Services>(|read| Answer::Services(read.links));
+            (services.into(), answer)
         }
         OperationName::GetAllServiceState => {
             let read = ReadPods {
@@ -124,6 +138,23 @@ fn write_call(
         }
         _ => return Err(started.unknown(py)),
     })
+}
+
+/// A peer's answer as a route. An earlier version does not say how the pod is reached.
+fn route_facts(service: &ServiceId, computed: Computed) -> RouteFacts {
+    let StoredLink { pod, holder, .. } = computed.link;
+    let about = computed.about.unwrap_or_else(|| {
+        let address = default_address(service, pod);
+        let metadata = BTreeMap::new();
+        Box::new(PodAbout { address, metadata })
+    });
+    RouteFacts {
+        pod,
+        holder,
+        address: about.address,
+        metadata: about.metadata,
+        from_cache: false,
+    }
 }
 
 fn source(name: OperationName) -> LinkSource {

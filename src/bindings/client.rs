@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use super::answer::Answer;
+use super::answer::{Answer, RouteFacts};
 use super::argument;
 use super::config::ClientSettings;
 use super::error::OrRaise;
@@ -20,7 +20,7 @@ use super::runtime::{self, Owned};
 use super::service::ServiceCore;
 use super::store::StoreCore;
 use crate::clock::Clock;
-use crate::driver::client::{ClientDriver, PodChooser};
+use crate::driver::client::{ClientDriver, Misrouted, PodChooser};
 use crate::id::{LinkId, Namespace, ServiceId};
 use crate::op::OperationName;
 
@@ -124,6 +124,53 @@ impl ClientCore {
             });
         }
         Ok(Some(pod.get()))
+    }
+
+    /// The cached answer of route, or None, as the fields of `podlink.Route`.
+    fn route_cached<'py>(
+        &self,
+        namespace: &Bound<'py, PyAny>,
+        uid: &Bound<'py, PyAny>,
+        service_name: &Bound<'py, PyAny>,
+    ) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        let py = namespace.py();
+        let named = if namespace.is_none() {
+            Some("")
+        } else {
+            argument::as_str(namespace)
+        };
+        let (Some(named), Some(user), Some(service)) =
+            (named, argument::as_str(uid), argument::as_str(service_name))
+        else {
+            return Ok(None);
+        };
+        let route = self.driver.get(py)?.route_cached(named, user, service);
+        let facts = route.map(RouteFacts::from);
+        facts.map(|facts| facts.into_python(py)).transpose()
+    }
+
+    /// A pod said "not mine".
+    fn misrouted(
+        &self,
+        namespace: &Bound<'_, PyAny>,
+        uid: &Bound<'_, PyAny>,
+        service_name: &Bound<'_, PyAny>,
+        pod_index: &Bound<'_, PyAny>,
+        owner: &Bound<'_, PyAny>,
+        token: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let (driver, link) = self.target(namespace, uid, service_name)?;
+        let report = Misrouted {
+            pod: argument::pod_index(pod_index)?,
+            owner: argument::owner(owner)?,
+            token: match token.is_none() {
+                true => None,
+                false => Some(argument::token("token", token)?),
+            },
+        };
+        let runtime = runtime::handle(namespace.py())?;
+        let _runtime = runtime.enter();
+        driver.misrouted(link, report).or_raise(namespace.py())
     }
 
     /// The links of one service of a namespace.
@@ -315,6 +362,13 @@ impl ClientCore {
                 started.run(py, async move {
                     let owner = driver.set_linked_pod_if_absent(link, pod, deadline).await;
                     owner.map(Answer::Pod)
+                })
+            }
+            OperationName::Route => {
+                let link = given.link(resolve)?;
+                started.run(py, async move {
+                    let route = driver.route(link, deadline).await?;
+                    Ok(Answer::Route(Box::new(route.into())))
                 })
             }
             // As JSON; its names are those of `podlink.Explanation`.

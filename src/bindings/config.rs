@@ -114,7 +114,9 @@ fn value<'a>(setting: &Setting, given: &'a Bound<'_, PyAny>) -> PyResult<Setting
             SettingValue::Whole(argument::integer(name, given)?)
         }
         SettingKind::Flag { .. } => SettingValue::Flag(argument::flag(name, given)?),
-        SettingKind::Choice { .. } => SettingValue::Text(argument::text(name, given)?),
+        SettingKind::Choice { .. } | SettingKind::Text { .. } => {
+            SettingValue::Text(argument::text(name, given)?)
+        }
     })
 }
 
@@ -154,6 +156,7 @@ fn row(py: Python<'_>, class: &'static str, setting: &Setting) -> PyResult<Setti
         SettingKind::Limit => ("limit", None, None),
         SettingKind::Flag { .. } => ("flag", None, None),
         SettingKind::Choice { .. } => ("choice", None, None),
+        SettingKind::Text { .. } => ("text", None, None),
     };
     let names = match setting.kind {
         SettingKind::Choice { names, .. } => names.to_vec(),

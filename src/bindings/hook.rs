@@ -1,6 +1,8 @@
 //! Python hooks: they run on a Python thread or loop, and the core awaits the reply like any other
 //! I/O, or does not wait at all.
 
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -14,10 +16,10 @@ use super::hook_call::{HookArguments, HookCall, Recipient, Replied};
 use super::queue::{Arrivals, CompletionQueue};
 use crate::clock::{Clock, Tick};
 use crate::driver::client::{LostPodHook, PodChooser};
-use crate::driver::server::PodHooks;
+use crate::driver::server::{LeaseEvent, LeaseReason, LossReason, Ownership, PodHooks};
 use crate::driver::states::ChangeListener;
 use crate::error::{Error, ErrorKind};
-use crate::id::{LinkId, PodIndex, ServiceId, Uid};
+use crate::id::{PodIndex, ServiceId, Uid};
 use crate::route::snapshot::{Change, Pod};
 use crate::rpc::client::{Condition, ConditionHook};
 
@@ -54,8 +56,14 @@ impl Hook {
         let (reply, replied) = oneshot::channel();
         let recipient = recipient(reply);
         let counted = HookTimer::new(recipient.hook());
-        self.enqueue(arguments, recipient);
-        let answer = match replied.await {
+        let number = self.enqueue(arguments, recipient);
+        let mut abandoned = Abandoned {
+            hook: Some(self),
+            number,
+        };
+        let answer = replied.await;
+        abandoned.hook = None;
+        let answer = match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(why)) => Err(Error::new(ErrorKind::Internal, why)),
             Err(_) => Err(Error::new(
@@ -67,13 +75,35 @@ impl Hook {
         answer
     }
 
-    fn enqueue(&self, arguments: HookArguments, reply: Recipient) {
+    fn enqueue(&self, arguments: HookArguments, reply: Recipient) -> u64 {
+        static CALLS: AtomicU64 = AtomicU64::new(0);
+        let number = CALLS.fetch_add(1, Ordering::Relaxed);
+        self.send(number, arguments, reply);
+        number
+    }
+
+    fn send(&self, number: u64, arguments: HookArguments, reply: Recipient) {
         let callable = Arc::clone(&self.callable);
         self.home.call(HookCall {
+            number,
             callable,
             arguments,
             reply,
         });
+    }
+}
+
+/// A call that is waited for. If the wait ends before the call does, the function is notified.
+struct Abandoned<'a> {
+    hook: Option<&'a Hook>,
+    number: u64,
+}
+
+impl Drop for Abandoned<'_> {
+    fn drop(&mut self) {
+        if let Some(hook) = self.hook {
+            hook.send(self.number, HookArguments::Abandoned, Recipient::None);
+        }
     }
 }
 
@@ -171,7 +201,7 @@ pub(super) struct PythonLostPod(pub(super) Hook);
 impl LostPodHook for PythonLostPod {
     fn lost(&self, service: &ServiceId, pod: PodIndex, users_cached: u64) {
         self.0
-            .notify(HookArguments::Lost(service.clone(), pod, users_cached));
+            .notify(HookArguments::LostPod(service.clone(), pod, users_cached));
     }
 }
 
@@ -190,22 +220,50 @@ impl ConditionHook for PythonConditionHook {
 #[derive(Debug, Default)]
 pub(super) struct PythonPodHooks {
     pub(super) load: Option<Hook>,
-    pub(super) drain: Mutex<Vec<Hook>>,
-    pub(super) lease_lost: Mutex<Vec<Hook>>,
+    others: Mutex<HashMap<&'static str, Vec<Hook>>>,
 }
+
+/// The hooks that a server driver calls, beside its load function.
+pub(super) const POD_HOOKS: [&str; 6] = [
+    "drain",
+    "lease_suspended",
+    "lease_resumed",
+    "lease_lost",
+    "ownership_lost",
+    "ownership_renewed",
+];
 
 impl PythonPodHooks {
-    fn all(hooks: &Mutex<Vec<Hook>>) -> Vec<Hook> {
-        hooks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn of(load: Option<Hook>) -> Self {
+        Self {
+            load,
+            ..Self::default()
+        }
     }
 
-    pub(super) fn add(hooks: &Mutex<Vec<Hook>>, hook: Hook) {
-        hooks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(hook);
+    /// Adds a hook of this name.
+    pub(super) fn add(&self, name: &'static str, hook: Hook) {
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        others.entry(name).or_default().push(hook);
+    }
+
+    /// Calls every hook of this name, one after the other; the first failure counts.
+    async fn ask(&self, name: &'static str, arguments: impl Fn() -> HookArguments) -> HookOutcome {
+        let hooks = {
+            let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+            others.get(name).cloned().unwrap_or_default()
+        };
+        let mut failure = None;
+        for hook in hooks {
+            let done = |to| Recipient::Done(name, to);
+            let answer: HookOutcome = hook.call(arguments(), done).await;
+            failure = failure.or(answer.err());
+        }
+        failure.map_or(Ok(()), Err)
     }
 }
+
+type HookOutcome = Result<(), Error>;
 
 #[async_trait]
 impl PodHooks for PythonPodHooks {
@@ -220,20 +278,27 @@ impl PodHooks for PythonPodHooks {
         }
     }
 
-    async fn drain(&self, link: &LinkId) -> Result<(), Error> {
-        let mut failure = None;
-        for hook in Self::all(&self.drain) {
-            let answer = hook
-                .call(HookArguments::User(link.clone()), Recipient::Done)
-                .await;
-            failure = failure.or(answer.err());
-        }
-        failure.map_or(Ok(()), Err)
+    async fn drain(&self, user: &Ownership) -> HookOutcome {
+        self.ask("drain", || HookArguments::User(user.clone()))
+            .await
     }
 
-    fn lease_lost(&self) {
-        for hook in Self::all(&self.lease_lost) {
-            hook.notify(HookArguments::Nothing);
-        }
+    async fn lease(&self, what: LeaseEvent, why: LeaseReason) -> HookOutcome {
+        let name = match what {
+            LeaseEvent::Suspended => "lease_suspended",
+            LeaseEvent::Resumed => "lease_resumed",
+            LeaseEvent::Lost => "lease_lost",
+        };
+        self.ask(name, || HookArguments::Reason(why.as_str())).await
+    }
+
+    async fn ownership_lost(&self, user: &Ownership, why: LossReason) -> HookOutcome {
+        let arguments = || HookArguments::Lost(user.clone(), why.as_str());
+        self.ask("ownership_lost", arguments).await
+    }
+
+    async fn ownership_renewed(&self, new: &Ownership, old: &Ownership) -> HookOutcome {
+        let arguments = || HookArguments::Renewed(new.clone(), old.clone());
+        self.ask("ownership_renewed", arguments).await
     }
 }

@@ -6,9 +6,10 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use tokio::sync::oneshot;
 
-use super::answer::state_fields;
+use super::answer::{ownership_fields, state_fields};
 use super::argument;
-use crate::id::{LinkId, PodIndex, ServiceId, Uid};
+use crate::driver::server::Ownership;
+use crate::id::{PodIndex, ServiceId, Uid};
 use crate::route::snapshot::{Change, Pod};
 use crate::route::state::PodState;
 
@@ -19,9 +20,14 @@ pub(super) type Replied<T> = Result<T, String>;
 pub(super) enum HookArguments {
     Nothing,
     Choose(Uid, Vec<Pod>),
-    User(LinkId),
+    User(Ownership),
+    Lost(Ownership, &'static str),
+    Renewed(Ownership, Ownership),
+    Reason(&'static str),
+    /// No task waits for the call with this number any more.
+    Abandoned,
     Changed(ServiceId, Change),
-    Lost(ServiceId, PodIndex, u64),
+    LostPod(ServiceId, PodIndex, u64),
     Condition(String, &'static str),
 }
 
@@ -30,7 +36,8 @@ pub(super) enum Recipient {
     None,
     Pod(oneshot::Sender<Replied<Option<PodIndex>>>),
     Number(oneshot::Sender<Replied<i64>>),
-    Done(oneshot::Sender<Replied<()>>),
+    /// The name of the hook, too: several kinds have no value.
+    Done(&'static str, oneshot::Sender<Replied<()>>),
 }
 
 impl Recipient {
@@ -39,15 +46,27 @@ impl Recipient {
         match self {
             Self::Pod(_) => "strategy",
             Self::Number(_) => "load",
-            Self::Done(_) => "drain",
+            Self::Done(hook, _) => hook,
             // Notifications have no result: the Python layer, which filters them, counts the calls.
-            Self::None => "lease_lost",
+            Self::None => "pod_lost",
+        }
+    }
+
+    /// Whether no task waits for the result any more.
+    pub(super) fn is_abandoned(&self) -> bool {
+        match self {
+            Self::None => false,
+            Self::Pod(to) => to.is_closed(),
+            Self::Number(to) => to.is_closed(),
+            Self::Done(_, to) => to.is_closed(),
         }
     }
 }
 
 /// A call of a Python function, waiting for a Python thread.
 pub(super) struct HookCall {
+    /// Names the call, so that it can be cancelled.
+    pub(super) number: u64,
     pub(super) callable: Arc<Py<PyAny>>,
     pub(super) arguments: HookArguments,
     pub(super) reply: Recipient,
@@ -56,21 +75,27 @@ pub(super) struct HookCall {
 impl HookCall {
     /// The callable, its arguments and where to put the answer.
     pub(super) fn into_python(self, py: Python<'_>) -> PyResult<Bound<'_, PyTuple>> {
+        let cancels = matches!(self.arguments, HookArguments::Abandoned);
         let arguments = self.arguments.into_python(py)?;
         let to = Mutex::new(Some(self.reply));
-        (
-            self.callable.clone_ref(py),
-            arguments,
-            Py::new(py, HookReply { to })?,
-        )
-            .into_pyobject(py)
+        let reply = HookReply {
+            to,
+            number: self.number,
+            cancels,
+        };
+        (self.callable.clone_ref(py), arguments, Py::new(py, reply)?).into_pyobject(py)
+    }
+
+    /// Whether the call is not worth a start: no task waits for it any more.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.reply.is_abandoned()
     }
 }
 
 impl HookArguments {
     fn into_python(self, py: Python<'_>) -> PyResult<Bound<'_, PyTuple>> {
         match self {
-            Self::Nothing => Ok(PyTuple::empty(py)),
+            Self::Nothing | Self::Abandoned => Ok(PyTuple::empty(py)),
             Self::Choose(uid, candidates) => {
                 let candidates: PyResult<Vec<_>> = candidates
                     .iter()
@@ -79,12 +104,13 @@ impl HookArguments {
                 (uid.as_str(), candidates?).into_pyobject(py)
             }
             Self::Condition(endpoint, condition) => (endpoint, condition).into_pyobject(py),
-            Self::User(link) => (
-                link.service.namespace.as_str(),
-                link.uid.as_str(),
-                link.service.service.as_str(),
-            )
-                .into_pyobject(py),
+            Self::User(user) => (ownership_fields(py, &user)?,).into_pyobject(py),
+            Self::Lost(user, why) => (ownership_fields(py, &user)?, why).into_pyobject(py),
+            Self::Renewed(new, old) => {
+                let (new, old) = (ownership_fields(py, &new)?, ownership_fields(py, &old)?);
+                (new, old).into_pyobject(py)
+            }
+            Self::Reason(why) => (why,).into_pyobject(py),
             Self::Changed(service, change) => {
                 let fields = |state: Option<Arc<PodState>>| {
                     state.map(|state| state_fields(py, &state)).transpose()
@@ -98,7 +124,7 @@ impl HookArguments {
                 )
                     .into_pyobject(py)
             }
-            Self::Lost(service, pod, users) => {
+            Self::LostPod(service, pod, users) => {
                 (service.service.as_str(), pod.get(), users).into_pyobject(py)
             }
         }
@@ -109,16 +135,28 @@ impl HookArguments {
 #[pyclass(frozen, name = "Reply", module = "podlink._podlink")]
 pub(super) struct HookReply {
     to: Mutex<Option<Recipient>>,
+    /// The number of the call.
+    #[pyo3(get)]
+    number: u64,
+    /// Whether this is no call, but the end of the one with this number: no task waits for it.
+    #[pyo3(get)]
+    cancels: bool,
 }
 
 #[pymethods]
 impl HookReply {
+    /// Whether no task waits for the result any more.
+    fn abandoned(&self) -> bool {
+        let to = self.to.lock().unwrap_or_else(PoisonError::into_inner);
+        to.as_ref().is_some_and(Recipient::is_abandoned)
+    }
+
     /// Sends the value that the function returned.
     fn answer(&self, value: &Bound<'_, PyAny>) -> PyResult<()> {
         let Some(to) = self.take() else { return Ok(()) };
         match to {
             Recipient::None => {}
-            Recipient::Done(to) => send(to, Ok(())),
+            Recipient::Done(_, to) => send(to, Ok(())),
             Recipient::Number(to) => send(to, read(argument::integer("load", value))),
             Recipient::Pod(to) if value.is_none() => send(to, Ok(None)),
             Recipient::Pod(to) => send(to, read(argument::pod_index(value)).map(Some)),
@@ -131,7 +169,7 @@ impl HookReply {
         match self.take() {
             Some(Recipient::Pod(to)) => send(to, Err(why)),
             Some(Recipient::Number(to)) => send(to, Err(why)),
-            Some(Recipient::Done(to)) => send(to, Err(why)),
+            Some(Recipient::Done(_, to)) => send(to, Err(why)),
             Some(Recipient::None) | None => {}
         }
     }

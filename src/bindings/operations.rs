@@ -13,10 +13,14 @@ use super::argument;
 use super::error::{OrRaise, raise};
 use super::queue::CompletionQueue;
 use crate::config::seconds_within;
+use crate::driver::server::Ownership;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
+use crate::id::{
+    Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Token, Uid, invalid,
+    shown,
+};
 use crate::op::OperationName;
-use crate::route::link::{Persist, Removal};
+use crate::route::link::{Owner, Persist, Removal};
 
 /// The name of every operation, so that a test can compare the rows of `_operations.py` with them.
 #[pyfunction]
@@ -145,6 +149,22 @@ impl<'py> Arguments<'_, 'py> {
         Ok(LinkId { service, uid })
     }
 
+    /// A user of a service, or of this one if none is named.
+    pub(super) fn link_of(
+        &mut self,
+        own: &ServiceName,
+        resolve: impl Fn(Option<&str>) -> Result<Namespace>,
+    ) -> PyResult<LinkId> {
+        let (namespace, uid) = (self.namespace(resolve)?, self.uid()?);
+        let given = self.next()?;
+        let service = match given.is_none() {
+            true => own.clone(),
+            false => argument::service(&given)?,
+        };
+        let service = ServiceId { namespace, service };
+        Ok(LinkId { service, uid })
+    }
+
     /// A namespace, many users of it, each once, and a service.
     pub(super) fn batch(
         &mut self,
@@ -193,6 +213,44 @@ impl<'py> Arguments<'_, 'py> {
         let given = self.next()?;
         let seconds = argument::integer("persist_seconds", &given)?;
         Removal::from_seconds(seconds).or_raise(given.py())
+    }
+
+    /// A removal, or `None` for the pod's own rule.
+    pub(super) fn removal_if_given(&mut self) -> PyResult<Option<Removal>> {
+        let given = self.next()?;
+        if given.is_none() {
+            return Ok(None);
+        }
+        let grace = argument::number("grace", &given)?;
+        let allowed = "None, 0 (delete at once) or up to 3153600000 seconds";
+        let grace = Removal::of_grace(grace)
+            .ok_or_else(|| invalid("grace", &shown(&grace.to_string()), allowed));
+        grace.or_raise(given.py()).map(Some)
+    }
+
+    /// A fencing token.
+    pub(super) fn token(&mut self, what: &'static str) -> PyResult<Token> {
+        argument::token(what, &self.next()?)
+    }
+
+    /// An ownership, as `podlink.Ownership` holds it.
+    pub(super) fn ownership(
+        &mut self,
+        resolve: impl Fn(Option<&str>) -> Result<Namespace>,
+    ) -> PyResult<Ownership> {
+        let link = self.link(resolve)?;
+        let pod = self.pod_index()?;
+        let incarnation = Incarnation::new(self.token("incarnation")?.get());
+        let (token, previous) = (self.token("token")?, self.token("previous_token")?);
+        Ok(Ownership {
+            link,
+            owner: Owner {
+                pod,
+                incarnation,
+                token,
+            },
+            previous,
+        })
     }
 
     /// The value of a text.

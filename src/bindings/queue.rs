@@ -20,7 +20,7 @@ use super::error::{parts, raise};
 use super::hook_call::HookCall;
 use super::runtime::{self, Owned};
 use super::waker::Waker;
-use crate::driver::client::{Caller, Inbox as Answers, Numbered};
+use crate::driver::client::{Caller, Inbox as Answers, Numbered, Routed};
 use crate::error::{Error, ErrorKind};
 use crate::op::OperationName;
 use crate::telemetry::count;
@@ -115,9 +115,10 @@ impl Arrivals {
 impl Answers for Arrivals {
     fn arrive(&self, answers: Numbered) {
         let named = |error: Error| error.during(OperationName::ComputeLinkedPod);
+        let pod = |routed: Routed| Answer::Pod(routed.pod);
         let outcomes = answers
             .into_iter()
-            .map(|(waiter, answer)| (waiter, answer.map(Answer::Pod).map_err(named)));
+            .map(|(waiter, answer)| (waiter, answer.map(pod).map_err(named)));
         self.put(|inbox| inbox.done.extend(outcomes));
     }
 }
@@ -206,7 +207,9 @@ impl CompletionQueue {
                 Err(error) => failures.push((waiter, parts(py, &error)?)),
             }
         }
-        let calls: PyResult<Vec<_>> = calls.into_iter().map(|call| call.into_python(py)).collect();
+        // What no task waits for any more is not started.
+        let calls = calls.into_iter().filter(|call| !call.is_abandoned());
+        let calls: PyResult<Vec<_>> = calls.map(|call| call.into_python(py)).collect();
         Ok((
             PyList::new(py, settled)?,
             PyList::new(py, values)?,

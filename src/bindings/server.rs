@@ -6,13 +6,13 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use super::answer::Answer;
+use super::answer::{Answer, ownership_fields};
 use super::argument;
 use super::calls::{answer_of, call_of};
 use super::config::ServerSettings;
 use super::error::OrRaise;
 use super::grpc_client::{GrpcClientCore, peer_table};
-use super::hook::{Hook, PythonPodHooks};
+use super::hook::{Hook, POD_HOOKS, PythonPodHooks};
 use super::log;
 use super::operations::started;
 use super::queue::CompletionQueue;
@@ -22,7 +22,7 @@ use crate::clock::Clock;
 use crate::config::Drain;
 use crate::driver::server::{PodHooks, ServerDriver, ServerInfo};
 use crate::error::Result;
-use crate::id::{Namespace, ServiceId, invalid, shown};
+use crate::id::{LinkId, Namespace, ServiceId, invalid, shown};
 use crate::op::OperationName;
 use crate::route::state::RoutingState;
 
@@ -66,10 +66,7 @@ impl ServerCore {
         let load = load
             .map(|(queue, hook)| Hook::new(hook, &queue, py))
             .transpose()?;
-        let hooks = Arc::new(PythonPodHooks {
-            load,
-            ..PythonPodHooks::default()
-        });
+        let hooks = Arc::new(PythonPodHooks::of(load));
         let shared = store.store(py)?;
         let asked = Arc::clone(&hooks) as Arc<dyn PodHooks>;
         let driver = ServerDriver::with_peers(shared, Clock::System, info, config, asked, &peers);
@@ -125,6 +122,30 @@ impl ServerCore {
                     removed.map(Answer::Flag)
                 })
             }
+            OperationName::Claim => {
+                let own = &driver.info().service.service;
+                let link = given.link_of(own, |name| driver.resolve(name))?;
+                let above = given.token("min_token")?;
+                started.run(py, async move {
+                    let claimed = driver.claim(link, above, deadline).await;
+                    claimed.map(Answer::Owned)
+                })
+            }
+            OperationName::Verify => {
+                let user = given.ownership(|name| driver.resolve(name))?;
+                started.run(py, async move {
+                    let stands = driver.verify(&user, deadline).await;
+                    stands.map(Answer::Flag)
+                })
+            }
+            OperationName::Release => {
+                let user = given.ownership(|name| driver.resolve(name))?;
+                let removal = given.removal_if_given()?;
+                started.run(py, async move {
+                    let released = driver.release(&user, removal, deadline).await;
+                    released.map(Answer::Flag)
+                })
+            }
             name => {
                 let resolve = |name: Option<&str>| driver.resolve(name);
                 let (call, answer) = call_of(py, &started, &mut given, resolve)?;
@@ -136,23 +157,84 @@ impl ServerCore {
         }
     }
 
-    /// Calls `hook` for every user that the pod owns when it stops.
-    fn on_drain(&self, py: Python<'_>, queue: &CompletionQueue, hook: Py<PyAny>) -> PyResult<()> {
+    /// Calls `hook` at the event of this name.
+    fn on(
+        &self,
+        name: &str,
+        queue: &CompletionQueue,
+        hook: Py<PyAny>,
+        py: Python<'_>,
+    ) -> PyResult<()> {
+        let known = POD_HOOKS.into_iter().find(|known| *known == name);
+        let known = known.ok_or_else(|| invalid("name", &shown(name), &POD_HOOKS.join(", ")));
         let hook = Hook::new(hook, queue, py)?;
-        PythonPodHooks::add(&self.hooks.get(py)?.drain, hook);
+        self.hooks.get(py)?.add(known.or_raise(py)?, hook);
         Ok(())
     }
 
-    /// Calls `hook` when the lease is lost.
-    fn on_lease_lost(
+    /// Whether this process owns the user at this moment. Never in a forked child.
+    fn owns(
         &self,
-        py: Python<'_>,
-        queue: &CompletionQueue,
-        hook: Py<PyAny>,
-    ) -> PyResult<()> {
-        let hook = Hook::new(hook, queue, py)?;
-        PythonPodHooks::add(&self.hooks.get(py)?.lease_lost, hook);
-        Ok(())
+        namespace: &Bound<'_, PyAny>,
+        uid: &Bound<'_, PyAny>,
+        service_name: &Bound<'_, PyAny>,
+    ) -> PyResult<bool> {
+        let namespace = argument::namespace(namespace)?;
+        let uid = argument::text("uid", uid)?;
+        let service = match service_name.is_none() {
+            true => None,
+            false => Some(argument::text("service_name", service_name)?),
+        };
+        let driver = self.driver.ours();
+        Ok(driver.is_some_and(|driver| driver.owns(namespace, uid, service)))
+    }
+
+    /// Whether this process owns the user at this moment by this very token.
+    fn owns_by(&self, uid: &str, token: u64) -> bool {
+        let held = self
+            .driver
+            .ours()
+            .and_then(|driver| driver.token(None, uid, None));
+        held.is_some_and(|held| held.get() == token)
+    }
+
+    /// What this process holds of a user at this moment: the fields of `podlink.Ownership`.
+    fn ownership<'py>(
+        &self,
+        namespace: &Bound<'py, PyAny>,
+        uid: &Bound<'py, PyAny>,
+        service_name: &Bound<'py, PyAny>,
+    ) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        let py = uid.py();
+        let (uid, given) = (argument::uid(uid)?, argument::namespace(namespace)?);
+        let service = match service_name.is_none() {
+            true => None,
+            false => Some(argument::service(service_name)?),
+        };
+        // Nothing is owned in a forked child, nor elsewhere.
+        let Some(driver) = self.driver.ours() else {
+            return Ok(None);
+        };
+        let own = &driver.info().service;
+        let named = given.filter(|given| !given.is_empty());
+        let elsewhere = named.is_some_and(|given| given != own.namespace.as_str())
+            || service.is_some_and(|given| given != own.service);
+        if elsewhere {
+            return Ok(None);
+        }
+        let link = LinkId {
+            service: own.clone(),
+            uid,
+        };
+        let held = driver.ownership(&link);
+        held.map(|held| ownership_fields(py, &held)).transpose()
+    }
+
+    /// The users that this process owns at this moment.
+    fn owned_users(&self) -> Vec<String> {
+        let users = self.driver.ours().map(|driver| driver.owned_users());
+        let users = users.into_iter().flatten();
+        users.map(|link| link.uid.to_string()).collect()
     }
 
     fn weighted_load(&self, py: Python<'_>) -> PyResult<i64> {

@@ -14,7 +14,7 @@ use quick_cache::{Lifecycle, OptionsBuilder, UnitWeighter};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::clock::Tick;
-use crate::id::{Incarnation, PodIndex, ServiceId};
+use crate::id::{Incarnation, PodIndex, ServiceId, Token};
 use crate::telemetry::{CacheStats, count};
 
 /// A cached link.
@@ -24,10 +24,25 @@ pub struct Entry {
     pub pod: PodIndex,
     /// The process of that pod when the answer was given; `NONE` if the pod was unknown.
     pub incarnation: Incarnation,
+    /// The process that owned the user then. It has no incarnation if a program named the owner.
+    pub owner: Incarnation,
+    /// The token by which it owned the user; `NONE` for a hint.
+    pub token: Token,
     /// The driver's own number of the user's service.
     pub service: u32,
     /// The expiry of the entry.
     pub valid_until: Tick,
+}
+
+/// What becomes of a user's entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Revision {
+    /// It stays.
+    Keep,
+    /// It goes; answers to earlier requests are void, also if there was none.
+    Forget,
+    /// This one takes its place; answers to earlier requests are void.
+    Put(Entry),
 }
 
 /// A user of a service, as 128 bits of a keyed hash (docs/decisions/0005): a lookup
@@ -70,7 +85,7 @@ pub struct Ticket(u64);
 
 /// The keys are hashes already: half of one is enough for a hash table.
 #[derive(Debug, Default)]
-struct KeyHasher(u64);
+pub(super) struct KeyHasher(u64);
 
 impl Hasher for KeyHasher {
     fn write(&mut self, bytes: &[u8]) {
@@ -217,6 +232,26 @@ impl LinkCache {
         previous
     }
 
+    /// Removes the entry, unless the key was invalidated after the ticket was taken: an answer that
+    /// must not be stored has overruled it.
+    pub fn drop_older(&self, key: Key, ticket: Ticket) {
+        let stripe = self.stripe(key);
+        if *stripe == ticket.0 {
+            self.entries.remove(&key);
+        }
+    }
+
+    /// Decides about the valid entry, if any, while no other thread changes it.
+    pub fn revise(&self, key: Key, now: Tick, decide: impl FnOnce(Option<Entry>) -> Revision) {
+        let mut stripe = self.stripe(key);
+        match decide(self.get(key, now)) {
+            Revision::Keep => return,
+            Revision::Forget => drop(self.entries.remove(&key)),
+            Revision::Put(entry) => self.entries.insert(key, entry),
+        }
+        *stripe += 1;
+    }
+
     /// Removes a user; answers to earlier requests are void. Returns the valid entry, if any.
     pub fn invalidate(&self, key: Key, now: Tick) -> Option<Entry> {
         let mut stripe = self.stripe(key);
@@ -311,6 +346,8 @@ mod tests {
         Entry {
             pod: PodIndex::new(pod).unwrap(),
             incarnation: Incarnation::new(1),
+            owner: Incarnation::NONE,
+            token: Token::NONE,
             service: 0,
             valid_until: Tick::from_nanos(until),
         }
@@ -423,6 +460,29 @@ mod tests {
         assert!(!cache.insert(key, entry(1, 100), ticket));
         assert_eq!(cache.replace(key, entry(3, 100), NOW), Some(entry(2, 100)));
         assert_eq!(cache.invalidate(key, NOW), Some(entry(3, 100)));
+        assert_eq!(cache.get(key, NOW), None);
+    }
+
+    #[test]
+    fn a_revision_voids_older_answers() {
+        let cache = cache();
+        let key = cache.scope(&service("a", "b")).key("u");
+        let old = cache.ticket(key);
+        cache.revise(key, NOW, |found| {
+            assert_eq!(found, None);
+            Revision::Keep
+        });
+        assert!(cache.insert(key, entry(1, 100), old));
+        cache.revise(key, NOW, |found| {
+            assert_eq!(found, Some(entry(1, 100)));
+            Revision::Forget
+        });
+        assert!(!cache.insert(key, entry(1, 100), old));
+        let ticket = cache.ticket(key);
+        cache.revise(key, NOW, |_| Revision::Put(entry(2, 100)));
+        cache.drop_older(key, ticket);
+        assert_eq!(cache.get(key, NOW), Some(entry(2, 100)));
+        cache.drop_older(key, cache.ticket(key));
         assert_eq!(cache.get(key, NOW), None);
     }
 

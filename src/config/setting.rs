@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::id::{invalid, shown};
+use crate::route::address::AddressTemplate;
 
 /// What a setting measures, its default and its limits, ends included.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -52,6 +53,11 @@ pub enum SettingKind {
         /// The names.
         names: &'static [&'static str],
     },
+    /// A text.
+    Text {
+        /// What it is if it is not set.
+        default: &'static str,
+    },
 }
 
 /// One row of a table of settings.
@@ -76,7 +82,7 @@ pub enum SettingValue<'a> {
     Whole(i64),
     /// A number, or a number of seconds.
     Number(f64),
-    /// A name.
+    /// A name, or a text.
     Text(&'a str),
 }
 
@@ -103,7 +109,9 @@ impl Setting {
             SettingKind::Count { default, .. } => SettingValue::Whole(default),
             SettingKind::Limit => SettingValue::Absent,
             SettingKind::Flag { default } => SettingValue::Flag(default),
-            SettingKind::Choice { default, .. } => SettingValue::Text(default),
+            SettingKind::Choice { default, .. } | SettingKind::Text { default } => {
+                SettingValue::Text(default)
+            }
         }
     }
 
@@ -123,6 +131,7 @@ impl Setting {
             SettingKind::Limit => "a whole number or none".to_owned(),
             SettingKind::Flag { .. } => "true or false".to_owned(),
             SettingKind::Choice { names, .. } => one_of(names),
+            SettingKind::Text { .. } => "a text".to_owned(),
         }
     }
 
@@ -179,7 +188,7 @@ pub trait SettingType: Sized {
     fn read(setting: &Setting, given: SettingValue<'_>) -> Result<Self>;
 
     /// The value that reads as this.
-    fn value(&self) -> SettingValue<'static>;
+    fn value(&self) -> SettingValue<'_>;
 }
 
 impl SettingType for Duration {
@@ -231,6 +240,19 @@ impl SettingType for Option<i64> {
 
     fn value(&self) -> SettingValue<'static> {
         self.map_or(SettingValue::Absent, SettingValue::Whole)
+    }
+}
+
+impl SettingType for AddressTemplate {
+    fn read(setting: &Setting, given: SettingValue<'_>) -> Result<Self> {
+        match given {
+            SettingValue::Text(text) => Self::parse(setting.name, text),
+            _ => Err(setting.refused(given)),
+        }
+    }
+
+    fn value(&self) -> SettingValue<'_> {
+        SettingValue::Text(self.as_str())
     }
 }
 

@@ -19,7 +19,7 @@ use crate::namespace::{Home, Namespaces};
 use crate::op::{GetTag, GetWorkload, SetTag};
 use crate::route::pick::Strategy;
 use crate::route::snapshot::Pod;
-use crate::route::state::{PodRecord, PodState, Readiness, Standing};
+use crate::route::state::{PodRecord, PodState, Readiness, Renewal, Standing};
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
@@ -171,9 +171,15 @@ impl InfoDriver {
     pub async fn records(&self, service: &ServiceId, deadline: Tick) -> Result<Vec<PodRecord>> {
         let view = self.view(service, deadline).await?;
         let now = self.shared.clock.now();
-        let record = |pod: &Pod| PodRecord {
-            state: Arc::clone(&pod.state),
-            lease_left: pod.lease_until.since(now),
+        let age = now.since(view.snapshot.asked());
+        let record = |pod: &Pod| {
+            let lease_left = pod.lease_until.since(now);
+            let silence = pod.silence.map(|silence| silence + age);
+            PodRecord {
+                state: Arc::clone(&pod.state),
+                lease_left,
+                renewal: Renewal::of_silence(silence, lease_left),
+            }
         };
         Ok(view.snapshot.pods().iter().map(record).collect())
     }

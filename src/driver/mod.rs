@@ -8,6 +8,7 @@ pub mod peer;
 pub mod server;
 pub mod states;
 pub mod view;
+pub mod writes;
 
 use crate::clock::{Clock, Tick};
 use crate::error::{Error, ErrorKind, Result};

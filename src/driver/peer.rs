@@ -8,15 +8,16 @@ use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
 
-use super::client::ClientDriver;
+use super::client::{ClientDriver, Misrouted};
 use super::info::{InfoDriver, Subscription};
 use super::states::ChangeListener;
+use super::writes;
 use crate::clock::{Clock, Tick};
 use crate::config::ClientConfig;
 use crate::error::Result;
 use crate::id::{LinkId, Namespace, PodIndex, ServiceId};
-use crate::op::{Call, Get, LinkSource, Pods, Reply, SetIfAbsent};
-use crate::route::link::{Life, Placed, StoredLink};
+use crate::op::{Call, Compute, Computed, Get, LinkSource, PodAbout, Pods, Reply, SetIfAbsent};
+use crate::route::link::{Holder, Life, Placed, StoredLink};
 use crate::route::snapshot::Change;
 use crate::rpc::{ChangeStream, Peer, is_carried, only_within};
 use crate::store::Store;
@@ -74,12 +75,39 @@ impl LocalPeer {
         self.info.close();
     }
 
-    /// The pod, for as long as this process itself caches it.
+    /// The pod, for as long as this process itself caches it, and who owns the user there.
     fn cached_link(&self, link: &LinkId, pod: PodIndex) -> StoredLink {
-        let left = self.client.cached_for(link).unwrap_or(Duration::ZERO);
+        let cached = self.client.cached_link(link);
+        let cached = cached.filter(|cached| cached.pod == pod);
+        cached.unwrap_or(StoredLink::unowned(pod, Life::Temporary(Duration::ZERO)))
+    }
+
+    async fn compute(&self, compute: &Compute, deadline: Tick) -> Result<Computed> {
+        for pod in &compute.refused {
+            let report = Misrouted::by(*pod);
+            self.client.misrouted(compute.link.clone(), report)?;
+        }
+        let link = compute.link.clone();
+        if !compute.describe {
+            let routed = self.client.compute_link(link, deadline).await?;
+            let link = self.routed_link(compute, routed.pod, routed.holder);
+            return Ok(Computed { link, about: None });
+        }
+        let route = self.client.route(link, deadline).await?;
+        let link = self.routed_link(compute, route.pod, route.holder);
+        let metadata = route.state.map(|state| state.metadata.clone());
+        let about = PodAbout {
+            address: route.address,
+            metadata: metadata.unwrap_or_default(),
+        };
+        let about = Some(Box::new(about));
+        Ok(Computed { link, about })
+    }
+
+    fn routed_link(&self, of: &Compute, pod: PodIndex, holder: Option<Holder>) -> StoredLink {
         StoredLink {
-            pod,
-            life: Life::Temporary(left),
+            holder,
+            ..self.cached_link(&of.link, pod)
         }
     }
 
@@ -127,7 +155,15 @@ impl LocalPeer {
     /// A write that goes straight to the store. Whether it fails or not, the cached link is not valid
     /// any more.
     async fn write(&self, call: &Call, deadline: Tick) -> Result<Reply> {
-        let written = self.store.call(call, deadline).await;
+        let store = &*self.store;
+        let written = match call {
+            Call::Set(set) => writes::set(store, set, deadline).await.map(Reply::Set),
+            Call::Remove(remove) => {
+                let removed = writes::remove(store, remove, deadline).await;
+                removed.map(Reply::Remove)
+            }
+            other => store.call(other, deadline).await,
+        };
         if let Some(link) = call.link() {
             let _forgotten = self.client.cache_expired(link.clone());
         }
@@ -140,9 +176,8 @@ impl Peer for LocalPeer {
     async fn call(&self, call: &Call, deadline: Tick) -> Result<Reply> {
         match call {
             Call::Compute(compute) => {
-                let link = compute.link.clone();
-                let pod = self.client.compute_linked_pod(link, deadline).await?;
-                Ok(Reply::Compute(self.cached_link(&compute.link, pod)))
+                let computed = self.compute(compute, deadline).await;
+                computed.map(Reply::Compute)
             }
             Call::Get(get) => self.get(get, deadline).await.map(Reply::Get),
             Call::BatchGet(batch) => {
@@ -150,12 +185,12 @@ impl Peer for LocalPeer {
                 let pods = self
                     .client
                     .batch_get_linked_pod(&batch.service, uids, deadline);
-                pods.await.map(Reply::BatchGet)
+                pods.await.map(|pods| Reply::BatchGet(pods.into()))
             }
             Call::Services(services) => {
                 let (namespace, uid) = (&services.namespace, &services.uid);
                 let found = self.client.get_link_service(namespace, uid, deadline);
-                found.await.map(Reply::Services)
+                found.await.map(|found| Reply::Services(found.into()))
             }
             Call::SetIfAbsent(set) => {
                 let placed = self.set_if_absent(set, deadline).await;

@@ -78,20 +78,50 @@ impl View {
         chance: Chance,
         now: Tick,
     ) -> Option<PodIndex> {
-        let chosen = self.would_choose(strategy, uid, chance, now)?;
-        self.count_sent(chosen, 1);
-        Some(chosen)
+        self.choose_beside(&[], strategy, uid, chance, now)
     }
 
-    /// The choice of `choose`, without counting it.
-    pub(super) fn would_choose(
+    /// The same, but a pod that refused the user only if there is no other.
+    pub(super) fn choose_beside(
         &self,
+        refused: &[PodIndex],
         strategy: Strategy,
         uid: &str,
         chance: Chance,
         now: Tick,
     ) -> Option<PodIndex> {
-        let ready = |pod: PodIndex| self.snapshot.standing(pod, now).takes_new_users();
+        let chosen = self.would_choose(refused, strategy, uid, chance, now)?;
+        self.count_sent(chosen, 1);
+        Some(chosen)
+    }
+
+    /// The choice of `choose_beside`, without counting it.
+    pub(super) fn would_choose(
+        &self,
+        refused: &[PodIndex],
+        strategy: Strategy,
+        uid: &str,
+        chance: Chance,
+        now: Tick,
+    ) -> Option<PodIndex> {
+        let willing = self.pick_among(refused, strategy, uid, chance, now);
+        if willing.is_some() || refused.is_empty() {
+            return willing;
+        }
+        // A pod that refused the user is better than none.
+        self.pick_among(&[], strategy, uid, chance, now)
+    }
+
+    fn pick_among(
+        &self,
+        refused: &[PodIndex],
+        strategy: Strategy,
+        uid: &str,
+        chance: Chance,
+        now: Tick,
+    ) -> Option<PodIndex> {
+        let takes = |pod: PodIndex| self.snapshot.standing(pod, now).takes_new_users();
+        let ready = |pod: PodIndex| takes(pod) && !refused.contains(&pod);
         let chosen = pick(
             strategy,
             &self.candidates,
@@ -102,7 +132,8 @@ impl View {
         let chosen = if ready(chosen) {
             chosen
         } else {
-            // A lease expired since the last reading: choose among the remaining pods.
+            // A lease expired since the last reading, or the pod refused the user: choose among the
+            // remaining pods.
             let left: Vec<Candidate> = self
                 .candidates
                 .iter()
@@ -167,14 +198,17 @@ impl View {
 
     /// What this view shows of a user's pod, or of no pod.
     #[must_use]
-    pub(super) fn look(&self, pod: Option<PodIndex>, now: Tick) -> Look {
+    pub(super) fn look(&self, pod: Option<PodIndex>, now: Tick, refused: &[PodIndex]) -> Look {
+        let candidates = self.candidates_with_sent(now);
+        let willing = |(candidate, _): &(Candidate, f64)| !refused.contains(&candidate.pod);
         let unknown = (Standing::Unknown, Incarnation::NONE);
         let of_pod = |pod| (self.standing(pod, now), self.incarnation(pod));
         let (owner, incarnation) = pod.map_or(unknown, of_pod);
         Look {
             owner,
             incarnation,
-            routable: !self.candidates_with_sent(now).is_empty(),
+            routable: !candidates.is_empty(),
+            willing: candidates.iter().any(willing),
         }
     }
 
@@ -194,6 +228,21 @@ impl View {
             pod.state.incarnation == incarnation && standing.is_available()
         })
     }
+
+    /// Whether this pod keeps its users: it serves them, and does not give them up one by one, as a
+    /// pod that drains does. What is remembered of it can then be answered.
+    #[must_use]
+    pub(super) fn keeps(&self, pod: PodIndex, incarnation: Incarnation, now: Tick) -> bool {
+        let judged = self.snapshot.judged(pod, now);
+        judged.is_some_and(|(pod, standing)| {
+            pod.state.incarnation == incarnation && standing == Standing::Ready
+        })
+    }
+
+    /// What this pod published last.
+    pub(super) fn state(&self, pod: PodIndex) -> Option<&Arc<PodState>> {
+        self.snapshot.pod(pod).map(|pod| &pod.state)
+    }
 }
 
 fn candidate_of(state: &PodState) -> Candidate {
@@ -208,7 +257,7 @@ fn candidate_of(state: &PodState) -> Candidate {
 mod tests {
     use super::*;
     use crate::route::snapshot::Policy;
-    use crate::route::state::{PodRecord, Readiness, RoutingState};
+    use crate::route::state::{PodRecord, Readiness, Renewal, RoutingState};
     use rand::rngs::StdRng;
     use rand::{Rng, SeedableRng};
     use std::collections::BTreeMap;
@@ -279,6 +328,7 @@ mod tests {
                 metadata: BTreeMap::from([("weight".into(), pod.weight.to_string())]),
             }),
             lease_left: Duration::from_secs(60),
+            renewal: Renewal::default(),
         };
         pods.iter().enumerate().map(record).collect()
     }

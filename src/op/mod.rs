@@ -17,13 +17,16 @@ use crate::id::{Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid};
 use crate::route::link::{Certificate, Placed, StoredLink};
 use crate::route::state::WorkloadState;
 
+pub(crate) use links::Stored;
 pub use links::{
-    BatchGet, Compute, Get, LinkSource, Relink, Remove, Removed, Services, Set, SetIfAbsent, TrySet,
+    BatchGet, Claim, Claimed, Compute, Computed, Get, LinkSource, LinksRead, PodAbout, Read,
+    Relink, Remove, Removed, Rewrite, Services, Set, SetIfAbsent, StoredUser, Swap, Swapped,
+    TrySet, UnreadableLink,
 };
 use name::names;
 pub use pods::{
-    Begun, Inspect, Inspection, LeaseTimes, PodBegin, PodCertify, PodEnd, PodIdentity, PodRenew,
-    Pods, PodsReading, ReadPods, Renewed,
+    Begun, Inspect, Inspection, LAYOUT, LeaseTimes, PodBegin, PodCertify, PodEnd, PodIdentity,
+    PodRenew, PodStepped, Pods, PodsReading, ReadPods, Renewed, Stepped,
 };
 pub(crate) use pods::{ReadState, ReadStates};
 pub use tags::{GetTag, GetWorkload, Ping, SetTag, SetWorkload};
@@ -196,22 +199,28 @@ macro_rules! operations {
 
 operations! {
     /// Find or make the link of a user; its pod may serve the user. Only a peer answers it.
-    Compute = "compute": Idempotent -> StoredLink;
+    Compute = "compute": Idempotent -> Computed;
     /// The link of a user.
     Get = "get": Read -> Option<StoredLink>;
     /// The pods of many users.
-    BatchGet = "batch_get": Read -> Vec<Option<PodIndex>>;
+    BatchGet = "batch_get": Read -> LinksRead<Vec<Option<PodIndex>>>;
     /// The services to which a user has persistent links.
-    Services = "services": Read -> BTreeMap<ServiceName, PodIndex>;
+    Services = "services": Read -> LinksRead<BTreeMap<ServiceName, PodIndex>>;
     /// Write a temporary link if there is none.
     SetIfAbsent = "set_if_absent": Idempotent -> Placed;
-    /// Write a link unconditionally.
+    /// Everything that the store holds about one user.
+    Read = "read": Read -> Box<StoredUser>;
+    /// Write a link whichever pod has it. A store does it in two steps.
     Set = "set": Once -> Option<PodIndex>;
     /// Write a link unless another pod owns the user.
     TrySet = "try_set": Idempotent -> Placed;
+    /// Make a user a process's own.
+    Claim = "claim": Idempotent -> Claimed;
+    /// Change a link if it is still what was found.
+    Swap = "swap": Once -> Swapped;
     /// Move a user away from a dead pod.
     Relink = "relink": Once -> Option<Placed>;
-    /// Remove a link.
+    /// Remove a link. A store does it in two steps.
     Remove = "remove": Once -> Removed;
     /// Take an incarnation.
     PodBegin = "pod_begin": Idempotent -> Begun;
@@ -221,6 +230,8 @@ operations! {
     PodEnd = "pod_end": Idempotent -> bool;
     /// Declare a pod dead if its time is over.
     PodCertify = "pod_certify": Idempotent -> Certificate;
+    /// Report a step of the store's clock.
+    PodStepped = "pod_stepped": Idempotent -> Stepped;
     /// Every pod of a service.
     ReadPods = "pods": Read -> Box<Pods>;
     /// Every pod of a service with the certificate that each would get.
@@ -243,6 +254,7 @@ names! {
     /// What a program asks a driver for: the name of the Python method.
     OperationName {
         ComputeLinkedPod = "compute_linked_pod",
+        Route = "route",
         GetLinkedInCache = "get_linked_in_cache",
         GetLinkedPod = "get_linked_pod",
         GetLinkedPodInCacheOrIfPersist = "get_linked_pod_in_cache_or_if_persist",
@@ -254,6 +266,9 @@ names! {
         TrySetLinkedPod = "try_set_linked_pod",
         RemoveLinkedPod = "remove_linked_pod",
         RemoveLinkedPodWithId = "remove_linked_pod_with_id",
+        Claim = "claim",
+        Verify = "verify",
+        Release = "release",
         Explain = "explain",
         Start = "start",
         Stop = "stop",
@@ -275,8 +290,9 @@ names! {
 impl OperationName {
     /// The operations on links, which are counted and timed. What the cache answers is all counted
     /// as `get_linked_in_cache`.
-    pub const LINKS: [Self; 12] = [
+    pub const LINKS: [Self; 16] = [
         Self::ComputeLinkedPod,
+        Self::Route,
         Self::GetLinkedInCache,
         Self::GetLinkedPod,
         Self::GetLinkedPodInCacheOrIfPersist,
@@ -288,6 +304,9 @@ impl OperationName {
         Self::TrySetLinkedPod,
         Self::RemoveLinkedPod,
         Self::RemoveLinkedPodWithId,
+        Self::Claim,
+        Self::Verify,
+        Self::Release,
     ];
 }
 
@@ -310,6 +329,6 @@ mod tests {
     fn calls_and_replies_stay_small() {
         // A batch moves hundreds of them: what is large is boxed.
         assert!(size_of::<Call>() <= 128, "{}", size_of::<Call>());
-        assert!(size_of::<Reply>() <= 48, "{}", size_of::<Reply>());
+        assert!(size_of::<Reply>() <= 64, "{}", size_of::<Reply>());
     }
 }

@@ -11,6 +11,10 @@ use crate::id::{Incarnation, PodIndex, ServiceId};
 use crate::route::link::Foretold;
 use crate::route::state::{PodRecord, PodState};
 
+/// The version of the layout in which this version of podlink writes its keys. A pod writes it beside
+/// its lease.
+pub const LAYOUT: u64 = 1;
+
 /// The times of a lease, which every script of a lease is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseTimes {
@@ -60,6 +64,22 @@ pub struct PodCertify {
     pub service: ServiceId,
     /// The pod.
     pub pod: PodIndex,
+    /// The process that a user's ownership record names. If the store has forgotten it, it is not
+    /// dead before a lease and a grace.
+    pub seen: Option<Incarnation>,
+}
+
+/// The pod found that the store's clock stepped forward: every pod gets a new lease and grace.
+#[derive(Debug, Clone)]
+pub struct PodStepped {
+    /// The service.
+    pub service: ServiceId,
+    /// The pod.
+    pub pod: PodIndex,
+    /// The process that reports.
+    pub incarnation: Incarnation,
+    /// The lease that it renews.
+    pub times: LeaseTimes,
 }
 
 /// Every pod of a service with what is left of its lease.
@@ -118,7 +138,7 @@ pub enum Renewed {
         /// The store did not know this incarnation any more: the record of its lease was missing,
         /// or was that of an earlier one, and was written again. Links may be missing too.
         recreated: bool,
-        /// The store's virtual time, in microseconds. The next renewal's tells whether the store's
+        /// The store's virtual time, in microseconds. The next renewal's shows whether the store's
         /// clock stepped (`route::clock_step`).
         now: u64,
         /// Which server replied: its process and the history of its data. Another number is
@@ -131,6 +151,17 @@ pub enum Renewed {
     Superseded(Incarnation),
 }
 
+/// The reply to [`PodStepped`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stepped {
+    /// No pod is declared dead for a lease and a grace.
+    Held,
+    /// Nothing changed: this pod has reported steps again and again, and no other pod did.
+    Unbelieved,
+    /// Nothing changed: this incarnation is dead, or another process holds the index.
+    Refused,
+}
+
 /// The reply to [`ReadPods`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Pods {
@@ -138,6 +169,14 @@ pub struct Pods {
     pub records: Vec<PodRecord>,
     /// The fields of the state hash that could not be read, and why.
     pub corrupt: Vec<(String, String)>,
+    /// The pods whose routing state or readiness only a later version knows, with its name. They are
+    /// in `records` too; [`PodState`] says as what.
+    pub later: Vec<(PodIndex, String)>,
+    /// The highest version of the layout that a pod of this service wrote; 0 if none is known.
+    pub layout: u64,
+    /// The store has forgotten the leases of this service, and pods may be alive that it does not
+    /// show: those that are not among these, which it has leases of.
+    pub forgot: Option<Vec<PodIndex>>,
     /// How many subscribe to this service's events; 0 if the store does not count. On a server all
     /// that subscribe through one store object count as one, because they share a connection.
     pub watchers: u64,
@@ -177,6 +216,8 @@ pub(crate) struct ReadState {
     /// Where its field and value lie in what the store sent.
     pub(crate) entry: Range<usize>,
     pub(crate) state: Arc<PodState>,
+    /// The name of the state that it published, if only a later version knows that.
+    pub(crate) later: Option<String>,
 }
 
 impl fmt::Debug for PodsReading {
@@ -195,7 +236,7 @@ macro_rules! of_one_service {
     };
 }
 
-of_one_service!(PodRenew PodEnd PodCertify ReadPods Inspect);
+of_one_service!(PodRenew PodEnd PodCertify PodStepped ReadPods Inspect);
 
 impl PodBegin {
     pub(super) fn touches(&self) -> Keys<'_> {

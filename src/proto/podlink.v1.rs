@@ -22,6 +22,13 @@ pub struct Link {
     /// available. Not set: not at all.
     #[prost(uint64, optional, tag = "2")]
     pub valid_for_ms: ::core::option::Option<u64>,
+    /// The process of the pod that owns the user, and the token by which it does. Not set: the link is
+    /// a hint, or the server is of a version that does not tell.
+    #[prost(uint64, optional, tag = "3")]
+    pub incarnation: ::core::option::Option<u64>,
+    /// The fencing token, below 2^53; set together with the incarnation.
+    #[prost(uint64, optional, tag = "4")]
+    pub token: ::core::option::Option<u64>,
 }
 /// Which user to find or place.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -29,13 +36,29 @@ pub struct ComputeLinkedPodRequest {
     /// The user.
     #[prost(message, optional, tag = "1")]
     pub user: ::core::option::Option<User>,
+    /// The pods that said of late that the user is not theirs: none of them is answered on the strength
+    /// of a link that no process has claimed, as long as another pod takes new users. At most 8 count.
+    #[prost(uint32, repeated, tag = "2")]
+    pub refused_by: ::prost::alloc::vec::Vec<u32>,
+    /// Whether the answer is to say how the pod is reached.
+    #[prost(bool, tag = "3")]
+    pub describe: bool,
 }
 /// A pod that may serve the user.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ComputeLinkedPodResponse {
     /// The link.
     #[prost(message, optional, tag = "1")]
     pub link: ::core::option::Option<Link>,
+    /// The pod's address, if that was asked for.
+    #[prost(string, optional, tag = "2")]
+    pub address: ::core::option::Option<::prost::alloc::string::String>,
+    /// What the pod publishes, if that was asked for.
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub metadata: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 /// Which user to find.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -252,6 +275,10 @@ pub struct Pod {
     /// For how many milliseconds from now its lease is proof of life; 0: it is over.
     #[prost(uint64, tag = "2")]
     pub lease_left_ms: u64,
+    /// Set if the pod's own lease is over, and only a silence of the whole service made that a new
+    /// one: for how many milliseconds the pod has been silent. Whether it lives is not judged yet.
+    #[prost(uint64, optional, tag = "3")]
+    pub silent_ms: ::core::option::Option<u64>,
 }
 /// What a pod says of itself.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -49,6 +49,8 @@ pub struct Facts {
     pub fresh: Look,
     /// The owner's certificate; `None` if no process ever began under its index.
     pub certificate: Option<Foretold>,
+    /// The link is a hint, and its pod said "not mine".
+    pub refused: bool,
     /// The process with which the cache remembers the user on this pod, if users of restarted
     /// pods are placed from scratch.
     pub remembered: Option<Incarnation>,
@@ -101,10 +103,10 @@ pub fn foresee(facts: &Facts) -> Forecast {
                     reason => run.end(Action::MoveUser, reason),
                 };
             }
-            Step::Answer { remember, reason } => {
-                return match remember {
-                    true => run.end(Action::KeepLink, reason),
-                    false => run.end(Action::KeepUntilCertain, reason),
+            Step::Answer { reason, .. } => {
+                return match reason {
+                    Reason::DeathNotCertain => run.end(Action::KeepUntilCertain, reason),
+                    reason => run.end(Action::KeepLink, reason),
                 };
             }
             Step::Refuse => return run.end(Action::NoRoutablePod, Reason::NoRoutablePod),
@@ -129,6 +131,7 @@ impl Simulation<'_> {
         Sight {
             look,
             young,
+            refused: self.facts.refused,
             remembered: self.facts.remembered,
         }
     }
@@ -249,6 +252,7 @@ mod tests {
             owner,
             incarnation: Incarnation::new(1),
             routable,
+            willing: routable,
         }
     }
 
@@ -259,6 +263,7 @@ mod tests {
             just_read: false,
             fresh: look(owner, true),
             certificate: Some(alive(1)),
+            refused: false,
             remembered: None,
         }
     }
@@ -331,6 +336,18 @@ mod tests {
             ..alone(Standing::Unknown, alive(1))
         };
         assert_eq!(foreseen(&new), refused);
+    }
+
+    #[test]
+    fn a_refused_hint_is_replaced_without_a_certificate() {
+        for owner in [Standing::Ready, Standing::Draining, Standing::Unknown] {
+            let refused = Facts {
+                refused: true,
+                ..facts(owner)
+            };
+            let moved = (Action::MoveUser, Reason::OwnerRefused);
+            assert_eq!(foreseen(&refused), moved);
+        }
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Links: who owns a user, how long an answer stays valid, and what to do about a lost owner.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::clock::Tick;
 use crate::error::Error;
-use crate::id::{Incarnation, PodIndex, invalid};
+use crate::id::{Incarnation, PodIndex, Token, invalid};
 use crate::route::state::Standing;
 
 /// A cached answer expires this much before the link, so that it never outlives the link, even
@@ -18,6 +19,89 @@ pub struct StoredLink {
     pub pod: PodIndex,
     /// The remaining lifetime of the link.
     pub life: Life,
+    /// The process of that pod which owns the user. `None` for a hint, and for a link that no
+    /// record confirms.
+    pub holder: Option<Holder>,
+}
+
+impl StoredLink {
+    /// A link without an owner.
+    #[must_use]
+    pub const fn unowned(pod: PodIndex, life: Life) -> Self {
+        Self {
+            pod,
+            life,
+            holder: None,
+        }
+    }
+}
+
+/// The process of a pod that owns a user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Holder {
+    /// The process.
+    pub incarnation: Incarnation,
+    /// The token by which it owns the user.
+    pub token: Token,
+}
+
+/// An ownership record: whose the user is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// The pod.
+    pub pod: PodIndex,
+    /// The process of the pod.
+    pub incarnation: Incarnation,
+    /// The token by which it owns the user.
+    pub token: Token,
+}
+
+impl Owner {
+    /// Reads `pod:incarnation:token`; `None` for any other text.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(':');
+        let mut number = || {
+            let part = parts.next()?;
+            let digits = part.bytes().all(|byte| byte.is_ascii_digit());
+            (digits && !part.is_empty()).then_some(part)
+        };
+        let (pod, incarnation, token) = (number()?, number()?, number()?);
+        let owner = Self {
+            pod: PodIndex::parse(pod)?,
+            incarnation: Incarnation::new(incarnation.parse().ok()?),
+            token: Token::new(token.parse().ok()?),
+        };
+        let whole = parts.next().is_none() && owner.token.get() < Token::LIMIT;
+        whole.then_some(owner)
+    }
+
+    /// Whether both records are of one process, by whatever token.
+    #[must_use]
+    pub fn is_of_process(self, other: Self) -> bool {
+        self.pod == other.pod && self.incarnation == other.incarnation
+    }
+
+    /// The same, for callers that know the pod.
+    #[must_use]
+    pub const fn holder(self) -> Holder {
+        Holder {
+            incarnation: self.incarnation,
+            token: self.token,
+        }
+    }
+
+    /// The process that owns the user of a link to `pod` with this life.
+    #[must_use]
+    pub fn of_link(self, pod: PodIndex, life: Life) -> Option<Holder> {
+        (self.pod == pod && life == Life::Persistent).then(|| self.holder())
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.pod, self.incarnation, self.token)
+    }
 }
 
 /// The remaining lifetime of a link.
@@ -89,6 +173,20 @@ impl Removal {
                 "0 or -1 (delete at once) or a grace of 1 to 3153600000 seconds",
             )),
         }
+    }
+}
+
+impl Removal {
+    /// The grace of a release in seconds; 0 deletes at once. `None` for what is no such time.
+    #[must_use]
+    pub fn of_grace(seconds: f64) -> Option<Self> {
+        let grace = Duration::try_from_secs_f64(seconds).ok()?;
+        #[allow(clippy::cast_precision_loss, reason = "it is far below 2^53")]
+        let legal = seconds <= SECONDS_MAX as f64;
+        legal.then_some(match grace.is_zero() {
+            true => Self::Now,
+            false => Self::Grace(grace),
+        })
     }
 }
 
@@ -171,6 +269,24 @@ mod tests {
         assert_eq!(valid_until(now, Life::Temporary(CACHE_MARGIN), TTL), None);
         let persistent = valid_until(now, Life::Persistent, TTL);
         assert_eq!(persistent.map(|t| t.since(now)), Some(TTL));
+    }
+
+    #[test]
+    fn a_record_reads_back_and_nothing_else_is_one() {
+        let owner = Owner::parse("3:17:1764331200000000").unwrap();
+        assert_eq!(owner.pod.get(), 3);
+        assert_eq!(owner.incarnation.get(), 17);
+        assert_eq!(owner.to_string(), "3:17:1764331200000000");
+        let whole = Life::Persistent;
+        assert_eq!(owner.of_link(owner.pod, whole), Some(owner.holder()));
+        let hint = Life::Temporary(TTL);
+        assert_eq!(owner.of_link(owner.pod, hint), None);
+        let junk = [
+            "", "3", "3:1", "3:1:", "3:1:2:3", "-1:1:2", "3:x:2", " 3:1:2",
+        ];
+        for junk in junk.into_iter().chain(["3:1:9007199254740992"]) {
+            assert_eq!(Owner::parse(junk), None, "{junk}");
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Decisions: pure functions and value types. No I/O, no lock, and `now` is an argument.
 
+pub mod address;
+pub mod clock_step;
 pub mod explain;
 pub mod link;
 pub mod load;

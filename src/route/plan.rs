@@ -19,6 +19,9 @@ pub enum Reason {
     OwnerReady,
     /// The linked pod takes no new users, but keeps its own.
     OwnerDraining,
+    /// The linked pod is silent for longer than its lease, and so is the whole service: that is
+    /// taken for an outage of the store, and the link is kept.
+    OwnerSilent,
     /// The linked pod published SHUTDOWN.
     OwnerShutdown,
     /// The linked pod's lease is over, but its death is not certain yet.
@@ -31,6 +34,8 @@ pub enum Reason {
     OwnerNeverSeen,
     /// The linked pod came back as a new process, and `on_restart` is `best_pod`.
     OwnerRestarted,
+    /// The linked pod said "not mine", and the link is only a hint.
+    OwnerRefused,
     /// The user has no link.
     NoLink,
     /// There is no link that can stand, and no pod takes new users.
@@ -80,6 +85,8 @@ pub enum Stale {
     PodsNotRead,
     /// Its pod is not available.
     PodNotAvailable,
+    /// Its pod takes no new users, and may have given this one up.
+    PodDraining,
     /// Its pod is another process now.
     PodRestarted,
 }
@@ -93,6 +100,8 @@ pub struct Look {
     pub incarnation: Incarnation,
     /// Whether any pod may get a new user.
     pub routable: bool,
+    /// Whether one of them has not refused this user.
+    pub willing: bool,
 }
 
 /// What is known when a step is decided.
@@ -102,6 +111,8 @@ pub struct Sight {
     pub look: Look,
     /// That reading is too young to be repeated only because of the owner.
     pub young: bool,
+    /// The link is a hint, and its pod said "not mine".
+    pub refused: bool,
     /// The process with which the cache remembers the user on this pod, if users of restarted pods
     /// are placed from scratch (`on_restart="best_pod"`).
     pub remembered: Option<Incarnation>,
@@ -147,12 +158,13 @@ pub fn cached(in_time: bool, remembered: Incarnation, seen: Option<Look>, first:
         return Cached::Stale(Stale::Expired);
     }
     let now = seen.unwrap_or(first);
-    if remembered == Incarnation::NONE && now.owner.is_available() {
+    if remembered == Incarnation::NONE && now.owner == Standing::Ready {
         return Cached::SetByProgram;
     }
     match seen {
         None => Cached::Stale(Stale::PodsNotRead),
-        Some(seen) if !seen.owner.is_available() => Cached::Stale(Stale::PodNotAvailable),
+        Some(seen) if seen.owner == Standing::Draining => Cached::Stale(Stale::PodDraining),
+        Some(seen) if seen.owner != Standing::Ready => Cached::Stale(Stale::PodNotAvailable),
         Some(seen) if seen.incarnation != remembered => Cached::Stale(Stale::PodRestarted),
         Some(_) => Cached::Valid,
     }
@@ -251,6 +263,10 @@ impl Plan {
         let Look {
             owner, incarnation, ..
         } = sight.look;
+        // No process owns the user, so none has to be dead.
+        if sight.refused && sight.look.willing {
+            return Judged::Move(Incarnation::NONE, Reason::OwnerRefused);
+        }
         let verdict = judge(owner);
         // The pod may have come, or renewed, since the pods were last read.
         if verdict != Verdict::Keep
@@ -313,15 +329,18 @@ fn settled(certificate: Certificate, verdict: Verdict, incarnation: Incarnation)
     }
 }
 
-/// The step for an owner that serves its users.
+/// The step for an owner that serves its users. One that drains gives them up one by one: each
+/// answer is asked for.
 const fn keep(owner: Standing) -> Step {
-    let reason = match owner {
-        Standing::Draining => Reason::OwnerDraining,
-        _ => Reason::OwnerReady,
-    };
-    Step::Answer {
-        remember: true,
-        reason,
+    match owner {
+        Standing::Draining => Step::Answer {
+            remember: false,
+            reason: Reason::OwnerDraining,
+        },
+        _ => Step::Answer {
+            remember: true,
+            reason: Reason::OwnerReady,
+        },
     }
 }
 
@@ -334,6 +353,7 @@ mod tests {
             owner,
             incarnation: Incarnation::new(1),
             routable,
+            willing: routable,
         }
     }
 
@@ -341,6 +361,7 @@ mod tests {
         Sight {
             look: look(owner, routable),
             young: false,
+            refused: false,
             remembered: None,
         }
     }
@@ -432,6 +453,7 @@ mod tests {
                 ..look(Standing::Lapsed, true)
             },
             young: true,
+            refused: false,
             remembered: Some(Incarnation::new(1)),
         };
         assert_eq!(plan.next(again), Step::Certify);
@@ -441,6 +463,34 @@ mod tests {
             reason: Reason::OwnerRestarted,
         };
         assert_eq!(plan.next(again), moved);
+    }
+
+    #[test]
+    fn a_refused_hint_moves_if_another_pod_is_willing() {
+        let moved = Step::Move {
+            dead: Incarnation::NONE,
+            reason: Reason::OwnerRefused,
+        };
+        for owner in [Standing::Ready, Standing::Draining, Standing::Lapsed] {
+            let mut plan = Plan::default();
+            plan.linked(Some(false));
+            let refused = Sight {
+                refused: true,
+                ..sight(owner, true)
+            };
+            assert_eq!(plan.next(refused), moved);
+        }
+        let mut plan = Plan::default();
+        plan.linked(Some(false));
+        let alone = Sight {
+            look: Look {
+                willing: false,
+                ..look(Standing::Ready, true)
+            },
+            refused: true,
+            ..sight(Standing::Ready, true)
+        };
+        assert_eq!(plan.next(alone), keep(Standing::Ready));
     }
 
     #[test]
@@ -459,6 +509,9 @@ mod tests {
             cached(true, one, Some(gone), ready),
             stale(Stale::PodNotAvailable)
         );
+        let draining = look(Standing::Draining, true);
+        let judged = cached(true, one, Some(draining), draining);
+        assert_eq!(judged, stale(Stale::PodDraining));
         let two = Incarnation::new(2);
         assert_eq!(
             cached(true, two, Some(ready), ready),

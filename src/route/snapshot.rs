@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::state::{PodRecord, PodState, RoutingState, Standing};
+use super::state::{PodRecord, PodState, Renewal, RoutingState, Standing};
 use crate::clock::Tick;
 use crate::id::PodIndex;
 
@@ -14,6 +14,9 @@ pub struct Pod {
     pub state: Arc<PodState>,
     /// The end of its lease, by this machine's clock.
     pub lease_until: Tick,
+    /// How long it had been silent when the snapshot was read, if it counts as alive only because
+    /// the whole service was silent.
+    pub silence: Option<Duration>,
 }
 
 impl Pod {
@@ -60,6 +63,7 @@ impl Snapshot {
             .into_iter()
             .map(|record| Pod {
                 lease_until: asked.after(record.lease_left),
+                silence: record.silence(),
                 state: record.state,
             })
             .collect();
@@ -75,6 +79,27 @@ impl Snapshot {
     #[must_use]
     pub fn pods(&self) -> &[Pod] {
         &self.pods
+    }
+
+    /// The pods whose lease has not ended at `asked`, and which are not among those of a newer
+    /// reading, nor among those that the store has leases of.
+    #[must_use]
+    pub fn missing(&self, newer: &[PodRecord], leased: &[PodIndex], asked: Tick) -> Vec<PodRecord> {
+        let known = |pod: &Pod| {
+            let index = pod.state.pod_id;
+            let shown = newer.iter().any(|record| record.state.pod_id == index);
+            shown || leased.contains(&index)
+        };
+        let alive = |pod: &&Pod| pod.lease_until > asked && !known(pod);
+        let record = |pod: &Pod| {
+            let lease_left = pod.lease_until.since(asked);
+            PodRecord {
+                state: Arc::clone(&pod.state),
+                lease_left,
+                renewal: Renewal::of_silence(pod.silence, lease_left),
+            }
+        };
+        self.pods.iter().filter(alive).map(record).collect()
     }
 
     /// When the request was sent to the store.
@@ -224,7 +249,7 @@ pub struct Routable<'a> {
 mod tests {
     use super::*;
     use crate::id::Incarnation;
-    use crate::route::state::Readiness;
+    use crate::route::state::{Readiness, Renewal};
     use std::collections::BTreeMap;
 
     fn record(index: i64, routing: RoutingState, load: i64, left: u64) -> PodRecord {
@@ -239,6 +264,7 @@ mod tests {
                 metadata: BTreeMap::new(),
             }),
             lease_left: Duration::from_secs(left),
+            renewal: Renewal::of_silence(None, Duration::from_secs(left)),
         }
     }
 

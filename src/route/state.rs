@@ -1,13 +1,18 @@
 //! The states that pods publish, and the one table of alive, available and routable.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, ErrorKind};
-use crate::id::{Incarnation, PodIndex};
+use crate::id::{Incarnation, PodIndex, shown};
+
+/// No version gives a state a longer name.
+const NAME_MAX: usize = 63;
 
 /// The routing state that a pod publishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -80,6 +85,13 @@ impl Readiness {
             Self::NotReady => "NOT_READY",
         }
     }
+
+    /// The readiness with this name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        let all = [Self::Ready, Self::NotReady];
+        all.into_iter().find(|state| state.as_str() == name)
+    }
 }
 
 /// One pod's state, as it publishes it: one compact JSON object in the state hash.
@@ -88,11 +100,15 @@ impl Readiness {
 pub struct PodState {
     /// The pod.
     pub pod_id: PodIndex,
-    /// Whether the application is ready.
+    /// Whether the application is ready. A value that only a later version knows is read as
+    /// [`Readiness::NotReady`].
+    #[serde(deserialize_with = "readiness")]
     pub state: Readiness,
     /// Lower is better.
     pub load_state: i64,
-    /// Which users it takes.
+    /// Which users it takes. A value that only a later version knows is read as
+    /// [`RoutingState::DenyNewCall`]: the pod keeps its users and gets no new ones.
+    #[serde(deserialize_with = "routing_state")]
     pub routing_state: RoutingState,
     /// When it was published: milliseconds since 1970 by the store's clock. The store fills it in.
     #[serde(default, skip_serializing_if = "is_unset")]
@@ -102,6 +118,30 @@ pub struct PodState {
     /// Address, version, labels: data that the service publishes for other programs.
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
+}
+
+/// The state with this name; `later` for a name that only a later version knows.
+fn named<'de, T, D: Deserializer<'de>>(
+    deserializer: D,
+    parse: impl Fn(&str) -> Option<T>,
+    later: T,
+) -> Result<T, D::Error> {
+    let name = Cow::<'de, str>::deserialize(deserializer)?;
+    let is_name = name.starts_with(|first: char| first.is_ascii_uppercase())
+        && name.len() <= NAME_MAX
+        && name
+            .bytes()
+            .all(|byte| matches!(byte, b'A'..=b'Z' | b'0'..=b'9' | b'_'));
+    let known = parse(&name).or_else(|| is_name.then_some(later));
+    known.ok_or_else(|| D::Error::custom(format!("{} is no name of a state", shown(&name))))
+}
+
+fn routing_state<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RoutingState, D::Error> {
+    named(deserializer, RoutingState::parse, RoutingState::DenyNewCall)
+}
+
+fn readiness<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Readiness, D::Error> {
+    named(deserializer, Readiness::parse, Readiness::NotReady)
 }
 
 #[allow(
@@ -173,8 +213,42 @@ impl WorkloadState {
 pub struct PodRecord {
     /// What the pod published last.
     pub state: Arc<PodState>,
-    /// The remaining time of its lease by the store's clock; zero if it has expired.
+    /// The remaining time of its lease by the store's clock; zero if it has expired. An outage of
+    /// the store gives every pod a new one.
     pub lease_left: Duration,
+    /// What its own last renewal says, without what an outage adds.
+    pub renewal: Renewal,
+}
+
+/// The last renewal of a pod, by the store's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Renewal {
+    /// How long ago it was.
+    pub age: Duration,
+    /// What it left of the lease; zero if that has expired.
+    pub left: Duration,
+}
+
+impl Renewal {
+    /// What is known of the renewal of a pod with so much lease, which has been silent for so long.
+    #[must_use]
+    pub fn of_silence(silence: Option<Duration>, lease_left: Duration) -> Self {
+        Self {
+            age: silence.unwrap_or_default(),
+            left: silence.map_or(lease_left, |_| Duration::ZERO),
+        }
+    }
+}
+
+impl PodRecord {
+    /// How long the pod has been silent, if its lease is over and it counts as alive only because
+    /// the whole service was silent. A client that polls takes that for an outage of the store. One
+    /// look cannot judge it: the pod may have died while no client read.
+    #[must_use]
+    pub fn silence(&self) -> Option<Duration> {
+        let judged = self.lease_left.is_zero() || !self.renewal.left.is_zero();
+        (!judged).then_some(self.renewal.age)
+    }
 }
 
 /// How a pod may be used: the one table, from best to worst.
@@ -289,5 +363,44 @@ mod tests {
             r#"{"podId":0,"state":"READY","loadState":5,"routingState":"DENY_NEW_CALL","updateTime":1,"incarnation":1,"metadata":{"address":"10.0.0.1:7000"}}"#
         );
         assert_eq!(serde_json::from_str::<PodState>(&json).unwrap(), state);
+    }
+
+    #[test]
+    fn states_of_later_versions_are_read() {
+        let json = |state: &str, routing: &str| {
+            format!(
+                r#"{{"podId":0,"state":{state},"loadState":5,"routingState":{routing},"incarnation":1,"zone":{{"of":[1]}}}}"#
+            )
+        };
+        let read = |state: &str, routing: &str| {
+            let read = serde_json::from_str::<PodState>(&json(state, routing));
+            read.map(|read| (read.state, read.routing_state))
+        };
+        let (ready, later) = (r#""READY""#, r#""PAUSED_2""#);
+        assert_eq!(
+            read(ready, later).unwrap(),
+            (Readiness::Ready, RoutingState::DenyNewCall)
+        );
+        assert_eq!(
+            read(later, ready).unwrap(),
+            (Readiness::NotReady, RoutingState::Ready)
+        );
+        // An escape does not hide a name.
+        let escaped = r#""\u0052EADY""#;
+        assert_eq!(read(escaped, escaped).unwrap(), read(ready, ready).unwrap());
+        let long = format!("\"{}\"", "A".repeat(64));
+        for junk in [
+            r#""""#,
+            r#""ready""#,
+            r#""2""#,
+            r#""A B""#,
+            "7",
+            "null",
+            "[]",
+            &long,
+        ] {
+            assert!(read(ready, junk).is_err(), "{junk}");
+            assert!(read(junk, ready).is_err(), "{junk}");
+        }
     }
 }

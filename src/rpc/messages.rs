@@ -10,8 +10,8 @@ use super::convert;
 use crate::error::Result;
 use crate::id::{PodIndex, Uid};
 use crate::op::{
-    BatchGet, Call, Compute, Get, GetTag, LinkSource, Operation, Pods, PodsReading, ReadPods,
-    Remove, Removed, Services, Set, SetIfAbsent, TrySet,
+    BatchGet, Call, Compute, Computed, Get, GetTag, LinkSource, Operation, PodAbout, Pods,
+    PodsReading, ReadPods, Remove, Removed, Services, Set, SetIfAbsent, TrySet,
 };
 use crate::proto::v1;
 use crate::route::link::{Life, Placed, StoredLink};
@@ -161,23 +161,38 @@ macro_rules! get_from {
 methods! {
     ComputeLinkedPod: Compute, ComputeLinkedPodRequest -> ComputeLinkedPodResponse {
         fn request(compute: &Compute) -> v1::ComputeLinkedPodRequest {
-            let user = convert::user(&compute.link);
-            v1::ComputeLinkedPodRequest { user }
-        }
-
-        fn read(request: v1::ComputeLinkedPodRequest, _max_batch: usize) -> Result<Compute> {
-            let link = convert::link(request.user)?;
-            Ok(Compute { link })
-        }
-
-        fn response(link: StoredLink, _asked: &[Uid]) -> v1::ComputeLinkedPodResponse {
-            v1::ComputeLinkedPodResponse {
-                link: Some(convert::from_link(link)),
+            v1::ComputeLinkedPodRequest {
+                user: convert::user(&compute.link),
+                refused_by: compute.refused.iter().map(|pod| pod.get()).collect(),
+                describe: compute.describe,
             }
         }
 
-        fn reply(response: v1::ComputeLinkedPodResponse, _asked: &[Uid]) -> Result<StoredLink> {
-            convert::given_link(response.link)
+        fn read(request: v1::ComputeLinkedPodRequest, _max_batch: usize) -> Result<Compute> {
+            Ok(Compute {
+                link: convert::link(request.user)?,
+                refused: convert::refused(&request.refused_by)?,
+                describe: request.describe,
+            })
+        }
+
+        fn response(computed: Computed, _asked: &[Uid]) -> v1::ComputeLinkedPodResponse {
+            let about = computed.about.map(|about| (about.address, about.metadata));
+            let (address, metadata) = about.unzip();
+            v1::ComputeLinkedPodResponse {
+                link: Some(convert::from_link(computed.link)),
+                address,
+                metadata: metadata.unwrap_or_default(),
+            }
+        }
+
+        fn reply(response: v1::ComputeLinkedPodResponse, _asked: &[Uid]) -> Result<Computed> {
+            let (link, metadata) = (response.link, response.metadata);
+            let about = |address| Box::new(PodAbout { address, metadata });
+            Ok(Computed {
+                link: convert::given_link(link)?,
+                about: response.address.map(about),
+            })
         }
     }
 
@@ -221,7 +236,7 @@ methods! {
 
         fn response(pods: MethodReply<Self>, asked: &[Uid]) -> v1::BatchGetLinkedPodResponse {
             v1::BatchGetLinkedPodResponse {
-                pods: convert::from_pods_of(asked, &pods),
+                pods: convert::from_pods_of(asked, &pods.links),
             }
         }
 
@@ -235,7 +250,8 @@ methods! {
                 pods.extend(found.uids.iter().map(|uid| (uid.as_str(), pod)));
             }
             let of = |uid: &Uid| pods.get(uid.as_str()).copied();
-            Ok(asked.iter().map(of).collect())
+            let links: Vec<_> = asked.iter().map(of).collect();
+            Ok(links.into())
         }
 
         fn asked(batch: &BatchGet) -> Arc<[Uid]> {
@@ -258,12 +274,12 @@ methods! {
 
         fn response(services: MethodReply<Self>, _asked: &[Uid]) -> v1::GetLinkServiceResponse {
             v1::GetLinkServiceResponse {
-                services: convert::from_services(services),
+                services: convert::from_services(services.links),
             }
         }
 
         fn reply(response: v1::GetLinkServiceResponse, _asked: &[Uid]) -> Result<MethodReply<Self>> {
-            convert::services(response.services)
+            convert::services(response.services).map(Into::into)
         }
     }
 
@@ -361,7 +377,7 @@ methods! {
             // The peer does not return how long the link lasts: it must not be cached.
             let life = Life::Temporary(Duration::ZERO);
             Ok(Placed {
-                link: StoredLink { pod, life },
+                link: StoredLink::unowned(pod, life),
                 made: response.won,
             })
         }

@@ -22,6 +22,8 @@ pub(super) const fn code(kind: ErrorKind) -> Code {
         | ErrorKind::NoRoutablePod
         | ErrorKind::PodIndexBusy
         | ErrorKind::LeaseLost
+        | ErrorKind::NotOwner
+        | ErrorKind::OwnershipLost
         | ErrorKind::IllegalState => Code::FailedPrecondition,
         ErrorKind::PermissionDenied => Code::PermissionDenied,
         ErrorKind::Overloaded => Code::ResourceExhausted,

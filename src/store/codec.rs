@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use redis::Value;
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Incarnation, LinkId, PodIndex, ServiceName, shown};
-use crate::op::{Begun, Renewed};
-use crate::route::link::{Certificate, Foretold, Life, Placed, StoredLink};
+use crate::error::{Error, ErrorKind, Result, WriteOutcome};
+use crate::id::{Incarnation, LinkId, PodIndex, ServiceName, Token, Uid, shown};
+use crate::op::{Begun, LinksRead, Renewed, Stepped, Stored, StoredUser, UnreadableLink};
+use crate::route::link::{Certificate, Life, Owner, Placed, StoredLink};
 use crate::route::state::WorkloadState;
 use crate::store::key;
 
@@ -29,26 +29,28 @@ pub(super) fn micros(duration: Duration) -> u64 {
         .min(MICROS_MAX)
 }
 
-/// The reply of every link script: `{verdict, owner, pttl, previous}`.
+/// The reply of every link script: `{verdict, owner, pttl, previous, record}`.
 #[derive(Debug)]
 pub(super) struct LinkReply<'a> {
     link: &'a LinkId,
     verdict: String,
-    owner: String,
+    owner: Vec<u8>,
     left: i64,
     previous: String,
+    record: Vec<u8>,
 }
 
 impl<'a> LinkReply<'a> {
     /// Decodes the reply of the script that was called on this link.
     pub(super) fn decode(reply: Value, link: &'a LinkId) -> Result<Self> {
-        let [verdict, owner, left, previous] = parts(reply)?;
+        let [verdict, owner, left, previous, record] = parts(reply)?;
         Ok(Self {
             link,
             verdict: text(verdict)?,
-            owner: text(owner)?,
+            owner: bytes(owner)?,
             left: number(&left)?,
             previous: text(previous)?,
+            record: bytes(record)?,
         })
     }
 
@@ -64,24 +66,66 @@ impl<'a> LinkReply<'a> {
             Err(_) if self.left == -1 => Life::Persistent,
             Err(_) => Life::Temporary(Duration::ZERO),
         };
-        let pod = PodIndex::parse(&self.owner).ok_or_else(|| {
+        let pod = self.owner()?;
+        let record = self.record()?;
+        let holder = record.and_then(|record| record.of_link(pod, life));
+        Ok(StoredLink { pod, life, holder })
+    }
+
+    /// The pod that the script names.
+    pub(super) fn owner(&self) -> Result<PodIndex> {
+        let owner = String::from_utf8_lossy(&self.owner);
+        PodIndex::parse(&owner).ok_or_else(|| {
             let key = key::link(&self.link.service, &self.link.uid);
-            unreadable(&key, &self.owner)
-        })?;
-        Ok(StoredLink { pod, life })
+            unreadable(&key, &owner)
+        })
+    }
+
+    /// The ownership record after the call.
+    pub(super) fn record(&self) -> Result<Option<Owner>> {
+        if self.record.is_empty() {
+            return Ok(None);
+        }
+        let text = String::from_utf8_lossy(&self.record);
+        let record = Owner::parse(&text);
+        record
+            .map(Some)
+            .ok_or_else(|| unreadable(&key::owner(self.link), &text))
+    }
+
+    /// The token that the call gave, and the last one before it.
+    pub(super) fn token(&self) -> Result<Option<(Token, Token)>> {
+        let previous = self.previous.parse().map_or(Token::NONE, Token::new);
+        let record = self.record()?;
+        Ok(record.map(|record| (record.token, previous)))
+    }
+
+    /// Everything that the store holds about the user.
+    pub(super) fn found(self) -> StoredUser {
+        let link = (self.verdict == "found").then(|| self.link()).transpose();
+        let (link, record) = (link, self.record());
+        let unreadable = link.as_ref().err().or(record.as_ref().err()).cloned();
+        StoredUser {
+            link: link.ok().flatten(),
+            record: record.ok().flatten(),
+            unreadable,
+            stored: Stored {
+                link: self.owner,
+                persistent: self.left == -1,
+                record: self.record,
+            },
+        }
     }
 
     /// The link after the call, and whether the call wrote it.
     pub(super) fn placed(&self) -> Result<Placed> {
+        if self.verdict == "invalid" {
+            self.record()?;
+        }
         Ok(Placed {
             link: self.link()?,
             made: self.verdict == "made",
         })
-    }
-
-    /// The owner before the call. An unreadable value names no owner.
-    pub(super) fn previous(&self) -> Option<PodIndex> {
-        PodIndex::parse(&self.previous)
     }
 }
 
@@ -91,6 +135,12 @@ pub(super) fn unknown_verdict(verdict: &str) -> Error {
         ErrorKind::Internal,
         format!("a script answered {}", shown(verdict)),
     )
+}
+
+/// The user's last token is the greatest there is: no owner can get a greater one.
+pub(super) fn no_token_left(link: &LinkId) -> Error {
+    let error = unreadable(&key::owner(link), &(Token::LIMIT - 1).to_string());
+    error.with_outcome(WriteOutcome::NotSent)
 }
 
 /// The reply of a plain `GET` of a link.
@@ -106,15 +156,27 @@ pub(super) fn pod(reply: &Value, key: impl Fn() -> String) -> Result<Option<PodI
     }
 }
 
-/// The reply of `HGETALL` of the user's hash.
-pub(super) fn services(reply: Value, key: &str) -> Result<BTreeMap<ServiceName, PodIndex>> {
-    pairs(&reply)?
-        .into_iter()
-        .map(|(name, owner)| {
-            let service = ServiceName::new(&name).map_err(|_| unreadable(key, &name))?;
-            Ok((service, pod_at(key, &owner)?))
-        })
-        .collect()
+/// The reply of `HGETALL` of the user's hash. A field that no pod wrote is left out.
+pub(super) fn services(
+    reply: Value,
+    key: &str,
+    uid: &Uid,
+) -> Result<LinksRead<BTreeMap<ServiceName, PodIndex>>> {
+    let (mut links, mut left_out) = (BTreeMap::new(), Vec::new());
+    for (name, owner) in pairs(&reply)? {
+        let service = ServiceName::new(&name).map_err(|_| unreadable(key, &name));
+        match service.and_then(|service| Ok((service, pod_at(key, &owner)?))) {
+            Ok((service, pod)) => drop(links.insert(service, pod)),
+            Err(error) => left_out.push(UnreadableLink {
+                uid: uid.clone(),
+                error,
+            }),
+        }
+    }
+    Ok(LinksRead {
+        links,
+        unreadable: left_out.into(),
+    })
 }
 
 /// The reply of `GET` of a workload's state.
@@ -157,7 +219,7 @@ fn unreadable(key: &str, stored: &str) -> Error {
     .with("value", value)
 }
 
-/// The reply of `pod_begin`, `pod_end` and `pod_certify`: `{verdict, incarnation, microseconds}`.
+/// The reply of `pod_begin`, `pod_end`, `pod_stepped` and `pod_certify`: `{verdict, incarnation, microseconds}`.
 fn lease_reply(reply: Value) -> Result<(String, Incarnation, Duration)> {
     let [verdict, incarnation, left] = parts(reply)?;
     let incarnation = Incarnation::new(unsigned(&incarnation)?);
@@ -205,6 +267,16 @@ pub(super) fn ended(reply: Value) -> Result<bool> {
     }
 }
 
+/// The reply of `pod_stepped`.
+pub(super) fn stepped(reply: Value) -> Result<Stepped> {
+    match lease_reply(reply)?.0.as_str() {
+        "held" => Ok(Stepped::Held),
+        "unbelieved" => Ok(Stepped::Unbelieved),
+        "refused" => Ok(Stepped::Refused),
+        other => Err(unknown_verdict(other)),
+    }
+}
+
 /// The reply of `pod_certify`.
 pub(super) fn certificate(reply: Value) -> Result<Certificate> {
     let (verdict, incarnation, left) = lease_reply(reply)?;
@@ -213,95 +285,6 @@ pub(super) fn certificate(reply: Value) -> Result<Certificate> {
         "dead" => Ok(Certificate::Dead(incarnation)),
         "alive" => Ok(Certificate::Alive { incarnation, left }),
         other => Err(unknown_verdict(other)),
-    }
-}
-
-/// One pod's fields in the lease hash, in microseconds of the store's clock.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct LeaseFields {
-    pub(super) incarnation: u64,
-    pub(super) deadline: u64,
-    pub(super) dead: u64,
-}
-
-impl LeaseFields {
-    /// A pod whose lease record was lost is the process that its state shows.
-    pub(super) fn of_state(self, shown: Incarnation) -> Self {
-        let incarnation = match self.incarnation {
-            0 => shown.get(),
-            known => known,
-        };
-        Self {
-            incarnation,
-            ..self
-        }
-    }
-}
-
-/// The store's clock and its record of outages, in microseconds of virtual time.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct StoreClock {
-    pub(super) now: u64,
-    pub(super) hold: u64,
-    pub(super) held: u64,
-    /// Zero if no pod has written its times.
-    pub(super) grace: u64,
-}
-
-impl StoreClock {
-    /// How much longer a pod counts as alive. A pod whose lease reached `held` was alive when the
-    /// outage began, so it counts as alive until the hold ends.
-    pub(super) fn lease_left(&self, lease: LeaseFields) -> Duration {
-        if lease.dead >= lease.incarnation {
-            return Duration::ZERO;
-        }
-        let fresh = if lease.deadline >= self.held {
-            self.hold.saturating_sub(self.grace)
-        } else {
-            0
-        };
-        Duration::from_micros(lease.deadline.max(fresh).saturating_sub(self.now))
-    }
-
-    /// The certificate of a pod without lease and state. After the lease hash was lost, which
-    /// leaves no `held`, it may be alive until the hold is over.
-    pub(super) fn unknown(&self) -> Certificate {
-        if self.held > 0 || self.hold == 0 || self.now > self.hold {
-            return Certificate::Unknown;
-        }
-        Certificate::Alive {
-            incarnation: Incarnation::NONE,
-            left: Duration::from_micros(self.hold - self.now),
-        }
-    }
-
-    /// The certificate that a pod would get now, with any outage taken into account; `None` if
-    /// no process ever began under its index.
-    pub(super) fn foretell(&self, lease: LeaseFields) -> Option<Foretold> {
-        if lease.incarnation == 0 {
-            return None;
-        }
-        if lease.dead >= lease.incarnation {
-            return Some(Foretold {
-                certificate: Certificate::Dead(Incarnation::new(lease.dead)),
-                written: true,
-            });
-        }
-        let till = self.hold.max(lease.deadline.saturating_add(self.grace));
-        let incarnation = Incarnation::new(lease.incarnation);
-        let certificate = if self.grace == 0 {
-            let left = Duration::from_secs(1);
-            Certificate::Alive { incarnation, left }
-        } else if self.now <= till {
-            let left = Duration::from_micros(till - self.now);
-            Certificate::Alive { incarnation, left }
-        } else {
-            Certificate::Dead(incarnation)
-        };
-        Some(Foretold {
-            certificate,
-            written: false,
-        })
     }
 }
 
@@ -381,7 +364,8 @@ pub(super) fn misshapen(value: &Value) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{Namespace, ServiceId, Uid};
+    use crate::id::{Namespace, ServiceId};
+    use crate::route::link::Holder;
 
     fn user() -> LinkId {
         let service = ServiceId {
@@ -409,28 +393,37 @@ mod tests {
     #[test]
     fn a_link_reply_is_read_whole() {
         let reply = |owner: &str, left| {
-            Value::Array(vec![bulk("made"), bulk(owner), Value::Int(left), bulk("")])
+            let owner = [bulk("made"), bulk(owner), Value::Int(left), bulk("")];
+            Value::Array(owner.into_iter().chain([bulk("7:5:9")]).collect())
         };
         let user = user();
         let read = LinkReply::decode(reply("0", 1500), &user).unwrap();
         let life = Life::Temporary(Duration::from_millis(1500));
         assert_eq!(
             read.link().unwrap(),
-            StoredLink {
-                pod: PodIndex::new(0).unwrap(),
-                life
-            }
+            StoredLink::unowned(PodIndex::new(0).unwrap(), life)
         );
         assert!(read.placed().unwrap().made);
-        assert_eq!(read.previous(), None);
         let read = LinkReply::decode(reply("7", -1), &user).unwrap();
-        assert_eq!(read.link().unwrap().life, Life::Persistent);
+        let holder = Holder {
+            incarnation: Incarnation::new(5),
+            token: Token::new(9),
+        };
+        let link = read.link().unwrap();
+        assert_eq!((link.life, link.holder), (Life::Persistent, Some(holder)));
     }
 
     #[test]
     fn a_link_that_is_no_pod_is_named_with_its_key_and_cut() {
         for foreign in ["-1", "", "pod-3", &"9".repeat(5000)] {
-            let reply = Value::Array(vec![bulk("kept"), bulk(foreign), Value::Int(-1), bulk("")]);
+            let reply = [
+                bulk("kept"),
+                bulk(foreign),
+                Value::Int(-1),
+                bulk(""),
+                bulk(""),
+            ];
+            let reply = Value::Array(reply.into());
             let error = LinkReply::decode(reply, &user())
                 .unwrap()
                 .link()
@@ -447,51 +440,5 @@ mod tests {
             assert!(LinkReply::decode(reply.clone(), &user()).is_err());
             assert!(begun(reply).is_err());
         }
-    }
-
-    #[test]
-    fn a_lease_ends_with_its_deadline_or_the_hold_or_the_certificate() {
-        let clock = StoreClock {
-            now: 100,
-            hold: 0,
-            held: 0,
-            grace: 5,
-        };
-        let lease = LeaseFields {
-            incarnation: 9,
-            deadline: 110,
-            dead: 0,
-        };
-        assert_eq!(clock.lease_left(lease), Duration::from_micros(10));
-        assert_eq!(
-            clock.lease_left(LeaseFields { dead: 9, ..lease }),
-            Duration::ZERO
-        );
-        assert_eq!(
-            clock.lease_left(LeaseFields {
-                deadline: 90,
-                ..lease
-            }),
-            Duration::ZERO
-        );
-        // After an outage: alive when it began at 80, so it lives until hold - grace.
-        let clock = StoreClock {
-            now: 100,
-            hold: 150,
-            held: 80,
-            grace: 5,
-        };
-        let held = LeaseFields {
-            deadline: 90,
-            ..lease
-        };
-        assert_eq!(clock.lease_left(held), Duration::from_micros(45));
-        assert_eq!(
-            clock.lease_left(LeaseFields {
-                deadline: 79,
-                ..lease
-            }),
-            Duration::ZERO
-        );
     }
 }

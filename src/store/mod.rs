@@ -9,6 +9,7 @@ mod changes;
 mod codec;
 mod key;
 pub mod layer;
+mod lease_view;
 mod memory;
 mod packed;
 mod reading;
@@ -112,5 +113,5 @@ pub fn open(config: &StoreConfig, clock: Clock) -> Result<Arc<dyn Store>> {
 
 /// The error of a store for an operation that only a peer can do.
 fn only_a_peer(name: CallName) -> Error {
-    Error::new(ErrorKind::Internal, "a store does not compute").in_call(name)
+    Error::new(ErrorKind::Internal, "a store does not do this in one step").in_call(name)
 }

@@ -8,20 +8,22 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use redis::Value;
+use serde::Deserialize;
 
-use super::codec::{LeaseFields, StoreClock, bytes, parts, unsigned};
+use super::codec::{bytes, parts, unsigned};
+use super::lease_view::{LeaseFields, StoreClock};
 use super::packed::{Field, Packed};
 use crate::error::Result;
 use crate::id::PodIndex;
 use crate::op::{Inspection, Pods, PodsReading, ReadState, ReadStates};
 use crate::route::link::Foretold;
-use crate::route::state::{PodRecord, PodState};
+use crate::route::state::{PodRecord, PodState, Readiness, RoutingState};
 
 /// The state of a pod, if it was decoded from exactly these bytes.
-fn unchanged<'a>(last: &'a PodsReading, pod: PodIndex, entry: &[u8]) -> Option<&'a Arc<PodState>> {
+fn unchanged<'a>(last: &'a PodsReading, pod: PodIndex, entry: &[u8]) -> Option<&'a ReadState> {
     let ReadStates { packed, states } = &*last.0;
     let known = states.get(position(states, pod, |known| known.pod)?)?;
-    (packed.get(known.entry.clone()) == Some(entry)).then_some(&known.state)
+    (packed.get(known.entry.clone()) == Some(entry)).then_some(known)
 }
 
 /// Decodes the reply of `pods`; `last` is the previous reading.
@@ -77,16 +79,25 @@ impl PodsReply {
             .map(|state| (state.pod, LeaseFields::default()))
             .collect();
         leases.dedup_by_key(|(pod, _)| *pod);
-        each_lease_field(&self.leases, |pod, field, value| {
+        let mut leased = Vec::new();
+        let (lease_time, layout) = each_lease_field(&self.leases, |pod, field, value| {
+            if field == LeaseFieldName::Incarnation {
+                leased.push(pod);
+            }
             let at = position(&leases, pod, |(pod, _)| *pod);
             if let Some((_, lease)) = at.and_then(|at| leases.get_mut(at)) {
                 lease.set(field, value);
             }
         })?;
+        pods.layout = layout;
+        pods.forgot = self.clock.forgot().then_some(leased);
         let records = states.iter().filter_map(|ReadState { pod, state, .. }| {
             let (_, lease) = *leases.get(position(&leases, *pod, |(pod, _)| *pod)?)?;
+            let held = lease.of_state(state.incarnation);
+            let published = state.update_time.saturating_mul(1000);
             let record = PodRecord {
-                lease_left: self.clock.lease_left(lease.of_state(state.incarnation)),
+                lease_left: self.clock.lease_left(held),
+                renewal: self.clock.renewal(held, lease_time, published),
                 state: Arc::clone(state),
             };
             // Without a lease it is shown during the hold after the lease hash was lost.
@@ -95,6 +106,10 @@ impl PodsReply {
         });
         pods.records = records.collect();
         pods.corrupt = corrupt;
+        let later = states
+            .iter()
+            .filter_map(|known| Some((known.pod, known.later.clone()?)));
+        pods.later = later.collect();
         pods.reading = PodsReading(Arc::new(ReadStates {
             packed: self.states,
             states,
@@ -141,14 +156,15 @@ fn read_states(packed: &[u8], last: &PodsReading) -> Result<(Vec<ReadState>, Cor
         let pod = str::from_utf8(name).ok().and_then(PodIndex::parse);
         let unchanged = pod.and_then(|pod| unchanged(last, pod, packed.get(entry.clone())?));
         let state = match unchanged {
-            Some(state) => Ok(Arc::clone(state)),
-            None => read_state(pod, value).map(Arc::new),
+            Some(known) => Ok((Arc::clone(&known.state), known.later.clone())),
+            None => read_state(pod, value).map(|(state, later)| (Arc::new(state), later)),
         };
         match state {
-            Ok(state) => states.push(ReadState {
+            Ok((state, later)) => states.push(ReadState {
                 pod: state.pod_id,
                 entry,
                 state,
+                later,
             }),
             Err(why) => corrupt.push((String::from_utf8_lossy(name).into_owned(), why)),
         }
@@ -157,13 +173,18 @@ fn read_states(packed: &[u8], last: &PodsReading) -> Result<(Vec<ReadState>, Cor
     Ok((states, corrupt))
 }
 
-fn read_state(field: Option<PodIndex>, stored: &[u8]) -> std::result::Result<PodState, String> {
+/// The state, and the name that only a later version knows.
+fn read_state(
+    field: Option<PodIndex>,
+    stored: &[u8],
+) -> std::result::Result<(PodState, Option<String>), String> {
     // Invalid UTF-8 is rare, and a check is faster than a lossy copy.
     let stored =
         str::from_utf8(stored).map_or_else(|_| String::from_utf8_lossy(stored), Cow::Borrowed);
     let state: PodState = serde_json::from_str(&stored).map_err(|error| error.to_string())?;
     if field == Some(state.pod_id) {
-        return Ok(state);
+        let later = later_name(&state, &stored);
+        return Ok((state, later));
     }
     Err(format!(
         "the state of pod {} is stored under this field",
@@ -171,8 +192,33 @@ fn read_state(field: Option<PodIndex>, stored: &[u8]) -> std::result::Result<Pod
     ))
 }
 
+/// The published name of a state that only a later version knows. It was read as DENY_NEW_CALL or as
+/// NOT_READY, so most states need no second look.
+fn later_name(state: &PodState, stored: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Names<'a> {
+        #[serde(borrow)]
+        state: Cow<'a, str>,
+        #[serde(borrow)]
+        routing_state: Cow<'a, str>,
+    }
+    let usual =
+        state.routing_state != RoutingState::DenyNewCall && state.state != Readiness::NotReady;
+    if usual {
+        return None;
+    }
+    let names: Names<'_> = serde_json::from_str(stored).ok()?;
+    let known = [
+        (names.routing_state, state.routing_state.as_str()),
+        (names.state, state.state.as_str()),
+    ];
+    let mut later = known.into_iter().filter(|(name, read_as)| name != read_as);
+    later.next().map(|(name, _)| name.into_owned())
+}
+
 /// One field of a lease.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LeaseFieldName {
     Incarnation,
     Deadline,
@@ -189,27 +235,38 @@ impl LeaseFields {
     }
 }
 
-/// Calls `visit` for each pod's fields in the lease hash. Other fields are skipped.
+/// Calls `visit` for each pod's fields in the lease hash. Returns how long a renewal counts and the
+/// version of the layout, each 0 if that is not known. Other fields are skipped.
 fn each_lease_field(
     packed: &[u8],
     mut visit: impl FnMut(PodIndex, LeaseFieldName, u64),
-) -> Result<()> {
+) -> Result<(u64, u64)> {
+    let (mut lease_time, mut layout) = (0, 0);
     for field in Packed::open(packed)? {
         let Field { name, value, .. } = field?;
+        let read = |text| str::from_utf8(text).ok();
         let (lease_field, pod) = match name {
+            b"t" => {
+                let lease = read(value).and_then(|times| times.split(':').next()?.parse().ok());
+                lease_time = lease.unwrap_or(0);
+                continue;
+            }
             [b'i', b':', pod @ ..] => (LeaseFieldName::Incarnation, pod),
             [b'd', b':', pod @ ..] => (LeaseFieldName::Deadline, pod),
             [b'x', b':', pod @ ..] => (LeaseFieldName::Dead, pod),
+            b"format" => {
+                layout = str::from_utf8(value).map_or(0, |text| text.parse().unwrap_or(0));
+                continue;
+            }
             _ => continue,
         };
-        let read = |text| str::from_utf8(text).ok();
         let pod = read(pod).and_then(PodIndex::parse);
         let value = read(value).and_then(|value| value.parse().ok());
         if let (Some(pod), Some(value)) = (pod, value) {
             visit(pod, lease_field, value);
         }
     }
-    Ok(())
+    Ok((lease_time, layout))
 }
 
 #[cfg(test)]
@@ -242,7 +299,7 @@ mod tests {
         ])
     }
 
-    const LEASES: [(&str, &str); 7] = [
+    const LEASES: [(&str, &str); 8] = [
         ("i:0", "7"),
         ("d:0", "150"),
         ("i:1", "8"),
@@ -250,6 +307,8 @@ mod tests {
         ("clk", "100"),
         ("b:0", "nonce"),
         ("i:00x", "9"),
+        // Not a second spelling of pod 0.
+        ("i:00", "9"),
     ];
 
     fn state(pod: u32, incarnation: u64, load: i64) -> String {

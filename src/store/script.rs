@@ -48,6 +48,7 @@ pub(super) use scripts;
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Arg<'a> {
     Text(&'a str),
+    Bytes(&'a [u8]),
     Number(i64),
 }
 
@@ -55,6 +56,7 @@ impl ToRedisArgs for Arg<'_> {
     fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
         match self {
             Self::Text(text) => text.write_redis_args(out),
+            Self::Bytes(bytes) => bytes.write_redis_args(out),
             Self::Number(number) => number.write_redis_args(out),
         }
     }
@@ -79,6 +81,7 @@ pub(super) fn call(script: &Script, form: Form, keys: &[&str], args: &[Arg<'_>])
     let key_bytes: usize = keys.iter().map(|key| key.len()).sum();
     let arg_bytes = args.iter().map(|arg| match arg {
         Arg::Text(text) => text.len(),
+        Arg::Bytes(bytes) => bytes.len(),
         Arg::Number(_) => NUMBER_BYTES,
     });
     let count = 3 + keys.len() + args.len();

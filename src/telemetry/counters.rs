@@ -69,12 +69,18 @@ counters!(
         links_healed,
         /// Users kept on a pod whose lease has expired but whose death is not certified.
         owners_unsure,
+        /// Reports of pods that said "not mine".
+        misrouted,
+        /// Links without an owner that were moved away from a pod that had said "not mine".
+        hints_replaced,
         /// Choices made while every pod was over the overload limit.
         degraded_choices,
         /// Calls of the application's strategy that failed or returned no candidate.
         chooser_failures,
         /// Computes that found no routable pod.
         no_routable_pod,
+        /// Links with a value that no pod wrote, which were left out of batches and lists.
+        corrupt_links,
         ;
         /// The link operations that the cache did not answer.
         operations: Calls = operations(),
@@ -137,8 +143,36 @@ counters!(
         renew_failures,
         /// Attempts to take the pod index that found an earlier process alive.
         index_busy,
-        /// Leases lost: expired, declared dead, or taken by another process.
+        /// Leases lost for good: declared dead, or the pod index taken by another process.
         leases_lost,
+        /// Leases that were not renewed in time; what is owned then waits for a confirmation.
+        suspensions,
+        /// Claims that made a user this process's own.
+        claims_made,
+        /// Claims of a user that the process owned already, by the same token.
+        claims_repeated,
+        /// Claims of a user that another pod holds.
+        claims_not_owner,
+        /// Claims that failed, or were refused before they were sent.
+        claims_failed,
+        /// Answers that came too late to count: the lease had ended, or the pod takes no users.
+        late_answers,
+        /// Owned users that the store was asked about.
+        verified,
+        /// Users claimed again, because the store had forgotten them.
+        reasserted,
+        /// Users lost to another process.
+        lost_taken,
+        /// Users whose links were removed or overwritten.
+        lost_removed,
+        /// Users lost with the lease.
+        lost_with_lease,
+        /// Failures and timeouts of the hooks of leases and ownership.
+        ownership_hook_failures,
+        /// Steps of the store's clock that were reported and believed.
+        clock_steps,
+        /// Reported steps of the store's clock that the store did not believe.
+        clock_steps_unbelieved,
         /// Failures and timeouts of the load function; the last value was kept.
         load_failures,
         /// Failures and timeouts of drain hooks.
@@ -242,7 +276,10 @@ impl MetricSource for ClientStats {
             (&names::CACHE_INVALIDATIONS, &self.cache_invalidations),
             (&names::FLIGHTS_JOINED, &self.flights_joined),
             (&names::OWNERS_UNSURE, &self.owners_unsure),
+            (&names::MISROUTED, &self.misrouted),
+            (&names::HINTS_REPLACED, &self.hints_replaced),
             (&names::DEGRADED_CHOICES, &self.degraded_choices),
+            (&names::LINK_CORRUPT, &self.corrupt_links),
         ];
         put(snapshot, &plain);
         let cached = [
@@ -308,8 +345,31 @@ impl MetricSource for ServerStats {
         let plain = [
             (&names::LEASES_LOST, &self.leases_lost),
             (&names::INDEX_BUSY, &self.index_busy),
+            (&names::SUSPENSIONS, &self.suspensions),
+            (&names::LATE_ANSWERS, &self.late_answers),
+            (&names::VERIFIED, &self.verified),
+            (&names::REASSERTED, &self.reasserted),
+            (&names::CLOCK_STEPS, &self.clock_steps),
+            (&names::CLOCK_STEPS_UNBELIEVED, &self.clock_steps_unbelieved),
         ];
         put(snapshot, &plain);
+        let claims = [
+            ("made", &self.claims_made),
+            ("repeated", &self.claims_repeated),
+            ("not_owner", &self.claims_not_owner),
+            ("failed", &self.claims_failed),
+        ];
+        for (outcome, counter) in claims {
+            snapshot.count(&names::CLAIMS, &[outcome], of(counter));
+        }
+        let losses = [
+            ("taken", &self.lost_taken),
+            ("removed", &self.lost_removed),
+            ("lease_lost", &self.lost_with_lease),
+        ];
+        for (reason, counter) in losses {
+            snapshot.count(&names::OWNERSHIPS_LOST, &[reason], of(counter));
+        }
         snapshot.spread(&names::PUBLICATION_DURATION, &[], &self.publication);
         snapshot.spread(&names::PUBLICATION_LATENESS, &[], &self.lateness);
         snapshot.spread(&names::LEASE_MARGIN, &[], &self.margin);

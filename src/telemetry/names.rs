@@ -95,11 +95,15 @@ pub const STORE_CALLS: [&str; CallName::ALL.len()] = CallName::texts(CallName::A
 pub const PEER_METHODS: [&str; CallName::ALL.len()] = CallName::texts(CallName::ALL);
 
 /// The application's hooks.
-pub const HOOKS: [&str; 8] = [
+pub const HOOKS: [&str; 12] = [
     "strategy",
     "load",
     "drain",
+    "lease_suspended",
+    "lease_resumed",
     "lease_lost",
+    "ownership_lost",
+    "ownership_renewed",
     "pod_lost",
     "routing_state",
     "condition",
@@ -138,6 +142,8 @@ labels! {
     SERVICE = "service" Values::AtMost(SERVICES_MAX);
     POD = "pod" Values::AtMost(PODS_MAX);
     STANDING = "state" Values::OneOf(|| vec!["ready", "draining", "shutdown", "lapsed"]);
+    CLAIM_OUTCOME = "outcome" Values::OneOf(|| vec!["made", "repeated", "not_owner", "failed"]);
+    LOSS = "reason" Values::OneOf(|| vec!["taken", "removed", "lease_lost"]);
     FATE = "state" Values::OneOf(|| vec!["remaining", "released", "handed_over"]);
     PEER = "peer" Values::Configured;
     METHOD = "method" Values::OneOf(|| PEER_METHODS.to_vec());
@@ -218,8 +224,16 @@ metrics! {
         "Computes that found no routable pod for their user.";
     OWNERS_UNSURE = Counter, "podlink_owners_unsure" []
         "Users kept on a pod whose lease has expired but whose death is not certified.";
+    MISROUTED = Counter, "podlink_misrouted_reports" []
+        "Times that the application reported a pod that said 'not mine'.";
+    HINTS_REPLACED = Counter, "podlink_hints_replaced" []
+        "Links without an owner that a compute moved away from a pod that had said 'not mine'.";
+    REFUSALS = Gauge(Sum), "podlink_refusals" []
+        "Users for whom a pod's 'not mine' is remembered.";
     DEGRADED_CHOICES = Counter, "podlink_degraded_choices" []
         "Pods chosen while every pod was over the overload limit.";
+    LINK_CORRUPT = Counter, "podlink_link_corrupt" []
+        "Links that could not be read and were left out of batches and lists.";
 
     // What is known of the pods?
     PODS = Gauge(Most), "podlink_pods" [NAMESPACE, SERVICE, STANDING]
@@ -287,15 +301,31 @@ metrics! {
     LEASE_LEFT = Gauge(Least), "podlink_lease_left_seconds" [NAMESPACE, SERVICE, POD]
         "What is left of the pod's lease now, minus the guard; 0 once it has expired.";
     LEASES_LOST = Counter, "podlink_leases_lost" []
-        "Leases that expired, or were declared dead, or whose pod index another process took.";
+        "Leases lost for good: declared dead, or the pod index taken by another process.";
+    SUSPENSIONS = Counter, "podlink_lease_suspensions" []
+        "Leases that were not renewed in time; what the pod owns then waits for a confirmation.";
     INDEX_BUSY = Counter, "podlink_index_busy" []
         "Attempts to take the pod index that found an earlier process alive.";
+    CLOCK_STEPS = Counter, "podlink_clock_steps" []
+        "Steps forward of the store's clock that this process's pods reported.";
+    CLOCK_STEPS_UNBELIEVED = Counter, "podlink_clock_steps_unbelieved" []
+        "Reports of such steps that the store did not believe, because only this pod makes them, again and again: the clock of its machine is wrong.";
     WORKLOAD_WRITES = Counter, "podlink_workload_writes" [DONE]
         "States of the whole service that this process's pods tried to write.";
     POD_LOAD = Gauge(Most), "podlink_pod_load" [NAMESPACE, SERVICE, POD]
         "The load that the pod publishes; lower is better.";
     OWNED_USERS = Gauge(Sum), "podlink_owned_users" [NAMESPACE, SERVICE, POD]
-        "Users that the pod has taken under its current lease.";
+        "Users that the pod owns, confirmed or not.";
+    CLAIMS = Counter, "podlink_claims" [CLAIM_OUTCOME]
+        "Claims of users by this process's pods, by outcome.";
+    OWNERSHIPS_LOST = Counter, "podlink_ownerships_lost" [LOSS]
+        "Owned users that were lost, by reason.";
+    REASSERTED = Counter, "podlink_ownerships_reasserted" []
+        "Users claimed again by their owner, because the store had forgotten them.";
+    VERIFIED = Counter, "podlink_ownerships_verified" []
+        "Owned users that the store was asked about.";
+    LATE_ANSWERS = Counter, "podlink_late_answers_refused" []
+        "Claims that the store granted too late to count: the lease had ended, or the pod takes no users.";
     DRAINING = Gauge(Most), "podlink_draining" [NAMESPACE, SERVICE, POD]
         "1 while the pod is being stopped, otherwise 0.";
     DRAIN_USERS = Gauge(Most), "podlink_drain_users" [NAMESPACE, SERVICE, POD, FATE]

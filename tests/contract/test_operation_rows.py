@@ -1,5 +1,6 @@
 """The rows of `_operations.py`, the core's operations and the arms that start them agree."""
 
+import inspect
 from typing import Any, cast, get_overloads
 
 import pytest
@@ -11,6 +12,8 @@ from podlink import _operations, _podlink
 WITHOUT_A_ROW = {"get_linked_in_cache", "ready"}
 # Ending a driver is not submitted, and a store, which is asked with `ping`, has no `submit`.
 NOT_SUBMITTED = {"aclose", "ping"}
+# Methods of what `claim` returns.
+OF_AN_OWNERSHIP = {"release", "verify"}
 
 
 def drivers() -> list[Any]:
@@ -40,7 +43,8 @@ def test_every_row_is_a_method_of_some_driver() -> None:
         for row in driver._submitter._operations.values()
         if row.operation is not None
     }
-    assert rows() - submitted == NOT_SUBMITTED
+    assert rows() - submitted == NOT_SUBMITTED | OF_AN_OWNERSHIP
+    assert all(inspect.iscoroutinefunction(getattr(podlink.Ownership, n)) for n in OF_AN_OWNERSHIP)
 
 
 def test_every_operation_of_a_user_is_counted_as_one_on_links() -> None:
@@ -81,3 +85,13 @@ def test_every_core_starts_the_operations_of_its_driver(at: int) -> None:
         except podlink.PodlinkError as error:
             refused[name] = error.code
     assert "INTERNAL_ERROR" not in refused.values(), refused
+
+
+def test_the_servers_core_starts_those_of_an_ownership() -> None:
+    driver = drivers()[3]
+    for name in sorted(OF_AN_OWNERSHIP):
+        row = getattr(_operations, name)
+        wrong = (object(),) * len(row.parameters)
+        queue = _podlink.CompletionQueue()
+        with pytest.raises(podlink.InvalidParameterTypeError):
+            driver._core.start(queue, cast(Any, Waiter()), name, wrong, None)

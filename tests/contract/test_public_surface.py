@@ -33,8 +33,11 @@ EXPORTED = [
     "LeaseLostError",
     "NamespaceUnreachableError",
     "NoRoutablePodError",
+    "NotOwnerError",
     "OperationTimeoutError",
     "OverloadedError",
+    "Ownership",
+    "OwnershipLostError",
     "PeerUnavailableError",
     "PermissionDeniedError",
     "PodIndexBusyError",
@@ -42,6 +45,7 @@ EXPORTED = [
     "PodNotFoundError",
     "PodlinkError",
     "Registration",
+    "Route",
     "RouteGrpcClient",
     "RouteGrpcServer",
     "RouteInfoConfig",
@@ -69,6 +73,7 @@ EXPORTED = [
 
 # `self` left out; `async` where the call has to be awaited.
 _USER = "namespace: str | None, uid: str, service_name: str"
+_USER_OF_POD = f"{_USER} | None = None"
 _LIMIT = "*, timeout: Duration | None = None"
 _SUBMIT = (
     "(operation: Callable[..., Coroutine[Any, Any, Any]] | str, *args: Any, "
@@ -76,6 +81,7 @@ _SUBMIT = (
     "**kwargs: Any) -> Future[Any]"
 )
 _SERVICE = "namespace: str | None, service_name: str"
+_LEASE_HOOK = "(hook: Callable[[str], object]) -> Callable[[str], object]"
 _STATES = "dict[int, StatefulServiceState]"
 _CALLBACKS = (
     "*, callbacks: Literal['thread', 'poll'] = 'thread'"
@@ -104,9 +110,12 @@ SIGNATURES = {
     "ClientDriver.get_linked_pod_in_cache_or_if_persist": f"async ({_USER}, {_LIMIT})"
     " -> int | None",
     "ClientDriver.get_linked_pod_not_cache": f"async ({_USER}, {_LIMIT}) -> int | None",
+    "ClientDriver.misrouted": f"({_USER}, pod_index: int, *, owner: int | None = None"
+    ", token: int | None = None) -> None",
     "ClientDriver.on_pod_lost": "(callback: Callable[[int, int], object]"
     ", service_name: str | None = None) -> Registration",
     "ClientDriver.poll_callbacks": "() -> int",
+    "ClientDriver.route": f"async ({_USER}, {_LIMIT}) -> Route",
     "ClientDriver.service": "(service_name: str, *, namespace: str | None = None) -> ServiceLinks",
     "ClientDriver.set_cache": f"({_USER}, pod_index: int) -> int | None",
     "ClientDriver.set_linked_pod_if_absent": f"async ({_USER}, pod_index: int, {_LIMIT}) -> int",
@@ -115,10 +124,22 @@ SIGNATURES = {
     "ServerDriver": "(store: Store, server_info: ServerInfo, config: ServerConfig | None = None"
     f", load: Callable[[], int | Awaitable[int]] | None = None, {_CALLBACKS}) -> None",
     "ServerDriver.aclose": "async () -> None",
+    "ServerDriver.claim": f"async ({_USER_OF_POD}, *, min_token: int = 0"
+    ", timeout: Duration | None = None) -> Ownership",
     "ServerDriver.get_load_state": "async () -> int",
     "ServerDriver.get_routing_state": "async () -> RoutingState",
-    "ServerDriver.on_drain": "(callback: Callable[[str], object]) -> Callable[[str], object]",
-    "ServerDriver.on_lease_lost": "(callback: Callable[[], object]) -> Callable[[], object]",
+    "ServerDriver.on_drain": "(hook: Callable[[Ownership], object])"
+    " -> Callable[[Ownership], object]",
+    "ServerDriver.on_lease_lost": _LEASE_HOOK,
+    "ServerDriver.on_lease_resumed": _LEASE_HOOK,
+    "ServerDriver.on_lease_suspended": _LEASE_HOOK,
+    "ServerDriver.on_ownership_lost": "(hook: Callable[[Ownership, str], object])"
+    " -> Callable[[Ownership, str], object]",
+    "ServerDriver.on_ownership_renewed": "(hook: Callable[[Ownership, Ownership], object])"
+    " -> Callable[[Ownership, Ownership], object]",
+    "ServerDriver.owned_users": "(service_name: str | None = None) -> list[str]",
+    "ServerDriver.ownership": f"({_USER_OF_POD}) -> Ownership | None",
+    "ServerDriver.owns": f"({_USER_OF_POD}) -> bool",
     "ServerDriver.poll_callbacks": "() -> int",
     "ServerDriver.remove_linked_pod": f"async ({_USER}, {_LIMIT}) -> bool",
     "ServerDriver.remove_linked_pod_with_id": f"async ({_USER}, pod_index: int, "
@@ -136,6 +157,10 @@ SIGNATURES = {
     "ServerDriver.try_set_linked_pod": f"async ({_USER}, pod_index: int, "
     f"persist_seconds: int = -1, {_LIMIT}) -> tuple[bool, int]",
     "Registration.unregister": "() -> None",
+    "Ownership.check": "() -> None",
+    "Ownership.is_valid": "() -> bool",
+    "Ownership.release": f"async (grace: Duration | None = None, {_LIMIT}) -> bool",
+    "Ownership.verify": f"async ({_LIMIT}) -> bool",
     "RouteInfoDriver": "(store: Store, namespace: str = 'default'"
     f", config: RouteInfoConfig | None = None, {_CALLBACKS}) -> None",
     "RouteInfoDriver.aclose": "async () -> None",
@@ -190,6 +215,7 @@ SIGNATURES = {
     " -> bool",
     "RouteGrpcClient.remove_linked_pod_with_id": f"async ({_USER}, pod_index: int, "
     f"persist_seconds: int, {_LIMIT}) -> bool",
+    "RouteGrpcClient.route": f"async ({_USER}, {_LIMIT}) -> Route",
     "RouteGrpcClient.set_linked_pod": f"async ({_USER}, pod_index: int, "
     f"persist_seconds: int = -1, {_LIMIT}) -> int | None",
     "RouteGrpcClient.set_linked_pod_if_absent": f"async ({_USER}, pod_index: int, {_LIMIT}) -> int",
@@ -215,6 +241,9 @@ SIGNATURES = {
     "ServiceLinks.get_linked_pod_in_cache_or_if_persist": f"async (uid: str, {_LIMIT})"
     " -> int | None",
     "ServiceLinks.get_linked_pod_not_cache": f"async (uid: str, {_LIMIT}) -> int | None",
+    "ServiceLinks.misrouted": "(uid: str, pod_index: int, *, owner: int | None = None"
+    ", token: int | None = None) -> None",
+    "ServiceLinks.route": f"async (uid: str, {_LIMIT}) -> Route",
     "ServiceLinks.set_cache": "(uid: str, pod_index: int) -> int | None",
     "ServiceLinks.set_linked_pod_if_absent": f"async (uid: str, pod_index: int, {_LIMIT}) -> int",
     "StatefulObjCallback.on_error": "(error: Exception) -> None",
@@ -245,6 +274,7 @@ WITH_METHODS = [
     "RouteGrpcServer",
     "ClientDriver",
     "Connection",
+    "Ownership",
     "Registration",
     "RouteInfoDriver",
     "ServerDriver",
@@ -262,6 +292,7 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "strategy": "p2c",
         "timeout": 2.0,
         "on_restart": "same_pod",
+        "address_template": "{pod_name}.{service_name}.{namespace}.svc",
     },
     "GrpcClientConfig": {
         "timeout": 2.0,
@@ -306,6 +337,20 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "drain": "release",
         "timeout": 2.0,
     },
+}
+
+# What podlink makes and a program reads.
+VALUES = {
+    "DrainReport": ["released", "handed_over", "kept", "failed", "unfinished", "seconds"],
+    "Ownership": [
+        "namespace",
+        "uid",
+        "service_name",
+        "pod_index",
+        "incarnation",
+        "token",
+        "previous_token",
+    ],
 }
 
 
@@ -370,6 +415,12 @@ def test_configurations_are_frozen_and_have_these_defaults(name: str) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(config, next(iter(DEFAULTS[name])), 5)
     assert config == getattr(podlink, name)()
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_values_have_these_fields(name: str) -> None:
+    public = [each.name for each in dataclasses.fields(getattr(podlink, name)) if each.repr]
+    assert public == VALUES[name]
 
 
 def test_routing_states_are_plain_text_too() -> None:

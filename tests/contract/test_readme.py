@@ -15,7 +15,7 @@ from helpers.programs import run_program
 
 PROJECT = Path(__file__).parents[2]
 README = PROJECT / "README.md"
-PAGES = (README, PROJECT / "docs" / "tracing-and-logs.md")
+PAGES = (README, *(PROJECT / "docs" / page for page in ("ownership.md", "tracing-and-logs.md")))
 
 _MARKED = re.compile(
     r"^<!-- test -->[ \t]*\n+```python\n(?P<code>.*?)^```[ \t]*$"

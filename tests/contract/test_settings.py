@@ -31,6 +31,7 @@ ANNOTATIONS = {
     "ratio": float,
     "limit": int | None,
     "flag": bool,
+    "text": str,
 }
 
 
@@ -120,6 +121,7 @@ WRONG_TYPES: dict[str, list[Any]] = {
     "limit": ["1", True, 1.5, timedelta(seconds=1)],
     "flag": ["true", None, 1],
     "choice": [1, None, True],
+    "text": [1, None, True],
 }
 
 

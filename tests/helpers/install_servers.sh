@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Puts on the PATH what the tests need from the distribution: a redis-server, for TLS and as a second
-# kind of server, and Prometheus with promtool, for what deploy/observability holds.
+# Installs what the tests need from the distribution: a redis-server, for TLS and as a second kind of
+# server, Prometheus with promtool, for what deploy/observability holds, and PostgreSQL and MariaDB,
+# for the recipes of docs/fencing.md.
 #
 # It tries only what needs no question: apt-get as root or with a sudo that asks for no password.
 # Failing that it says what to do and succeeds all the same, so that everything else is tested; the
@@ -11,12 +12,17 @@ missing=()
 command -v redis-server >/dev/null || [ -n "${PODLINK_TEST_REDIS_SERVER:-}" ] ||
     missing+=(redis-server)
 { command -v prometheus && command -v promtool; } >/dev/null || missing+=(prometheus)
+# Debian keeps PostgreSQL's programs off the PATH.
+[ -n "${PODLINK_TEST_POSTGRES_BIN:-}" ] || command -v initdb >/dev/null ||
+    compgen -G "/usr/lib/postgresql/*/bin/initdb" >/dev/null || missing+=(postgresql)
+# mariadbd lies in /usr/sbin, which is not on every user's PATH.
+PATH="$PATH:/usr/sbin" command -v mariadbd >/dev/null || missing+=(mariadb-server)
 [ "${#missing[@]}" -gt 0 ] || exit 0
 
 advice() {
     echo "${missing[*]}: not installed, and the tests that need it will fail." >&2
     echo "  Debian, Ubuntu:  sudo apt-get install ${missing[*]}" >&2
-    echo "  macOS:           brew install ${missing[*]/redis-server/redis}" >&2
+    echo "  macOS:           brew install ${missing[*]%-server}" >&2
     exit 0
 }
 
@@ -47,7 +53,7 @@ install=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -
     advice
 
 # A machine with a policy of its own may have started them after all.
-for service in "${missing[@]}"; do
+for service in "${missing[@]/mariadb-server/mariadb}"; do
     if [ -d /run/systemd/system ]; then
         "${as_root[@]}" systemctl --quiet disable --now "$service" || true
     elif [ -x "/etc/init.d/$service" ]; then

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import podlink
 from helpers.programs import environment
@@ -109,6 +109,16 @@ class PodProcess:
         trace: TracebackType | None,
     ) -> None:
         self.kill()
+
+    def ask(self, call: str, *arguments: object) -> Any:
+        """Call a method of `pod_program.PodCalls`; what it returned."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([call, *arguments]) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        assert line, f"pod {self.index} ended in {call}"
+        return json.loads(line)
 
     def kill(self) -> None:
         """Kill -9. Returns when the process is gone."""

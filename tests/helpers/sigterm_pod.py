@@ -93,13 +93,13 @@ async def _main(url: str, service: str, index: str, config: str, saving: str, *u
     server = podlink.ServerDriver(store, info, podlink.ServerConfig(**json.loads(config)))
 
     @server.on_drain
-    async def save(uid: str) -> None:
+    async def save(user: podlink.Ownership) -> None:
         await asyncio.sleep(float(saving))
-        await server.remove_linked_pod(None, uid, service)
+        await user.release()
 
     await server.start()
     for uid in users:
-        await server.set_linked_pod(None, uid, service, info.pod_index)
+        await server.claim(None, uid)
     print(server.incarnation, flush=True)
     await stopping.wait()
     report = await server.stop()

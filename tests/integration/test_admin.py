@@ -109,7 +109,7 @@ async def test_a_lost_store_and_a_draining_pod_are_not_ready(server_factory) -> 
         assert (await asyncio.to_thread(get, admin.address, "/readyz"))[0] == 200
         release = asyncio.Event()
 
-        async def save(uid: str) -> None:
+        async def save(user: podlink.Ownership) -> None:
             await release.wait()
 
         zero.on_drain(save)

@@ -27,8 +27,9 @@ def test_a_user_is_explained_as_text_and_as_json(store_server: Server) -> None:
     redis.set(LINK, 1)
     lines = explained("u1", SERVICE, url=store_server.url).splitlines()
     assert lines[0] == "u1 of default/svc: compute answers pod 1, because the linked pod is READY"
-    table = {line.split("  ")[0]: line for line in lines[2:6]}
+    table = {line.split("  ")[0]: line for line in lines[2:7]}
     assert table["link"].endswith("pod 1, persistent")
+    assert table["owner"].endswith("none: no process has claimed the user")
     assert "READY, load 7, lease " in table["pod 1"]
     assert table["cache"].endswith("nothing about this user in this process")
     assert "2 READY" in table["pods"]

@@ -357,8 +357,13 @@ async def test_living_pods_on_every_store(store_url: str) -> None:
             assert told.link.kind is LinkKind.PERSISTENT
             assert await client.compute_linked_pod(None, UID, SERVICE) == 1
             await second.set_routing_state("DENY_NEW_CALL")
+            pods = client.route_info.alive_pods
+            await eventually_async(lambda: pods(None, SERVICE)[1].routing_state == "DENY_NEW_CALL")
+            # A pod that drains gives up its users one by one: what is remembered is not answered.
             told = await client.explain(None, UID, SERVICE)
-            assert told.action is Action.ANSWER_FROM_CACHE
+            assert (told.action, told.answers) == (Action.KEEP_LINK, (1,))
+            assert told.reason is Reason.OWNER_DRAINING
+            assert told.cache.why is StaleReason.POD_DRAINING
             assert told.owner is not None
             assert told.owner.standing is Standing.DRAINING
             assert told.owner.routing_state is podlink.RoutingState.DENY_NEW_CALL

@@ -2,20 +2,21 @@
 
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 import redis
 
 import podlink
-from helpers.pods import FRESH, LEASE, NAMESPACE, QUICK, SERVICE, pod_info, running
+from helpers.pods import FRESH, LEASE, NAMESPACE, QUICK, SERVICE, running
 from helpers.servers import Server
 from helpers.wait import eventually
 
 USER = (None, "user123", SERVICE)
 LINK = "sf:{default:lk:user123}svc"
 SERVICES = "sf:{default:lk:user123}"
+OWNERS = "sf:{default:lk:user123}#own"
 STATES = "sf:{default:state:svc}"
 LEASES = "sf:{default:state:svc}#lease"
 
@@ -38,12 +39,19 @@ def client(store: podlink.Store) -> podlink.ClientDriver:
 
 
 @pytest.fixture
-def pod(store: podlink.Store) -> podlink.ServerDriver:
-    return podlink.ServerDriver(store, pod_info(2))
+async def pod(store: podlink.Store) -> AsyncIterator[podlink.ServerDriver]:
+    """Pod 2, which holds its lease: no other writes links."""
+    async with running(store, 2) as [started]:
+        yield started
 
 
 def keys(seen: redis.Redis) -> set[Any]:
     return set(seen.keys())
+
+
+def link_keys(seen: redis.Redis) -> set[Any]:
+    """What is kept of users, beside the pods' states and leases."""
+    return set(seen.keys("sf:{*:lk:*"))
 
 
 async def test_a_temporary_link_is_a_decimal_with_an_end(
@@ -59,30 +67,130 @@ async def test_a_temporary_link_is_a_decimal_with_an_end(
 async def test_a_persistent_link_has_no_end_and_is_listed(
     pod: podlink.ServerDriver, seen: redis.Redis
 ) -> None:
-    await pod.set_linked_pod(*USER, 2)
+    # Links of another pod, and of another service: there is no owner.
+    await pod.set_linked_pod(*USER, 3)
     await pod.set_linked_pod(None, "user123", "chat-service", 0)
-    assert keys(seen) == {LINK, SERVICES, "sf:{default:lk:user123}chat-service"}
-    assert (seen.get(LINK), seen.ttl(LINK)) == ("2", -1)
-    assert seen.hgetall(SERVICES) == {SERVICE: "2", "chat-service": "0"}
+    assert link_keys(seen) == {LINK, SERVICES, "sf:{default:lk:user123}chat-service"}
+    assert (seen.get(LINK), seen.ttl(LINK)) == ("3", -1)
+    assert seen.hgetall(SERVICES) == {SERVICE: "3", "chat-service": "0"}
 
 
 async def test_a_link_with_a_lifetime_is_not_listed(
     pod: podlink.ServerDriver, seen: redis.Redis
 ) -> None:
-    await pod.set_linked_pod(*USER, 2)
-    await pod.set_linked_pod(*USER, 2, persist_seconds=30)
-    assert keys(seen) == {LINK}
+    await pod.set_linked_pod(*USER, 3)
+    await pod.set_linked_pod(*USER, 3, persist_seconds=30)
+    assert link_keys(seen) == {LINK}
     assert 29_000 < seen.pttl(LINK) <= 30_000
 
 
+def claims(pod: podlink.ServerDriver) -> dict[str, Callable[[], Awaitable[object]]]:
+    """Every way in which pod 2 makes a user its own."""
+    return {
+        "claim": lambda: pod.claim(*USER),
+        "set": lambda: pod.set_linked_pod(*USER, 2),
+        "try_set": lambda: pod.try_set_linked_pod(*USER, 2),
+    }
+
+
+@pytest.mark.parametrize("way", ["claim", "set", "try_set"])
+async def test_an_owner_is_a_pod_an_incarnation_and_a_token(
+    pod: podlink.ServerDriver, seen: redis.Redis, way: str
+) -> None:
+    before = seen.time()
+    await claims(pod)[way]()
+    user = pod.ownership(*USER)
+    assert user is not None
+    assert link_keys(seen) == {LINK, SERVICES, OWNERS}
+    assert (seen.get(LINK), seen.ttl(LINK)) == ("2", -1)
+    assert seen.hgetall(SERVICES) == {SERVICE: "2"}
+    record = f"2:{pod.incarnation}:{user.token}"
+    assert seen.hgetall(OWNERS) == {SERVICE: record, "#": str(user.token)}
+    assert seen.ttl(OWNERS) == -1
+    # A token is the time in microseconds, if that is more than the last one.
+    assert int(str(before[0])) <= user.token / 1e6 <= int(str(seen.time()[0])) + 1
+    # Again: nothing changes.
+    await claims(pod)[way]()
+    assert seen.hgetall(OWNERS) == {SERVICE: record, "#": str(user.token)}
+
+
+async def test_a_token_exceeds_every_earlier_one(
+    pod: podlink.ServerDriver, seen: redis.Redis
+) -> None:
+    last = 2**52
+    seen.hset(OWNERS, mapping={"#": str(last)})
+    first = await pod.claim(*USER)
+    assert first.token == last + 1
+    # Its last owner was of another service: it may say "somebody between" without need.
+    assert first.previous_token == last
+    second = await pod.claim(*USER, min_token=2**52 + 10)
+    assert (second.token, second.previous_token) == (2**52 + 11, first.token)
+    assert not first.is_valid()
+    assert seen.hgetall(OWNERS) == {
+        SERVICE: f"2:{pod.incarnation}:{second.token}",
+        "#": str(second.token),
+    }
+
+
 async def test_a_removed_link_stays_as_a_hint(pod: podlink.ServerDriver, seen: redis.Redis) -> None:
-    await pod.set_linked_pod(*USER, 2)
-    await pod.remove_linked_pod(*USER)
-    assert keys(seen) == {LINK}
+    user = await pod.claim(*USER)
+    assert await pod.remove_linked_pod(*USER) is True
+    # The last token is remembered for a day.
+    assert link_keys(seen) == {LINK, OWNERS}
     assert seen.get(LINK) == "2"
     assert 59_000 < seen.pttl(LINK) <= 60_000
+    assert seen.hgetall(OWNERS) == {"#": str(user.token)}
+    assert 86_399_000 < seen.pttl(OWNERS) <= 86_400_000
     await pod.remove_linked_pod_with_id(*USER, 2, 0)
-    assert keys(seen) == set()
+    assert link_keys(seen) == {OWNERS}
+    assert (await pod.claim(*USER)).token > user.token
+    assert seen.ttl(OWNERS) == -1
+
+
+@pytest.mark.parametrize("persist_seconds", [-1, 30])
+async def test_a_link_set_for_another_pod_ends_the_ownership(
+    pod: podlink.ServerDriver, seen: redis.Redis, persist_seconds: int
+) -> None:
+    user = await pod.claim(*USER)
+    assert await pod.set_linked_pod(*USER, 3, persist_seconds) == 2
+    assert not user.is_valid()
+    assert pod.stats()["owned_users"] == 0
+    assert seen.get(LINK) == "3"
+    assert seen.hgetall(SERVICES) == ({SERVICE: "3"} if persist_seconds == -1 else {})
+    assert seen.hgetall(OWNERS) == {"#": str(user.token)}
+
+
+async def test_a_user_released_by_a_pod_that_stops_has_no_link(
+    pod: podlink.ServerDriver, seen: redis.Redis
+) -> None:
+    user = await pod.claim(*USER)
+    report = await pod.stop()
+    assert (report.released, report.remaining) == (1, 0)
+    assert link_keys(seen) == {OWNERS}
+    assert seen.hgetall(OWNERS) == {"#": str(user.token)}
+
+
+async def test_owners_of_two_services_do_not_mix(
+    store: podlink.Store, pod: podlink.ServerDriver, seen: redis.Redis
+) -> None:
+    async with running(store, 0, service="chat") as [chat]:
+        user = await pod.claim(*USER)
+        other = await chat.claim(None, "user123")
+        assert other.token > user.token
+        assert seen.hgetall(OWNERS) == {
+            SERVICE: f"2:{pod.incarnation}:{user.token}",
+            "chat": f"0:{chat.incarnation}:{other.token}",
+            "#": str(other.token),
+        }
+        assert await user.release(0)
+        assert seen.hgetall(OWNERS) == {
+            "chat": f"0:{chat.incarnation}:{other.token}",
+            "#": str(other.token),
+        }
+        # It still has an owner.
+        assert seen.ttl(OWNERS) == -1
+        assert await other.verify()
+        assert seen.hgetall(SERVICES) == {"chat": "0"}
 
 
 async def test_a_computed_link_is_a_temporary_one(

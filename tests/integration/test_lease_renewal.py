@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -84,20 +85,32 @@ async def test_a_renewal_that_fails_when_the_lease_is_close_is_an_error(
     await store.aclose()
 
 
-async def test_a_lapse_voids_what_was_held_and_is_told_once(
+async def test_a_lapse_suspends_and_a_renewal_resumes(
     server_factory: ServerFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = server_factory()
     store = podlink.Store(server.url)
-    losses: list[bool] = []
+    told: list[tuple[str, str, bool]] = []
     async with running(store, 0, config=QUICK) as [pod]:
 
+        @pod.on_lease_suspended
+        def suspended(reason: str) -> None:
+            told.append(("suspended", reason, pod.holds_lease))
+
+        @pod.on_lease_resumed
+        def resumed(reason: str) -> None:
+            told.append(("resumed", reason, True))
+
         @pod.on_lease_lost
-        def lost() -> None:
-            losses.append(pod.holds_lease)
+        def lost(reason: str) -> None:
+            told.append(("lost", reason, pod.holds_lease))
+
+        @pod.on_ownership_lost
+        def user_lost(user: podlink.Ownership, reason: str) -> None:
+            told.append((user.uid, reason, pod.holds_lease))
 
         incarnation = pod.incarnation
-        await pod.set_linked_pod(None, "u", SERVICE, 0)
+        user = await pod.claim(None, "u")
         assert pod.stats()["owned_users"] == 1
         before, published = time.monotonic(), pod.stats()["published"]
         # The first may have been under way, the second was sent after `before`.
@@ -119,19 +132,28 @@ async def test_a_lapse_voids_what_was_held_and_is_told_once(
         assert held - paused < 1.8
         with pytest.raises(podlink.LeaseLostError) as caught:
             await pod.try_set_linked_pod(None, "u2", SERVICE, 0)
-        assert caught.value.retryable
-        await eventually_async(lambda: losses)
-        assert pod.stats()["owned_users"] == 0
+        assert (caught.value.retryable, caught.value.outcome) == (True, "not sent")
+        await eventually_async(lambda: told)
+        # The user is in the table, and nobody may act for it.
+        assert pod.stats()["owned_users"] == 1
+        assert (pod.owns(None, "u"), user.is_valid(), pod.owned_users()) == (False, False, [])
+        with pytest.raises(podlink.OwnershipLostError):
+            user.check()
         server.resume()
         await eventually_async(lambda: pod.holds_lease)
-        # Nobody had declared it dead: it is the same process, but it owns nobody.
+        # Nobody had declared it dead: it is the same process, and nobody took its user.
         assert pod.incarnation == incarnation
-        assert pod.stats()["leases_lost"] == 1
-        assert losses == [False]
-        assert pod.stats()["owned_users"] == 0
-        assert await pod.try_set_linked_pod(None, "u", SERVICE, 0) == (True, 0)
-        assert pod.stats()["owned_users"] == 1
-        eventually(lambda: "users of this pod must be claimed again" in caplog.text)
+        assert pod.ownership(None, "u") == user
+        assert user.is_valid()
+        stats = pod.stats()
+        assert (stats["leases_lost"], stats["suspensions"], stats["owned_users"]) == (0, 1, 1)
+        # Asked again for its user, the pod has the same token.
+        assert await pod.claim(None, "u") == user
+        assert not pod.owns(None, "u2")
+        await eventually_async(lambda: len(told) == 2)
+        assert told == [("suspended", "not_renewed", False), ("resumed", "renewed", True)]
+        eventually(lambda: "this pod is suspended and owns nothing until it is" in caplog.text)
+        eventually(lambda: "this pod acts again" in caplog.text)
     await store.aclose()
 
 
@@ -144,42 +166,61 @@ async def test_hooks_of_a_lost_lease_are_called_once_and_may_fail(
     earlier = podlink.ServerDriver(store, info, QUICK)
     told: list[str] = []
 
-    async def fail_later() -> None:
+    async def fail_later(_reason: str) -> None:
         raise RuntimeError("on purpose")
 
-    def fail() -> None:
+    def fail(_reason: str) -> None:
         raise RuntimeError("on purpose")
 
-    async def later() -> None:
-        told.append("async")
+    async def later(reason: str) -> None:
+        told.append(f"async {reason}")
 
     earlier.on_lease_lost(fail if kind == "sync" else fail_later)
     earlier.on_lease_lost(later)
-    earlier.on_lease_lost(lambda: told.append("sync"))
+    earlier.on_lease_lost(lambda reason: told.append(f"sync {reason}"))
+    earlier.on_ownership_lost(lambda user, reason: told.append(f"{user.uid} {reason}"))
     await earlier.start()
+    await earlier.claim(None, "u")
     async with podlink.ServerDriver(store, info, QUICK):
-        await eventually_async(lambda: earlier.stats()["hook_failures"])
-        await eventually_async(lambda: sorted(told) == ["async", "sync"])
+        await eventually_async(lambda: earlier.stats()["ownership_hook_failures"])
+        await eventually_async(lambda: len(told) == 3)
         await earlier.stop()
-    assert sorted(told) == ["async", "sync"]
-    assert earlier.stats()["hook_failures"] == 1
-    [record] = [each for each in caplog.records if each.name == "podlink.hooks"]
-    assert record.exc_info
+    # In the order of their registration, and then those of each user.
+    assert told == ["async superseded", "sync superseded", "u lease_lost"]
+    stats = earlier.stats()
+    assert (stats["ownership_hook_failures"], stats["leases_lost"]) == (1, 1)
+    assert (stats["owned_users"], stats["suspensions"]) == (0, 0)
+    eventually(lambda: "hooks of an ownership event failed or were late" in caplog.text)
 
 
-async def test_a_lapsed_pod_may_still_give_users_away(server_factory: ServerFactory) -> None:
+@pytest.mark.parametrize("operation", ["release", "remove_linked_pod", "remove_linked_pod_with_id"])
+async def test_a_lapsed_pod_gives_nobody_away(
+    server_factory: ServerFactory, operation: str
+) -> None:
+    # A pod whose lease had ended could still remove links. By then they may have been those of the
+    # process that had taken its place.
     server = server_factory()
     store = podlink.Store(server.url)
-    slow = podlink.ServerConfig(lease=0.5, renew=0.2, guard=0.2, gap=0.4, grace=0.4, timeout=5)
-    pod = podlink.ServerDriver(store, pod_info(0), slow)
+    pod = podlink.ServerDriver(store, pod_info(0), QUICK)
     await pod.start()
-    await pod.set_linked_pod(None, "u", SERVICE, 0)
+    user = await pod.claim(None, "u")
     server.pause()
     await eventually_async(lambda: not pod.holds_lease)
-    # It is sent while the lease is over.
-    removing = pod.submit("remove_linked_pod", None, "u", SERVICE, timeout=10)
+    calls: dict[str, Callable[[], Awaitable[bool]]] = {
+        "release": user.release,
+        "remove_linked_pod": lambda: pod.remove_linked_pod(None, "u", SERVICE),
+        "remove_linked_pod_with_id": lambda: pod.remove_linked_pod_with_id(
+            None, "u", SERVICE, 0, 0
+        ),
+    }
+    with pytest.raises(podlink.LeaseLostError) as caught:
+        await calls[operation]()
+    assert (caught.value.retryable, caught.value.outcome) == (True, "not sent")
     server.resume()
-    assert removing.result(60)
+    await eventually_async(lambda: pod.holds_lease)
+    assert user.is_valid()
+    assert await calls[operation]()
+    assert not user.is_valid()
     await pod.stop()
     await store.aclose()
 
@@ -191,12 +232,16 @@ async def test_a_pod_dies_by_its_own_clock_when_its_store_does(
     store = podlink.Store(server.url)
     pod = podlink.ServerDriver(store, pod_info(0), QUICK)
     await pod.start()
+    await pod.claim(None, "u")
+    saved: list[podlink.Ownership] = []
+    pod.on_drain(saved.append)
     server.kill()
     await eventually_async(lambda: not pod.holds_lease)
     began = time.monotonic()
     report = await pod.stop(deadline=1.0)
     assert time.monotonic() - began < 1.0 + LATE
-    assert report.remaining == 0
+    # The user may be another pod's by now: to save it is no right of this pod's any more.
+    assert (saved, report.unfinished, report.remaining) == ([], ["u"], 1)
     await store.aclose()
 
 

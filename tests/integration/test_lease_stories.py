@@ -88,7 +88,7 @@ def client_of(store: podlink.Store) -> podlink.ClientDriver:
 async def test_a_short_sleep_moves_nobody(store_server: Server) -> None:
     with talking_pod(store_server.url, 0) as pod:
         incarnation = await asyncio.to_thread(pod.read)
-        pod.ask("own", "u")
+        token = pod.ask("own", "u")
         async with podlink.Store(store_server.url) as store, client_of(store) as client:
             info = client.route_info
             assert await client.compute_linked_pod(None, "u", SERVICE) == 0
@@ -109,18 +109,19 @@ async def test_a_short_sleep_moves_nobody(store_server: Server) -> None:
             assert status == {
                 "holds_lease": True,
                 "incarnation": incarnation,
-                "owned": 1,
-                "lost": 0,
+                "owned": ["u"],
+                "told": [],
             }
+            assert pod.ask("token", "u") == token
 
 
 async def test_a_pod_that_slept_too_long_comes_back_as_another(store_server: Server) -> None:
     async with podlink.Store(store_server.url) as store, client_of(store) as client:
         with talking_pod(store_server.url, 1) as pod:
             incarnation = await asyncio.to_thread(pod.read)
-            pod.ask("own", "u")
+            token = pod.ask("own", "u")
             assert await client.compute_linked_pod(None, "u", SERVICE) == 1
-            async with running(store, 0, config=QUICK):
+            async with running(store, 0, config=QUICK) as [successor]:
                 pod.sleep()
                 # Nobody sees an error while the user moves.
                 answers: list[int] = []
@@ -130,15 +131,26 @@ async def test_a_pod_that_slept_too_long_comes_back_as_another(store_server: Ser
                     return answers[-1] == 0
 
                 await eventually_async(moved, within=LEASE + GRACE + 10)
+                claimed = await successor.claim(None, "u")
+                assert claimed.token > token
+                assert claimed.previous_token == token
                 pod.wake()
                 # The first thing that it says: by its own clock the lease is over, or it has
                 # begun anew and owns nobody. It never believes that the user is still its own.
+                assert pod.ask("token", "u") is None
                 status = pod.ask("status")
                 assert not status["holds_lease"] or status["incarnation"] > incarnation
                 await eventually_async(lambda: pod.ask("status")["incarnation"] > incarnation)
-                status = await asyncio.to_thread(pod.ask, "status")
-                assert (status["owned"], status["lost"]) == (0, 1)
                 await eventually_async(lambda: pod.ask("status")["holds_lease"])
+                status = pod.ask("status")
+                assert status["owned"] == []
+                # It may have been woken by its first renewal, which says at once that it is dead.
+                told = [each for each in status["told"] if each != "suspended"]
+                assert told == ["declared_dead", "u lease_lost"]
+                # What it asks for as the process that it is now harms nobody.
+                assert pod.ask("own", "u") == {"error": "NOT_OWNER"}
+                assert pod.ask("release", "u") is False
+                assert await claimed.verify()
                 # What moved stays where it is.
                 assert await client.compute_linked_pod(None, "u", SERVICE) == 0
 
@@ -165,7 +177,9 @@ async def test_a_container_restarted_in_its_pod_ends_its_predecessor(store_serve
             await eventually_async(lambda: not earlier.ask("status")["holds_lease"])
             assert earlier.ask("own", "u") == {"error": "LEASE_LOST"}
             # For good: it does not take the index back.
-            assert later.ask("own", "u") is None
+            token = later.ask("own", "u")
+            assert earlier.ask("release", "u") == {"error": "LEASE_LOST"}
+            assert later.ask("token", "u") == token
             assert later.ask("status")["holds_lease"]
             assert not earlier.ask("status")["holds_lease"]
 
@@ -178,6 +192,7 @@ async def test_an_outage_of_the_store_moves_nobody(
     users = [f"u{number}" for number in range(200)]
     with talking_pod(server.url, 0) as zero, talking_pod(server.url, 1) as one:
         before = [await asyncio.to_thread(pod.read) for pod in (zero, one)]
+        token = zero.ask("own", "owned")
         async with podlink.Store(server.url) as store, client_of(store) as client:
             compute = client.compute_linked_pod
             placed = [await compute(None, uid, SERVICE, timeout=10) for uid in users]
@@ -201,8 +216,12 @@ async def test_an_outage_of_the_store_moves_nobody(
             await eventually_async(
                 lambda: all(pod.ask("status")["holds_lease"] for pod in (zero, one))
             )
-            # No pod was declared dead: both are the processes they were.
+            # No pod was declared dead: both are the processes they were, and what they own is
+            # theirs by the same token.
             assert [pod.ask("status")["incarnation"] for pod in (zero, one)] == before
+            assert zero.ask("token", "owned") == token
+            told = zero.ask("status")["told"]
+            assert told == ["suspended", "resumed"] or (told == [] and away < LEASE)
 
 
 async def test_the_pods_calendar_means_nothing(store_server: Server) -> None:

@@ -1,12 +1,13 @@
 """Each link operation on each store: what it answers, and what it leaves behind."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import podlink
-from helpers.pods import FRESH, NAMESPACE, SERVICE, pod_info, running
+from helpers.pods import FRESH, NAMESPACE, SERVICE, STEADY, running
 from helpers.wait import eventually_async
 
 USER = (None, "u1", SERVICE)
@@ -24,9 +25,10 @@ def client(store: podlink.Store) -> podlink.ClientDriver:
 
 
 @pytest.fixture
-def pod(store: podlink.Store) -> podlink.ServerDriver:
-    """Pod 2, not started: links can be set without a lease."""
-    return podlink.ServerDriver(store, pod_info(2))
+async def pod(store: podlink.Store) -> AsyncIterator[podlink.ServerDriver]:
+    """Pod 2: links are written by a pod that holds its lease."""
+    async with running(store, 2) as [started]:
+        yield started
 
 
 def client_on(store: podlink.Store, **figures: Any) -> podlink.ClientDriver:
@@ -120,18 +122,18 @@ async def test_trying_takes_hints_and_leaves_owners(
 
 async def test_removing_leaves_a_hint_for_a_while(store: podlink.Store) -> None:
     client = client_on(store)
-    config = podlink.ServerConfig(link_grace=1)
-    pod = podlink.ServerDriver(store, pod_info(2), config)
-    await pod.set_linked_pod(*USER, 2)
-    assert await pod.remove_linked_pod(*USER) is True
-    assert await stored(client) == 2
-    assert await client.get_link_service(None, "u1") == {}
+    config = replace(STEADY, link_grace=1)
+    async with running(store, 2, config=config) as [pod]:
+        await pod.set_linked_pod(*USER, 2)
+        assert await pod.remove_linked_pod(*USER) is True
+        assert await stored(client) == 2
+        assert await client.get_link_service(None, "u1") == {}
 
-    async def gone() -> bool:
-        return await stored(client) is None
+        async def gone() -> bool:
+            return await stored(client) is None
 
-    await eventually_async(gone)
-    assert await pod.remove_linked_pod(*USER) is False
+        await eventually_async(gone)
+        assert await pod.remove_linked_pod(*USER) is False
 
 
 async def test_only_the_owner_is_removed(

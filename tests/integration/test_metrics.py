@@ -52,10 +52,15 @@ async def test_a_story_is_told_number_by_number(store: podlink.Store) -> None:
         client.set_cache(None, "u1", SERVICE, 0)
         await client.set_linked_pod_if_absent(None, "new", SERVICE, 1)
         # Pod 1 makes three users its own, gives one up itself, and two when it stops.
-        for user in ("a", "b", "c"):
+        for user in ("a", "b"):
             await one.set_linked_pod(None, user, SERVICE, 1)
+        owned = await one.claim(None, "c")
         assert await one.try_set_linked_pod(None, "a", SERVICE, 1) == (True, 1)
+        with pytest.raises(podlink.NotOwnerError):
+            await zero.claim(None, "a")
+        assert await owned.verify()
         assert await one.remove_linked_pod(None, "c", SERVICE)
+        assert not await owned.release()
         page = scrape(store)
         labels = {"namespace": NAMESPACE, "service": SERVICE}
         assert page.value("podlink_owned_users", pod="1", **labels) == 2
@@ -80,12 +85,16 @@ async def test_a_story_is_told_number_by_number(store: podlink.Store) -> None:
             "set_linked_pod_if_absent",
             "try_set_linked_pod",
             "remove_linked_pod",
+            "claim",
+            "verify",
+            "release",
         )
         for operation in once:
             assert page.value(ended, operation=operation, outcome="ok") == 1, operation
             took = "podlink_operation_duration_seconds_count"
             assert page.value(took, operation=operation, result="ok") == 1
-        assert page.value(ended, operation="set_linked_pod", outcome="ok") == 3
+        assert page.value(ended, operation="set_linked_pod", outcome="ok") == 2
+        assert page.value(ended, operation="claim", outcome="NOT_OWNER") == 1
         assert page.value("podlink_cache_hits_total") == 21
         assert page.value("podlink_cache_misses_total") == 11
         assert page.value("podlink_cache_invalidations_total") == 2
@@ -98,9 +107,22 @@ async def test_a_story_is_told_number_by_number(store: podlink.Store) -> None:
         assert page.value(fates, pod="1", state="remaining", **labels) == 0
         assert page.value("podlink_drain_duration_seconds_count") == 1
         calls = "podlink_store_calls_total"
-        assert page.value(calls, call="set", outcome="ok") == 3
-        assert page.value(calls, call="try_set", outcome="ok") == 1
-        assert page.value(calls, call="remove", outcome="ok") == 3
+        # A set is a read and a swap; the pod gives away what it holds by a swap alone.
+        assert page.value(calls, call="read", outcome="ok") == 2 + 1
+        assert page.value(calls, call="swap", outcome="ok") == 2 + 1 + 2
+        assert page.value(calls, call="claim", outcome="ok") == 3
+        assert page.value(calls, call="pod_certify", outcome="ok") == 1
+        claims = "podlink_claims_total"
+        assert page.value(claims, outcome="made") == 1
+        assert page.value(claims, outcome="repeated") == 1
+        assert page.value(claims, outcome="not_owner") == 1
+        assert page.value(claims, outcome="failed") == 0
+        assert page.value("podlink_ownerships_verified_total") == 1
+        assert page.total("podlink_ownerships_lost_total") == 0
+        assert page.value("podlink_ownerships_reasserted_total") == 0
+        assert page.value("podlink_late_answers_refused_total") == 0
+        assert page.value("podlink_lease_suspensions_total") == 0
+        assert page.value("podlink_leases_lost_total") == 0
         assert page.value(calls, call="pod_begin", outcome="ok") == 2
         assert page.value(calls, call="pod_end", outcome="ok") == 1
         assert page.value("podlink_store_batch_size_sum", call="batch_get") == 3
@@ -288,10 +310,13 @@ async def test_hooks_are_counted_with_their_failures(store: podlink.Store) -> No
     client = podlink.ClientDriver(store, NAMESPACE, config, route_info=FRESH)
     drained: list[str] = []
 
+    def save(user: podlink.Ownership) -> None:
+        drained.append(user.uid)
+
     async with running(store, 0):
         await client.compute_linked_pod(None, "u", SERVICE)
         server = podlink.ServerDriver(store, pod_info(1))
-        server.on_drain(drained.append)
+        server.on_drain(save)
         await server.start()
         await server.set_linked_pod(None, "a", SERVICE, 1)
         await server.stop()

@@ -43,6 +43,7 @@ def calls(
         ),
         "set_linked_pod": lambda: server.set_linked_pod(*user, 1, timeout=TIMEOUT),
         "try_set_linked_pod": lambda: server.try_set_linked_pod(*user, 1, timeout=TIMEOUT),
+        "claim": lambda: server.claim(*user, timeout=TIMEOUT),
         "remove_linked_pod": lambda: server.remove_linked_pod(*user, timeout=TIMEOUT),
         "remove_linked_pod_with_id": lambda: server.remove_linked_pod_with_id(
             *user, 1, 0, timeout=TIMEOUT
@@ -86,8 +87,13 @@ async def test_the_public_name_whatever_fails_below(
     ):
         pod = podlink.ServerDriver(store, pod_info(1))
         await pod.start()
+        owned = await pod.claim(None, "owned", SERVICE)
         server.kill()
-        for name, call in calls(store, client, pod).items():
+        of_the_owner: dict[str, Call] = {
+            "verify": lambda: owned.verify(timeout=TIMEOUT),
+            "release": lambda: owned.release(timeout=TIMEOUT),
+        }
+        for name, call in (calls(store, client, pod) | of_the_owner).items():
             with pytest.raises(podlink.PodlinkError) as failure:
                 await call()
             details = failure.value.details
@@ -107,6 +113,7 @@ async def test_a_stopped_pod_names_what_was_called(store: podlink.Store) -> None
     refused: dict[str, Call] = {
         "set_linked_pod": lambda: pod.set_linked_pod(*user, 1),
         "try_set_linked_pod": lambda: pod.try_set_linked_pod(*user, 1),
+        "claim": lambda: pod.claim(*user),
         "remove_linked_pod": lambda: pod.remove_linked_pod(*user),
         "remove_linked_pod_with_id": lambda: pod.remove_linked_pod_with_id(*user, 1, 0),
         "set_routing_state": lambda: pod.set_routing_state("READY"),
@@ -130,6 +137,7 @@ async def test_refused_calls_are_counted() -> None:
         for call in (
             lambda: pod.set_linked_pod(*user, 1),
             lambda: pod.try_set_linked_pod(*user, 1),
+            lambda: pod.claim(*user),
             lambda: pod.remove_linked_pod(*user),
             lambda: pod.remove_linked_pod_with_id(*user, 1, 0),
             lambda: client.get_linked_pod(*user),
@@ -141,6 +149,7 @@ async def test_refused_calls_are_counted() -> None:
     for name in (
         "set_linked_pod",
         "try_set_linked_pod",
+        "claim",
         "remove_linked_pod",
         "remove_linked_pod_with_id",
         "get_linked_pod",

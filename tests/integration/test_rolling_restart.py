@@ -138,6 +138,7 @@ async def test_three_pods_are_restarted_one_after_the_other(valkey_server: Serve
             gone = time.monotonic()
             ends.append(gone)
             assert report["released"] == len(held(index))
+            assert (report["kept"], report["failed"], report["unfinished"]) == (0, [], [])
             pods[index] = await asyncio.to_thread(a_pod, url, index)
             stack.enter_context(pods[index])
             back = time.monotonic()

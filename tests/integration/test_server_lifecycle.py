@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 
@@ -30,6 +32,21 @@ def driver(
 ) -> podlink.ServerDriver:
     info = podlink.ServerInfo(NAMESPACE, SERVICE, index, pod_uid=pod_uid)
     return podlink.ServerDriver(store, info, config)
+
+
+def acts_of(server: podlink.ServerDriver) -> list[Callable[[], Coroutine[Any, Any, object]]]:
+    """All that changes who has a user."""
+    return [
+        lambda: server.claim(None, "u"),
+        lambda: server.set_linked_pod(None, "u", SERVICE, 0),
+        lambda: server.set_linked_pod(None, "u", SERVICE, 5),
+        lambda: server.set_linked_pod(None, "u", "other", 0, 60),
+        lambda: server.try_set_linked_pod(None, "u", SERVICE, 0),
+        lambda: server.try_set_linked_pod(None, "u", SERVICE, 5),
+        lambda: server.remove_linked_pod(None, "u", SERVICE),
+        lambda: server.remove_linked_pod_with_id(None, "u", SERVICE, 0, 0),
+        lambda: server.remove_linked_pod_with_id(None, "u", SERVICE, 5, 60),
+    ]
 
 
 async def alive(store: podlink.Store) -> dict[int, podlink.StatefulServiceState]:
@@ -99,7 +116,7 @@ async def test_a_stop_is_the_end_and_a_second_one_says_the_same() -> None:
     server = driver(store)
     await server.start()
     for user in range(3):
-        await server.set_linked_pod(None, f"u{user}", SERVICE, 0)
+        await server.claim(None, f"u{user}")
     reports = await asyncio.gather(*(server.stop() for _ in range(5)))
     assert reports[0].released == 3
     assert [*reports, await server.stop(drain="keep", deadline=1)] == [reports[0]] * 6
@@ -108,13 +125,28 @@ async def test_a_stop_is_the_end_and_a_second_one_says_the_same() -> None:
     assert isinstance(caught.value, podlink.IllegalStateError)
     with pytest.raises(podlink.ClosedError):
         await server.set_routing_state("READY")
-    with pytest.raises(podlink.ClosedError):
-        await server.set_linked_pod(None, "u", SERVICE, 0)
+    for operation in acts_of(server):
+        with pytest.raises(podlink.ClosedError) as refused:
+            await operation()
+        assert refused.value.outcome == "not sent"
+
+
+async def test_who_was_not_started_acts_for_nobody() -> None:
+    # A driver that held no lease could write links. What it removed or overwrote may have been
+    # those of the process that held its index. (No store answers there: nothing is sent.)
+    server = driver(podlink.Store("redis://127.0.0.1:1"))
+    for operation in acts_of(server):
+        with pytest.raises(podlink.IllegalStateError, match="not started") as refused:
+            await operation()
+        assert type(refused.value) is podlink.IllegalStateError
+        assert (refused.value.retryable, refused.value.outcome) == (False, "not sent")
+    assert (server.owns(None, "u"), server.ownership(None, "u")) == (False, None)
+    assert server.owned_users() == []
 
 
 async def test_a_stop_without_a_start_reports_nothing() -> None:
     server = driver(podlink.Store("redis://127.0.0.1:1"))
-    assert await server.stop() == podlink.DrainReport(0, 0, 0, 0.0)
+    assert await server.stop() == podlink.DrainReport(0, 0, 0, [], [], 0.0)
 
 
 async def test_a_start_without_a_store_fails_in_time_and_leaves_nothing_behind(
@@ -289,11 +321,11 @@ async def test_a_cancelled_stop_goes_on() -> None:
     store = podlink.Store()
     server = driver(store)
     await server.start()
-    await server.set_linked_pod(None, "u", SERVICE, 0)
+    await server.claim(None, "u")
     go_on = asyncio.Event()
 
     @server.on_drain
-    async def wait(_uid: str) -> None:
+    async def wait(_user: podlink.Ownership) -> None:
         await go_on.wait()
 
     with pytest.raises(TimeoutError):
@@ -328,7 +360,7 @@ async def test_starting_and_stopping_without_a_loop() -> None:
     server.submit("set_linked_pod", None, "u", SERVICE, 0).result(60)
     report = server.submit("stop", deadline=5.0, drain="keep").result(60)
     assert isinstance(report, podlink.DrainReport)
-    assert (report.released, report.remaining) == (0, 1)
+    assert (report.released, report.kept, report.remaining) == (0, 1, 1)
     assert await alive(store) == {}
 
 

@@ -178,10 +178,19 @@ async def test_a_foreign_namespace_has_no_way() -> None:
 
 
 async def test_users_of_another_service_are_not_the_pods_own() -> None:
-    async with running(podlink.Store(), 0) as [zero]:
-        await zero.set_linked_pod(None, "u", "other", 0)
+    async with podlink.Store() as store, running(store, 0) as [zero]:
+        user = (None, "u", "other")
+        assert await zero.set_linked_pod(*user, 0) is None
+        assert await zero.try_set_linked_pod(*user, 0) == (True, 0)
         assert zero.stats()["owned_users"] == 0
+        assert not zero.owns(*user)
+        refused: list[Any] = [zero.remove_linked_pod(*user), zero.claim(*user)]
+        for operation in refused:
+            with pytest.raises(podlink.InvalidParameterError) as caught:
+                await operation
+            assert caught.value.details["parameter"] == "service_name"
         assert (await zero.stop()).released == 0
+        assert await podlink.ClientDriver(store).get_linked_pod_not_cache(*user) == 0
 
 
 async def test_a_pod_that_was_taken_over_owns_nobody_and_may_do_nothing(store_url: str) -> None:
@@ -190,17 +199,30 @@ async def test_a_pod_that_was_taken_over_owns_nobody_and_may_do_nothing(store_ur
     earlier = podlink.ServerDriver(store, uid, STEADY)
     await earlier.start()
     await earlier.set_linked_pod(*USER, 0)
-    losses: list[int] = []
-    earlier.on_lease_lost(lambda: losses.append(earlier.stats()["owned_users"]))
+    losses: list[tuple[str, int, bool]] = []
+    lost_users: list[tuple[str, int, str]] = []
+
+    @earlier.on_lease_lost
+    def lease_lost(reason: str) -> None:
+        losses.append((reason, earlier.stats()["owned_users"], earlier.owns(*USER)))
+
+    @earlier.on_ownership_lost
+    def user_lost(user: podlink.Ownership, reason: str) -> None:
+        assert not user.is_valid()
+        lost_users.append((user.uid, user.incarnation, reason))
+
     # The same Kubernetes pod: the later process does not wait, and supersedes the earlier one.
     async with podlink.ServerDriver(store, uid, STEADY) as later:
-        await eventually_async(lambda: losses)
-        assert losses == [0]
+        await eventually_async(lambda: lost_users)
+        assert losses == [("superseded", 0, False)]
+        assert lost_users == [("u", earlier.incarnation, "lease_lost")]
         assert not earlier.holds_lease
+        assert earlier.owned_users() == []
         operations: list[Any] = [
             earlier.set_linked_pod(*USER, 0),
             earlier.set_linked_pod(*USER, 1),
             earlier.try_set_linked_pod(*USER, 0),
+            earlier.claim(*USER),
             earlier.remove_linked_pod(*USER),
             earlier.remove_linked_pod_with_id(*USER, 0, 0),
             earlier.set_routing_state("READY"),
@@ -211,6 +233,8 @@ async def test_a_pod_that_was_taken_over_owns_nobody_and_may_do_nothing(store_ur
                 await operation
             # For good: repeating it is of no use.
             assert not caught.value.retryable
+        client = podlink.ClientDriver(store)
+        assert await client.get_link_service(None, "u") == {SERVICE: 0}
         renewals = later.stats()["published"]
         await eventually_async(lambda: later.stats()["published"] > renewals + 2)
         assert later.holds_lease
@@ -232,22 +256,100 @@ async def test_a_pod_without_a_lease_takes_no_users(server_factory: ServerFactor
     async with running(store, 0, config=QUICK) as [zero]:
         server.pause()
         await eventually_async(lambda: not zero.holds_lease)
-        for operation in (zero.set_linked_pod, zero.try_set_linked_pod):
+        operations: list[Any] = [
+            zero.set_linked_pod(*USER, 0),
+            zero.set_linked_pod(*USER, 1),
+            zero.try_set_linked_pod(*USER, 0),
+            zero.try_set_linked_pod(*USER, 1),
+            zero.claim(*USER),
+            zero.remove_linked_pod(*USER),
+            zero.remove_linked_pod_with_id(*USER, 1, 0),
+        ]
+        for operation in operations:
             with pytest.raises(podlink.LeaseLostError, match="lease is over") as caught:
-                await operation(*USER, 0)
+                await operation
             assert caught.value.retryable
+            assert caught.value.outcome == "not sent"
         server.resume()
         await eventually_async(lambda: zero.holds_lease)
         assert await zero.try_set_linked_pod(*USER, 0) == (True, 0)
     await store.aclose()
 
 
-async def test_a_driver_that_was_not_started_makes_links_but_owns_nobody_for_long() -> None:
-    store = podlink.Store()
-    tool = podlink.ServerDriver(store, pod_info(0))
-    assert await tool.set_linked_pod(*USER, 0) is None
-    assert await tool.try_set_linked_pod(*USER, 1) == (False, 0)
-    assert await tool.remove_linked_pod(*USER)
-    await tool.stop()
-    with pytest.raises(podlink.ClosedError):
-        await tool.remove_linked_pod(*USER)
+def every_write(pod: podlink.ServerDriver, *users: tuple[str | None, str, str]) -> list[Any]:
+    """All that a driver may write to these users' links."""
+    return [
+        operation
+        for user in users
+        for operation in (
+            pod.set_linked_pod(*user, 0),
+            pod.set_linked_pod(*user, 1, 60),
+            pod.try_set_linked_pod(*user, 0),
+            pod.try_set_linked_pod(*user, 1),
+            pod.remove_linked_pod_with_id(*user, 0, 0),
+        )
+    ]
+
+
+async def test_a_driver_that_does_not_run_writes_no_link(store_url: str) -> None:
+    # A driver without a lease set links and removed them: nobody could say when it was dead.
+    async with podlink.Store(store_url) as store, running(store, 1) as [one]:
+        client = podlink.ClientDriver(store)
+        await one.set_linked_pod(*USER, 0)
+        await one.set_linked_pod(None, "u", "other", 0)
+        tool = podlink.ServerDriver(store, pod_info(0))
+        users = (USER, (None, "u", "other"), (None, "free", SERVICE))
+        own: list[Any] = [tool.claim(*USER), tool.remove_linked_pod(*USER)]
+        for operation in every_write(tool, *users) + own:
+            with pytest.raises(podlink.IllegalStateError, match="not started") as caught:
+                await operation
+            assert not isinstance(caught.value, podlink.ClosedError)
+            assert caught.value.outcome == "not sent"
+        await tool.stop()
+        own = [tool.claim(*USER), tool.remove_linked_pod(*USER)]
+        for operation in every_write(tool, *users) + own:
+            with pytest.raises(podlink.ClosedError) as caught:
+                await operation
+            assert caught.value.outcome == "not sent"
+        assert await client.get_link_service(None, "u") == {SERVICE: 0, "other": 0}
+        assert await client.get_linked_pod_not_cache(None, "free", SERVICE) is None
+
+
+async def test_without_a_lease_no_other_namespace_is_asked(server_factory: ServerFactory) -> None:
+    server = server_factory()
+    far = podlink.Store()
+    async with (
+        podlink.RouteGrpcServer(far, "far", authorize=[("*", "*", "far")]) as route,
+        podlink.RouteGrpcClient(f"grpc://{route.address}") as peer,
+        podlink.Store(server.url) as store,
+    ):
+        there = podlink.ClientDriver(far, "far")
+        pod = podlink.ServerDriver(store, pod_info(0), QUICK, peers={"far": peer})
+        user = ("far", "u", SERVICE)
+        for operation in every_write(pod, user):
+            with pytest.raises(podlink.IllegalStateError, match="not started"):
+                await operation
+        async with pod:
+            assert await pod.try_set_linked_pod(*user, 0) == (True, 0)
+            assert not pod.owns(*user)
+            own: list[Any] = [pod.claim(*user), pod.remove_linked_pod(*user)]
+            for operation in own:
+                with pytest.raises(podlink.InvalidParameterError) as refused:
+                    await operation
+                assert refused.value.details["parameter"] == "namespace"
+            server.pause()
+            await eventually_async(lambda: not pod.holds_lease)
+            for operation in every_write(pod, user):
+                with pytest.raises(podlink.LeaseLostError) as caught:
+                    await operation
+                assert caught.value.outcome == "not sent"
+            assert await there.get_link_service("far", "u") == {SERVICE: 0}
+            server.resume()
+            await eventually_async(lambda: pod.holds_lease)
+            assert await pod.remove_linked_pod_with_id(*user, 0, 0)
+            assert await there.get_linked_pod_not_cache(*user) is None
+        for operation in every_write(pod, user):
+            with pytest.raises(podlink.ClosedError):
+                await operation
+        assert await there.get_linked_pod_not_cache(*user) is None
+    await far.aclose()

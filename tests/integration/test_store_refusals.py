@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from helpers.servers import Server
 from helpers.wait import eventually_async
 
 LINK, SERVICES = "sf:{default:lk:u1}svc", "sf:{default:lk:u1}"
+OWNERS = "sf:{default:lk:u1}#own"
 STATES, LEASES = "sf:{default:state:svc}", "sf:{default:state:svc}#lease"
 LIMIT = 2.0
 
@@ -144,17 +146,47 @@ async def test_a_list_of_services_of_another_type_leaves_no_half_written_link(
     server: Server, store: podlink.Store, client: podlink.ClientDriver
 ) -> None:
     seen = server.client()
-    pod = podlink.ServerDriver(store, podlink.ServerInfo(NAMESPACE, SERVICE, 2))
-    seen.set(SERVICES, "text")
-    error = await failure(READS["get_link_service"], client, timeout=LIMIT)
-    assert error.details["server_code"] == "WRONGTYPE"
-    for call in (pod.set_linked_pod, pod.try_set_linked_pod):
+    async with running(store, 2, config=STEADY) as [pod]:
+        seen.set(SERVICES, "text")
+        error = await failure(READS["get_link_service"], client, timeout=LIMIT)
+        assert error.details["server_code"] == "WRONGTYPE"
+        await refuse_to_own(pod)
+        assert seen.get(LINK) is None
+        assert seen.exists(OWNERS) == 0
+        seen.delete(SERVICES)
+        assert await pod.try_set_linked_pod(*USER, 2) == (True, 2)
+        assert pod.owns(*USER)
+
+
+async def refuse_to_own(pod: podlink.ServerDriver) -> None:
+    """No way to make the user pod 2's own succeeds, and none leaves it half done."""
+    calls: list[Any] = [
+        pod.set_linked_pod(*USER, 2),
+        pod.set_linked_pod(*USER, 3),
+        pod.try_set_linked_pod(*USER, 2),
+        pod.try_set_linked_pod(*USER, 3),
+        pod.claim(*USER),
+    ]
+    for call in calls:
         with pytest.raises(podlink.StoreError) as caught:
-            await call(*USER, 2)
+            await call
+        assert caught.value.details["server_code"] == "WRONGTYPE"
         assert caught.value.outcome == "not sent"
-    assert seen.get(LINK) is None
-    seen.delete(SERVICES)
-    assert await pod.try_set_linked_pod(*USER, 2) == (True, 2)
+        assert not pod.owns(*USER)
+
+
+async def test_owner_records_of_another_type_leave_no_half_written_link(
+    server: Server, store: podlink.Store, client: podlink.ClientDriver
+) -> None:
+    seen = server.client()
+    async with running(store, 2, config=STEADY) as [pod]:
+        seen.set(OWNERS, "text")
+        await refuse_to_own(pod)
+        assert seen.get(LINK) is None
+        assert seen.exists(SERVICES) == 0
+        assert await client.compute_linked_pod(None, "another", SERVICE) == 2
+        seen.delete(OWNERS)
+        assert (await pod.claim(*USER)).is_valid()
 
 
 @pytest.mark.parametrize("key", [STATES, LEASES])

@@ -5,13 +5,13 @@ use std::time::Duration;
 use podlink::clock::Clock;
 use podlink::config::ServerAddress;
 use podlink::error::{Error, ErrorKind, WriteOutcome};
-use podlink::id::Incarnation;
-use podlink::op::{PodsReading, Renewed};
+use podlink::id::{Incarnation, Token};
+use podlink::op::{PodsReading, Renewed, Rewrite};
 use podlink::route::link::{Persist, Removal};
 use podlink::store::RedisStore;
 
 use crate::ask::Ask as _;
-use crate::contract::leases::{TIMES, service, state};
+use crate::contract::leases::{TIMES, process, service, state};
 use crate::contract::on_every_server;
 use crate::node::{get, is, set, store, within};
 use crate::server::{PATIENCE, Raw, Server, address, eventually};
@@ -24,6 +24,7 @@ on_every_server!(
     a_user_comes_and_goes,
     a_missing_permission_is_told_and_mended_by_the_server,
     these_permissions_are_enough,
+    each_permission_is_needed,
     databases_are_apart_and_a_missing_one_is_told,
     a_socket_file_will_do,
 );
@@ -193,74 +194,87 @@ async fn a_missing_permission_is_told_and_mended_by_the_server(stage: Stage) {
     }
 }
 
-/// The permissions that the documentation may list. Without the permission to publish, a renewal
-/// is only noticed later.
+/// The permissions that the documentation lists.
+const COMMANDS: [&str; 18] = [
+    "+ping", "+eval", "+evalsha", "+time", "+exists", "+get", "+set", "+del", "+pttl", "+pexpire",
+    "+persist", "+hget", "+hset", "+hdel", "+hlen", "+hexists", "+hgetall", "+publish",
+];
+
+fn grant<'a>(raw: &mut Raw, rights: impl IntoIterator<Item = &'a str>) {
+    let user = ["ACL", "SETUSER", "canary-user", "reset", "on"];
+    let mut create = user.to_vec();
+    create.extend([">canary-password", "resetchannels", "~sf:*"]);
+    create.extend(rights);
+    raw.run(&create);
+}
+
+/// Everything that a login is needed for.
+async fn use_all(store: &RedisStore) -> Result<(), Error> {
+    let (link, time) = (user("u"), within(PATIENCE));
+    set(store, PATIENCE).await?;
+    let forever = Persist::Forever;
+    store.set(&link, pod(2), forever, time).await?;
+    store.try_set(&link, pod(2), forever, time).await?;
+    let hint = Persist::For(Duration::from_secs(60));
+    store.try_set(&link, pod(2), hint, time).await?;
+    let uids = std::slice::from_ref(&link.uid);
+    store.batch_get(&link.service, uids, time).await?;
+    store
+        .services(&link.service.namespace, &link.uid, time)
+        .await?;
+    store.remove(&link, None, Removal::Now, time).await?;
+    let me = Incarnation::new(1 << 40);
+    let owner = (pod(2), me);
+    for _ in 0..2 {
+        store.claim(&link, owner, None, Token::NONE, time).await?;
+        let found = store.read(&link, time).await?;
+        store.swap(&link, &found, Rewrite::Nothing, time).await?;
+    }
+    store.pod_begin(&process(1, "one", ""), TIMES, time).await?;
+    let renewed = store
+        .pod_renew(&service(), &state(0, me), TIMES, time)
+        .await?;
+    assert!(matches!(renewed, Renewed::Done { .. }));
+    let pods = store
+        .pods(&service(), &PodsReading::default(), time)
+        .await?;
+    assert_eq!(pods.records.len(), 1);
+    assert!(store.pod_end(&service(), pod(0), me, time).await?);
+    store.ping(time).await
+}
+
+/// Without the permission to publish, a renewal is only noticed later.
 async fn these_permissions_are_enough(stage: Stage) {
     let mut raw = server(&stage).raw();
-    let grant = |raw: &mut Raw, more: &[&str]| {
-        let mut create = vec![
-            "ACL",
-            "SETUSER",
-            "canary-user",
-            "reset",
-            "on",
-            ">canary-password",
-        ];
-        create.extend([
-            "resetchannels",
-            "~sf:*",
-            "+ping",
-            "+eval",
-            "+evalsha",
-            "+time",
-        ]);
-        create.extend(["+get", "+set", "+del", "+pttl", "+pexpire"]);
-        create.extend(["+hget", "+hset", "+hdel", "+hexists", "+hgetall"]);
-        create.extend(more);
-        raw.run(&create);
-    };
+    let quiet = || COMMANDS.into_iter().filter(|&right| right != "+publish");
     for more in [
         &["+publish", "&sf:*", "+hello", "+select"][..],
         &["+publish"],
         &[],
     ] {
-        grant(&mut raw, more);
+        grant(&mut raw, quiet().chain(more.iter().copied()));
         let store = store(&with(server(&stage), "canary-user:canary-password", ""));
-        let (link, time) = (user("u"), within(PATIENCE));
-        set(&store, PATIENCE).await.unwrap();
-        store
-            .set(&link, pod(2), Persist::Forever, time)
-            .await
-            .unwrap();
-        store
-            .try_set(&link, pod(2), Persist::Forever, time)
-            .await
-            .unwrap();
-        let uids = std::slice::from_ref(&link.uid);
-        store.batch_get(&link.service, uids, time).await.unwrap();
-        store
-            .services(&link.service.namespace, &link.uid, time)
-            .await
-            .unwrap();
-        store.remove(&link, None, Removal::Now, time).await.unwrap();
-        let me = Incarnation::new(1 << 40);
-        let renewed = store
-            .pod_renew(&service(), &state(0, me), TIMES, time)
-            .await
-            .unwrap();
-        assert!(matches!(renewed, Renewed::Done { .. }));
-        assert_eq!(
-            store
-                .pods(&service(), &PodsReading::default(), time)
-                .await
-                .unwrap()
-                .records
-                .len(),
-            1
-        );
-        assert!(store.pod_end(&service(), pod(0), me, time).await.unwrap());
-        store.ping(time).await.unwrap();
+        use_all(&store).await.unwrap();
         raw.run(&["FLUSHALL"]);
+    }
+}
+
+async fn each_permission_is_needed(stage: Stage) {
+    let mut raw = server(&stage).raw();
+    for without in COMMANDS.into_iter().filter(|&right| right != "+publish") {
+        raw.run(&["FLUSHALL"]);
+        raw.run(&["SCRIPT", "FLUSH"]);
+        grant(
+            &mut raw,
+            COMMANDS.into_iter().filter(|&right| right != without),
+        );
+        let store = store(&with(server(&stage), "canary-user:canary-password", ""));
+        let error = use_all(&store).await.expect_err(without);
+        assert_eq!(
+            error.kind(),
+            ErrorKind::StoreAuthentication,
+            "{without}: {error}"
+        );
     }
 }
 

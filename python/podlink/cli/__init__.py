@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 from podlink import (
@@ -29,7 +26,6 @@ from podlink import (
     PodlinkError,
     RouteGrpcServer,
     RouteInfoConfig,
-    RouteInfoDriver,
     Store,
     __version__,
 )
@@ -46,6 +42,7 @@ from podlink.demo.story import run
 
 from ._verb import add_namespace, add_verb, connection, say
 from .explain import add_explain
+from .pods import add_pods
 from .top import add_top
 
 __all__ = ["main"]
@@ -111,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_get,
         _add_batch,
         _add_services,
-        _add_pods,
+        add_pods,
         add_explain,
         add_top,
         _add_serve,
@@ -235,42 +232,6 @@ async def _services(options: argparse.Namespace) -> None:
         {"uid": options.uid, "services": services},
         lines or [f"{options.uid} has no persistent links"],
     )
-
-
-def _add_pods(commands: Any) -> None:
-    parser = add_verb(commands, _pods, "list a service's alive pods and what they publish")
-    parser.add_argument("service", help="the stateful service")
-    add_settings(parser, RouteInfoConfig())
-
-
-async def _pods(options: argparse.Namespace) -> None:
-    store, config = Store(options.store), config_from(RouteInfoConfig(), options)
-    async with store, RouteInfoDriver(store, options.namespace, config) as info:
-        states = await info.get_all_service_state(None, options.service)
-        routable = info.routable_pods(None, options.service)
-        pods = [
-            asdict(state)
-            | {
-                "available": info.is_pod_available(None, options.service, pod),
-                "routable": pod in routable,
-            }
-            for pod, state in states.items()
-        ]
-    rows = [("POD", "ROUTING", "LOAD", "AVAILABLE", "ROUTABLE", "PUBLISHED (UTC)", "METADATA")]
-    rows += [
-        (
-            str(pod["pod_id"]),
-            pod["routing_state"],
-            str(pod["load_state"]),
-            "yes" if pod["available"] else "no",
-            "yes" if pod["routable"] else "no",
-            datetime.fromtimestamp(pod["update_time"] / 1000, UTC).strftime("%F %T"),
-            json.dumps(pod["metadata"], ensure_ascii=False),
-        )
-        for pod in pods
-    ]
-    lines = columns(rows) if pods else [f"{options.service} has no alive pods"]
-    say(options, {"pods": pods}, lines)
 
 
 def _add_serve(commands: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from podlink._show import columns, one_line
-from podlink.explain import Death, Explanation, PodFacts, Standing
+from podlink.explain import Death, Explanation, PodFacts, Standing, silence
 
 from ._scrape import Totals
 
@@ -68,10 +68,9 @@ class Frame:
             for standing in Standing
             if (count := sum(pod.standing is standing for pod in pods))
         ]
-        parts = [
-            f"pods {', '.join(counts) or 'none'}",
-            f"routable {len(self.explained.candidates)}",
-        ]
+        silent = {pod.pod_id for pod in pods if pod.silent is not None}
+        routable = [each for each in self.explained.candidates if each.pod_id not in silent]
+        parts = [f"pods {', '.join(counts) or 'none'}", f"routable {len(routable)}"]
         lines = [("  ".join(parts), "")]
         if self.explained.degraded:
             lines.append(("every READY pod is above the overload limit", "bold"))
@@ -138,6 +137,8 @@ _LONG_WIDTH = 72
 
 
 def _lease(pod: PodFacts) -> str:
+    if pod.silent is not None:
+        return silence(pod.silent)
     if pod.lease_left > 0:
         return f"{pod.lease_left:.1f} s"
     match pod.death:
@@ -153,7 +154,7 @@ def _lease(pod: PodFacts) -> str:
 
 def _is_urgent(pod: PodFacts) -> bool:
     """Whether an operator should look at this pod."""
-    return pod.standing in (Standing.LAPSED, Standing.SHUTDOWN, Standing.UNKNOWN)
+    return pod.standing not in (Standing.READY, Standing.DRAINING)
 
 
 def _most_urgent(rows: Sequence[tuple[str, str]], room: int) -> list[tuple[str, str]]:

@@ -5,12 +5,49 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use crate::cache::Entry;
 use crate::clock::Tick;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::PodIndex;
+use crate::id::{PodIndex, Token};
+use crate::route::link::{Holder, StoredLink};
+
+/// The answer of compute: the user's pod, and who owns the user there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Routed {
+    /// The pod.
+    pub pod: PodIndex,
+    /// Its process that owns the user; `None`: no process is known to.
+    pub holder: Option<Holder>,
+    /// Whether the cache had the answer.
+    pub from_cache: bool,
+}
+
+impl Routed {
+    /// What the store or a peer answered.
+    pub(super) const fn asked(link: StoredLink) -> Self {
+        Self {
+            pod: link.pod,
+            holder: link.holder,
+            from_cache: false,
+        }
+    }
+
+    /// What is remembered.
+    pub(super) fn cached(entry: &Entry) -> Self {
+        let owned = entry.token != Token::NONE;
+        Self {
+            pod: entry.pod,
+            holder: owned.then_some(Holder {
+                incarnation: entry.owner,
+                token: entry.token,
+            }),
+            from_cache: true,
+        }
+    }
+}
 
 /// Answers, each under its caller's number.
-pub type Numbered = Vec<(u64, Result<PodIndex>)>;
+pub type Numbered = Vec<(u64, Result<Routed>)>;
 
 /// Where the answers for many callers go, each under the caller's number.
 pub trait Inbox: Send + Sync + Debug + 'static {
@@ -29,7 +66,7 @@ pub struct Caller {
 #[derive(Debug)]
 enum Address {
     Inbox(Arc<dyn Inbox>, u64),
-    Channel(oneshot::Sender<Result<PodIndex>>),
+    Channel(oneshot::Sender<Result<Routed>>),
 }
 
 impl Caller {
@@ -57,14 +94,14 @@ impl Caller {
     }
 
     /// A caller that waits for its answer alone.
-    pub(super) fn alone() -> (Self, impl Future<Output = Result<PodIndex>> + Send) {
+    pub(super) fn alone() -> (Self, impl Future<Output = Result<Routed>> + Send) {
         let (caller, answer) = oneshot::channel();
         let answer = async { answer.await.unwrap_or_else(|_| Err(ended_without_answer())) };
         (Self::at(Address::Channel(caller)), answer)
     }
 
     /// Answers this caller alone.
-    pub(super) fn settle(self, answer: Result<PodIndex>) {
+    pub(super) fn settle(self, answer: Result<Routed>) {
         let mut answers = Answers::default();
         answers.add(self, answer);
         answers.deliver();
@@ -84,7 +121,7 @@ impl Drop for Caller {
 pub(super) struct Answers(Vec<(Arc<dyn Inbox>, Numbered)>);
 
 impl Answers {
-    pub(super) fn add(&mut self, mut caller: Caller, answer: Result<PodIndex>) {
+    pub(super) fn add(&mut self, mut caller: Caller, answer: Result<Routed>) {
         match caller.address.take() {
             Some(Address::Inbox(inbox, number)) => {
                 let known = self.0.iter_mut().find(|(at, _)| Arc::ptr_eq(at, &inbox));
@@ -123,6 +160,7 @@ pub(super) fn ended_without_answer() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::route::link::Life;
     use std::sync::Mutex;
 
     #[derive(Debug, Default)]
@@ -132,6 +170,12 @@ mod tests {
         fn arrive(&self, answers: Numbered) {
             self.0.lock().unwrap().push(answers);
         }
+    }
+
+    fn pod(index: i64) -> Result<Routed> {
+        let pod = PodIndex::new(index)?;
+        let life = Life::Persistent;
+        Ok(Routed::asked(StoredLink::unowned(pod, life)))
     }
 
     fn inbox() -> (Arc<StoredAnswers>, Arc<dyn Inbox>) {
@@ -145,7 +189,7 @@ mod tests {
         let mut answers = Answers::default();
         for number in 0..5 {
             let to = if number % 2 == 0 { &to_one } else { &to_two };
-            answers.add(Caller::new(Arc::clone(to), number), PodIndex::new(0));
+            answers.add(Caller::new(Arc::clone(to), number), pod(0));
         }
         answers.deliver();
         let numbers = |inbox: &StoredAnswers| {
@@ -170,7 +214,7 @@ mod tests {
         drop(caller);
         assert_eq!(answer.await.unwrap_err().kind(), ErrorKind::Internal);
         let (caller, answer) = Caller::alone();
-        caller.settle(PodIndex::new(3));
-        assert_eq!(answer.await.unwrap().get(), 3);
+        caller.settle(pod(3));
+        assert_eq!(answer.await.unwrap().pod.get(), 3);
     }
 }

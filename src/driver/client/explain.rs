@@ -14,15 +14,19 @@ use crate::clock::Tick;
 use crate::config::OnRestart;
 use crate::driver::view::View;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Incarnation, LinkId, PodIndex};
+use crate::id::{Incarnation, LinkId, PodIndex, Token};
 use crate::namespace::Home;
-use crate::op::{Get, Inspect, Inspection, LinkSource, OperationName};
+use crate::op::{Get, Inspect, Inspection, LinkSource, OperationName, Read};
 use crate::route::explain::{Action, CandidateReport, Facts, Forecast, foresee, weigh};
-use crate::route::link::{Certificate, Foretold, Life, StoredLink};
-use crate::route::pick::{Chance, Strategy};
+use crate::route::link::{Certificate, Foretold, Holder, Life, Owner, StoredLink};
+use crate::route::pick::{Candidate, Chance, Strategy};
 use crate::route::plan::{Cached, Look, Opening, Reason, Stale, cached, opening};
 use crate::route::snapshot::Pod;
-use crate::route::state::PodState;
+use crate::route::state::{PodState, Renewal};
+
+/// The standing of a pod whose lease is over and that no driver has judged, because the whole
+/// service is silent. A client that polls takes that for an outage of the store, and keeps the pod.
+const SILENT: &str = "SILENT";
 
 /// What is known of a user, and what compute would do. Times are seconds.
 #[derive(Debug, Clone, Serialize)]
@@ -33,6 +37,13 @@ pub struct Explanation {
     /// Whether the namespace is another one, whose peer was asked.
     foreign: bool,
     link: Option<LinkReport>,
+    /// Who owns the user by the store's record, which need not be the link's pod: another program
+    /// may have written the link.
+    owner: Option<OwnerReport>,
+    /// The record and the link contradict each other.
+    overwritten: bool,
+    /// The pods that said "not mine" of late.
+    refused_by: Vec<PodIndex>,
     cache: CacheReport,
     /// Every pod that the store, or the peer, shows, and the user's own even if it is unknown.
     pods: Vec<PodFacts>,
@@ -92,6 +103,14 @@ struct LinkReport {
     left: Option<f64>,
 }
 
+/// An ownership record.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct OwnerReport {
+    pod: PodIndex,
+    incarnation: Option<u64>,
+    token: u64,
+}
+
 /// What the cache holds.
 #[derive(Debug, Clone, Copy, Serialize)]
 struct CacheReport {
@@ -99,6 +118,7 @@ struct CacheReport {
     why: Option<Stale>,
     pod: Option<PodIndex>,
     incarnation: Option<Incarnation>,
+    token: Option<u64>,
     left: Option<f64>,
 }
 
@@ -107,6 +127,8 @@ struct CacheReport {
 struct PodFacts {
     pod: PodIndex,
     standing: &'static str,
+    /// How long it has been silent, if its standing is `SILENT`.
+    silent: Option<f64>,
     /// What it published last; nothing if it never did, or was withdrawn.
     #[serde(flatten)]
     published: Option<PublishedState>,
@@ -121,6 +143,7 @@ struct PublishedState {
     routing_state: &'static str,
     state: &'static str,
     load_state: i64,
+    update_time: u64,
     incarnation: Incarnation,
     /// Since it was published, by the store's clock; a peer does not publish that.
     age: Option<f64>,
@@ -164,7 +187,8 @@ impl ClientDriver {
 /// The answers of the store or the peer.
 #[derive(Default)]
 struct LinkAndPods {
-    link: Option<LinkReport>,
+    link: Option<StoredLink>,
+    record: Option<Owner>,
     found: Inspection,
     asked: Tick,
 }
@@ -175,21 +199,42 @@ async fn read(
     link: &LinkId,
     deadline: Tick,
 ) -> Result<LinkAndPods> {
-    let get = Get {
-        link: link.clone(),
-        from: LinkSource::Store,
-    };
-    let stored = home.ask(get, deadline).await?;
+    let (stored, record) = read_link(home, link, deadline).await?;
     let asked = shared.clock.now();
     let inspect = Inspect {
         service: link.service.clone(),
     };
     let found = home.ask(inspect, deadline).await?;
     Ok(LinkAndPods {
-        link: stored.map(|stored| LinkReport::of(stored, home.is_foreign())),
+        link: stored,
+        record,
         found: *found,
         asked,
     })
+}
+
+/// The link and the ownership record. A peer answers only what both agree on.
+async fn read_link(
+    home: &Home,
+    link: &LinkId,
+    deadline: Tick,
+) -> Result<(Option<StoredLink>, Option<Owner>)> {
+    let link = link.clone();
+    if home.is_foreign() {
+        let from = LinkSource::Store;
+        let stored = home.ask(Get { link, from }, deadline).await?;
+        let record = stored.and_then(|stored| {
+            let Holder { incarnation, token } = stored.holder?;
+            Some(Owner {
+                pod: stored.pod,
+                incarnation,
+                token,
+            })
+        });
+        return Ok((stored, record));
+    }
+    let found = home.ask(Read { link }, deadline).await?.readable()?;
+    Ok((found.link, found.record))
 }
 
 /// One user's case.
@@ -204,7 +249,9 @@ struct ExplainCase<'a> {
     /// The pods as they are.
     fresh: View,
     entry: Option<Entry>,
-    link: Option<LinkReport>,
+    link: Option<StoredLink>,
+    record: Option<Owner>,
+    refused: Vec<PodIndex>,
     found: Inspection,
     trouble: Option<FailureReport>,
 }
@@ -225,11 +272,15 @@ impl<'a> ExplainCase<'a> {
             Err(error) => (LinkAndPods::default(), Some(FailureReport::from(error))),
         };
         let states = place.pods.states();
+        states.later.note(&id.service, &read.found.pods);
         let fresh = states.view(read.found.pods.clone(), read.asked, seen.as_deref());
+        let (key, now) = (scope.key(id.uid.as_str()), shared.clock.now());
         Self {
-            entry: shared.cache.peek(scope.key(id.uid.as_str())),
-            now: shared.clock.now(),
+            entry: shared.cache.peek(key),
+            refused: shared.refusals.of(key, now),
+            now,
             link: read.link,
+            record: read.record,
             found: read.found,
             shared,
             id,
@@ -257,7 +308,10 @@ impl<'a> ExplainCase<'a> {
             uid: self.id.uid.as_str().to_owned(),
             service_name: service.as_str().to_owned(),
             foreign: self.place.home.is_foreign(),
-            link: self.link,
+            link: self.link_report(),
+            owner: self.owner_report(),
+            overwritten: self.is_overwritten(),
+            refused_by: self.refused.clone(),
             cache: self.cache_report(cached),
             pods: self.pods(),
             strategy: self.strategy().as_str(),
@@ -267,14 +321,14 @@ impl<'a> ExplainCase<'a> {
             candidates,
             pods_age: self.seen.as_ref().map(age),
             action: forecast.action,
-            reason: forecast.reason,
+            reason: self.reason(&forecast),
             certain_in: forecast.uncertain_for.map(|left| left.as_secs_f64()),
             trouble: self.trouble,
         }
     }
 
     fn look(&self, view: &View, pod: Option<PodIndex>) -> Look {
-        view.look(pod, self.now)
+        view.look(pod, self.now, &self.refused)
     }
 
     fn cached(&self) -> Cached {
@@ -311,6 +365,37 @@ impl<'a> ExplainCase<'a> {
         }
     }
 
+    /// Why, as far as one look shows: a pod that is silent is not known to be available.
+    fn reason(&self, forecast: &Forecast) -> Reason {
+        let owner = self.link.and_then(|link| self.pod(link.pod));
+        let kept = matches!(forecast.reason, Reason::OwnerReady | Reason::OwnerDraining);
+        match owner.and_then(|pod| self.silence(pod)) {
+            Some(_) if kept => Reason::OwnerSilent,
+            _ => forecast.reason,
+        }
+    }
+
+    /// A pod as it is; without the store, as it was seen.
+    fn pod(&self, index: PodIndex) -> Option<&Pod> {
+        self.shown().snapshot.pod(index)
+    }
+
+    /// The pods as they are; without the store, as they were seen.
+    fn shown(&self) -> &View {
+        match &self.seen {
+            Some(seen) if self.trouble.is_some() => seen,
+            _ => &self.fresh,
+        }
+    }
+
+    /// How long the pod has been silent, if that is not judged.
+    fn silence(&self, pod: &Pod) -> Option<Duration> {
+        let snapshot = &self.shown().snapshot;
+        let alive = snapshot.standing(pod.state.pod_id, self.now).is_alive();
+        let silence = pod.silence.filter(|_| alive)?;
+        Some(silence + self.now.since(snapshot.asked()))
+    }
+
     fn facts(&self) -> Facts {
         let owner = self.link.map(|link| link.pod);
         let young = |seen: &Arc<View>| self.now.since(seen.snapshot.asked()) <= FRESH;
@@ -323,6 +408,7 @@ impl<'a> ExplainCase<'a> {
             just_read: self.seen.as_ref().is_none_or(young),
             fresh: self.look(&self.fresh, owner),
             certificate: owner.and_then(|pod| self.certificate(pod)),
+            refused: self.is_refused(),
             remembered: remembered.map(|entry| entry.incarnation),
         }
     }
@@ -346,8 +432,53 @@ impl<'a> ExplainCase<'a> {
             // Only strategies that leave nothing to chance are asked.
             random: (0, 0),
         };
-        let certain = view.would_choose(strategy, self.id.uid.as_str(), chance, self.now);
-        weigh(strategy, &view.candidates_with_sent(self.now), certain)
+        let uid = self.id.uid.as_str();
+        let certain = view.would_choose(&self.refused, strategy, uid, chance, self.now);
+        let mut candidates = view.candidates_with_sent(self.now);
+        let willing = |(candidate, _): &(Candidate, f64)| !self.refused.contains(&candidate.pod);
+        if candidates.iter().any(willing) {
+            candidates.retain(willing);
+        }
+        weigh(strategy, &candidates, certain)
+    }
+
+    /// Whether the link is a hint whose pod said "not mine", and the store would let go of it.
+    fn is_refused(&self) -> bool {
+        self.link.is_some_and(|link| {
+            let recorded = self.record.is_some_and(|record| record.pod == link.pod);
+            !recorded && self.refused.contains(&link.pod)
+        })
+    }
+
+    /// Whether another program has changed the link since a process came to own the user.
+    fn is_overwritten(&self) -> bool {
+        let confirmed = self.link.is_some_and(|link| link.holder.is_some());
+        self.record.is_some() && !confirmed
+    }
+
+    fn owner_report(&self) -> Option<OwnerReport> {
+        self.record.map(|record| OwnerReport {
+            pod: record.pod,
+            incarnation: (record.incarnation != Incarnation::NONE)
+                .then_some(record.incarnation.get()),
+            token: record.token.get(),
+        })
+    }
+
+    /// A peer does not return whether a link is persistent, nor how long it lasts: only how long it
+    /// may be cached, if at all.
+    fn link_report(&self) -> Option<LinkReport> {
+        let (link, foreign) = (self.link?, self.place.home.is_foreign());
+        let left = match link.life {
+            Life::Persistent => None,
+            Life::Temporary(left) if foreign && left.is_zero() => None,
+            Life::Temporary(left) => Some(left.as_secs_f64()),
+        };
+        Some(LinkReport {
+            pod: link.pod,
+            persistent: (!foreign).then_some(link.life == Life::Persistent),
+            left,
+        })
     }
 
     fn answers(&self, forecast: &Forecast, candidates: &[CandidateReport]) -> Vec<PodIndex> {
@@ -383,17 +514,16 @@ impl<'a> ExplainCase<'a> {
             why,
             pod: self.entry.map(|entry| entry.pod),
             incarnation: self.entry.as_ref().and_then(known),
+            token: self.entry.and_then(|entry| {
+                let token = entry.token;
+                (token != Token::NONE).then_some(token.get())
+            }),
             left: self.entry.map(left),
         }
     }
 
     fn pods(&self) -> Vec<PodFacts> {
-        // Without the store there is only what was seen.
-        let view = match &self.seen {
-            Some(seen) if self.trouble.is_some() => seen,
-            _ => &self.fresh,
-        };
-        let shown = view.snapshot.pods().iter();
+        let shown = self.shown().snapshot.pods().iter();
         let mut pods: BTreeMap<PodIndex, Option<&Pod>> =
             shown.map(|pod| (pod.state.pod_id, Some(pod))).collect();
         let own = [
@@ -403,11 +533,15 @@ impl<'a> ExplainCase<'a> {
         for pod in own.into_iter().flatten() {
             pods.entry(pod).or_insert(None);
         }
-        let facts = |(index, pod)| self.pod_facts(view, index, pod);
+        let records = self.found.pods.records.iter();
+        let renewals: BTreeMap<PodIndex, Renewal> = records
+            .map(|record| (record.state.pod_id, record.renewal))
+            .collect();
+        let facts = |(index, pod)| self.pod_facts(index, pod, renewals.get(&index));
         pods.into_iter().map(facts).collect()
     }
 
-    fn pod_facts(&self, view: &View, index: PodIndex, pod: Option<&Pod>) -> PodFacts {
+    fn pod_facts(&self, index: PodIndex, pod: Option<&Pod>, renewal: Option<&Renewal>) -> PodFacts {
         let (death, certain_in) = match self.certificate(index) {
             None => (None, None),
             Some(Foretold { written: true, .. }) => (Some("certified"), None),
@@ -416,12 +550,20 @@ impl<'a> ExplainCase<'a> {
                 Certificate::Dead(_) | Certificate::Unknown => (Some("due"), None),
             },
         };
-        let lease_left = |pod: &Pod| pod.lease_until.since(self.now).as_secs_f64();
+        let silent = pod.and_then(|pod| self.silence(pod));
+        let standing = self.shown().standing(index, self.now).as_str();
+        // Of its own renewal: what an outage would add is not known from one look.
+        let lease_left = |pod: &Pod| {
+            let left = pod.lease_until.since(self.now);
+            renewal.map_or(left, |renewal| left.min(renewal.left))
+        };
+        let lease_left = pod.filter(|_| silent.is_none()).map(lease_left);
         PodFacts {
             pod: index,
-            standing: view.standing(index, self.now).as_str(),
+            standing: silent.map_or(standing, |_| SILENT),
+            silent: silent.map(|silent| silent.as_secs_f64()),
             published: pod.map(|pod| self.published(&pod.state)),
-            lease_left: pod.map_or(0.0, lease_left),
+            lease_left: lease_left.unwrap_or_default().as_secs_f64(),
             death,
             certain_in,
         }
@@ -433,26 +575,10 @@ impl<'a> ExplainCase<'a> {
             routing_state: state.routing_state.as_str(),
             state: state.state.as_str(),
             load_state: state.load_state,
+            update_time: state.update_time,
             incarnation: state.incarnation,
             age: (self.found.pods.now_ms > 0).then_some(age.as_secs_f64()),
             metadata: state.metadata.clone(),
-        }
-    }
-}
-
-impl LinkReport {
-    /// A peer does not return whether a link is persistent, nor how long it lasts: only how long it may
-    /// be cached, if at all.
-    fn of(link: StoredLink, foreign: bool) -> Self {
-        let left = match link.life {
-            Life::Persistent => None,
-            Life::Temporary(left) if foreign && left.is_zero() => None,
-            Life::Temporary(left) => Some(left.as_secs_f64()),
-        };
-        Self {
-            pod: link.pod,
-            persistent: (!foreign).then_some(link.life == Life::Persistent),
-            left,
         }
     }
 }

@@ -3,10 +3,13 @@
 mod cached;
 mod caller;
 mod explain;
+mod lookup;
+mod misrouted;
 mod operations;
 mod place;
 mod placer;
 mod report;
+mod route;
 mod shared;
 mod sweep;
 
@@ -21,7 +24,7 @@ use rand::Rng;
 use super::foreign::{ForeignNamespaces, HeldStates};
 use super::info::{InfoDriver, Subscription};
 use super::states::ChangeListener;
-use crate::cache::{Key, LinkCache};
+use crate::cache::{Key, LinkCache, Refusals};
 use crate::clock::{Clock, Tick};
 use crate::config::ClientConfig;
 use crate::error::Result;
@@ -35,10 +38,16 @@ use crate::telemetry::{ClientStats, count};
 
 pub use cached::ServiceLinks;
 use cached::{KnownService, ServiceTable};
-pub use caller::{Caller, Inbox, Numbered};
+pub use caller::{Caller, Inbox, Numbered, Routed};
 pub use explain::Explanation;
+pub use misrouted::Misrouted;
 use placer::{ComputeRequest, Requests};
+pub use route::Route;
 use sweep::Sweeper;
+
+/// The most users whose refusals are remembered. More at a time than can be settled means that
+/// something else is wrong.
+const REFUSALS_MAX: usize = 65_536;
 
 /// A function of the program's own that chooses a pod for a new user.
 #[async_trait]
@@ -106,6 +115,8 @@ struct ClientShared {
     config: ClientConfig,
     chooser: Option<Arc<dyn PodChooser>>,
     cache: LinkCache,
+    /// The users whose pod said "not mine".
+    refusals: Refusals,
     /// The task that drops what has ended there: it ends with the driver.
     sweeper: Sweeper,
     /// Computes that the cache could not answer, on their way to the placer.
@@ -171,6 +182,7 @@ impl ClientDriver {
         let here = ClientPlace::new(Home::Own(store), HeldStates::own(states));
         let shared = ClientShared {
             cache: LinkCache::new(config.cache_capacity, config.cache_ttl, seed),
+            refusals: Refusals::new(REFUSALS_MAX, config.link_ttl),
             sweeper: Sweeper::default(),
             clock,
             config,
@@ -202,6 +214,7 @@ impl ClientDriver {
         let counted = |name| all.get(name).copied().unwrap_or_default();
         all.insert("computes", counted("cache_hits") + counted("cache_misses"));
         all.insert("cache_entries", self.shared.cache.len());
+        all.insert("refusals", self.shared.refusals.len());
         all
     }
 
@@ -213,7 +226,7 @@ impl ClientDriver {
             .deadline(timeout.unwrap_or(self.shared.config.timeout))
     }
 
-    async fn compute(&self, link: LinkId, deadline: Tick) -> Result<PodIndex> {
+    async fn compute(&self, link: LinkId, deadline: Tick) -> Result<Routed> {
         let target = self.shared.target(link)?;
         let (caller, answer) = Caller::alone();
         placer::ask(&self.shared, ComputeRequest::new(target, deadline, caller));
@@ -315,7 +328,7 @@ impl ClientDriver {
         else {
             return Ok(None);
         };
-        let entry = target.entry(pod, valid_until, now);
+        let entry = target.entry(pod, None, valid_until, now);
         count(&self.shared.stats.cache_invalidations);
         let previous = self.shared.cache.replace(target.key, entry, now);
         Ok(previous.map(|entry| entry.pod))
@@ -331,7 +344,8 @@ impl ClientDriver {
             namespace: namespace.clone(),
             uid: uid.clone(),
         };
-        self.shared.home(namespace)?.ask(services, deadline).await
+        let read = self.shared.home(namespace)?.ask(services, deadline).await?;
+        Ok(self.shared.readable(namespace, read))
     }
 
     async fn look_up_many(
@@ -345,7 +359,8 @@ impl ClientDriver {
             uids,
         };
         let home = self.shared.home(&service.namespace)?;
-        home.ask(batch, deadline).await
+        let read = home.ask(batch, deadline).await?;
+        Ok(self.shared.readable(&service.namespace, read))
     }
 
     async fn link_if_absent(
@@ -392,14 +407,18 @@ impl ClientDriver {
         self.shared.sweeper.end();
     }
 
-    /// How much longer the cached link of the user is valid; `None`: there is none. Must be called
-    /// on the runtime.
+    /// The cached link of the user, whose life is how much longer it is valid; `None`: there is
+    /// none. Must be called on the runtime.
     #[must_use]
-    pub fn cached_for(&self, link: &LinkId) -> Option<Duration> {
+    pub fn cached_link(&self, link: &LinkId) -> Option<StoredLink> {
         let target = self.shared.target(link.clone()).ok()?;
         let now = self.shared.clock.now();
         let entry = self.shared.cache.get(target.key, now)?;
-        Some(entry.valid_until.since(now))
+        Some(StoredLink {
+            pod: entry.pod,
+            life: Life::Temporary(entry.valid_until.since(now)),
+            holder: Routed::cached(&entry).holder,
+        })
     }
 
     /// The namespace that a caller means: none and the empty one are the driver's own.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::ClientDriver;
+use super::{ClientDriver, Routed};
 use crate::clock::Tick;
 use crate::error::Result;
 use crate::id::{LinkId, Namespace, PodIndex, ServiceId, ServiceName, Uid};
@@ -21,6 +21,20 @@ impl ClientDriver {
         let (id, uid) = (&link.service, link.uid.as_str());
         if let Some(pod) = self.compute_cached(id.namespace.as_str(), uid, id.service.as_str()) {
             return Ok(pod);
+        }
+        let work = self.compute(link, deadline);
+        let routed = self.observe(OperationName::ComputeLinkedPod, work).await;
+        routed.map(|routed| routed.pod)
+    }
+
+    /// The same, with the owner of the user. What the cache has is not looked up here.
+    ///
+    /// # Errors
+    /// Those of `compute_linked_pod`.
+    pub async fn compute_link(&self, link: LinkId, deadline: Tick) -> Result<Routed> {
+        let (id, uid) = (&link.service, link.uid.as_str());
+        if let Some(routed) = self.routed_cached(id.namespace.as_str(), uid, id.service.as_str()) {
+            return Ok(routed);
         }
         let work = self.compute(link, deadline);
         self.observe(OperationName::ComputeLinkedPod, work).await
@@ -126,7 +140,7 @@ impl ClientDriver {
         })
     }
 
-    async fn observe<T>(
+    pub(super) async fn observe<T>(
         &self,
         name: OperationName,
         work: impl Future<Output = Result<T>>,

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::caller::Routed;
 use super::{ClientShared, Target};
 use crate::cache::Ticket;
 use crate::clock::Tick;
@@ -13,9 +14,10 @@ use crate::driver::with_deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, PodIndex, ServiceId};
 use crate::op::{Compute, Get, LinkSource, OperationName, PodCertify, Relink};
-use crate::route::link::{Certificate, Placed, StoredLink};
+use crate::route::link::{Certificate, Life, Placed, StoredLink};
 use crate::route::pick::Strategy;
-use crate::route::plan::{Cached, Look, Opening, Plan, Sight, Step, cached, opening};
+use crate::route::plan::{Cached, Look, Opening, Plan, Reason, Sight, Step, cached, opening};
+use crate::route::snapshot::Pod;
 use crate::telemetry::count;
 use crate::trace;
 
@@ -33,9 +35,10 @@ pub(super) async fn place(
     target: Target,
     ticket: Ticket,
     deadline: Tick,
-    found: Option<Found>,
-) -> Result<PodIndex> {
+    found: Option<FoundLink>,
+) -> Result<Routed> {
     let placing = Placing {
+        refused: shared.refusals.of(target.key, shared.clock.now()),
         shared: &shared,
         target: &target,
         ticket,
@@ -43,8 +46,8 @@ pub(super) async fn place(
     };
     let span = placing.span();
     let placed = trace::observed(span.clone(), placing.run(found)).await;
-    if let Ok(pod) = placed {
-        span.record("podlink.pod", pod.get());
+    if let Ok(routed) = placed {
+        span.record("podlink.pod", routed.pod.get());
     }
     placed.map_err(|error| with_context(error, &target.link.service))
 }
@@ -61,6 +64,8 @@ struct Placing<'a> {
     target: &'a Target,
     ticket: Ticket,
     deadline: Tick,
+    /// The pods that said "not mine": none of them is answered on the strength of a hint.
+    refused: Vec<PodIndex>,
 }
 
 impl Placing<'_> {
@@ -74,16 +79,16 @@ impl Placing<'_> {
         span
     }
 
-    async fn run(&self, mut owner: Option<Found>) -> Result<PodIndex> {
+    async fn run(&self, mut owner: Option<FoundLink>) -> Result<Routed> {
         if opening(Cached::Absent, self.target.home.is_foreign()) == Opening::AskPeer {
             return self.ask_peer().await;
         }
         let watched = &self.target.known.watched;
         let mut view = watched.view(&self.shared.clock, self.deadline).await?;
         if owner.is_none()
-            && let Some(pod) = self.adopt(&view)
+            && let Some(adopted) = self.adopt(&view)
         {
-            return Ok(pod);
+            return Ok(adopted);
         }
         let mut plan = Plan::default();
         if let Some(found) = &owner {
@@ -106,8 +111,8 @@ impl Placing<'_> {
                     owner = self.find().await?;
                     plan.linked(owner.as_ref().map(|found| found.placed));
                 }
-                Step::Certify => plan.certified(self.certify(owner.as_ref()).await?),
-                Step::Move { dead, .. } => {
+                Step::Certify => plan.certified(self.certify(owner.as_ref(), &view).await?),
+                Step::Move { dead, reason } => {
                     moves += 1;
                     let from = owner.as_ref().map(|found| found.link);
                     let Some(from) = from.filter(|_| moves <= ROUNDS) else {
@@ -117,46 +122,51 @@ impl Placing<'_> {
                         view = self.fresh().await?;
                         continue;
                     };
-                    owner = self.relink(from, dead, to, &view).await?;
+                    owner = self.relink(from, (dead, reason), to, &view).await?;
                     match &owner {
                         Some(found) => plan.linked(Some(found.placed)),
                         None => plan.vanished(),
                     }
                 }
-                Step::Answer { remember, .. } => return self.answer(owner, remember),
+                Step::Answer { remember, reason } => {
+                    return self.answer(owner, remember, reason);
+                }
                 Step::Refuse => return Err(self.no_routable_pod(&view)),
             }
         }
     }
 
-    fn answer(&self, owner: Option<Found>, remember: bool) -> Result<PodIndex> {
-        let Found { link, asked, .. } = owner.ok_or_else(unsteady)?;
+    fn answer(&self, owner: Option<FoundLink>, remember: bool, reason: Reason) -> Result<Routed> {
+        let FoundLink { link, asked, .. } = owner.ok_or_else(unsteady)?;
         if remember {
             self.shared.remember(self.target, link, asked, self.ticket);
-        } else {
+        } else if reason == Reason::DeathNotCertain {
             count(&self.shared.stats.owners_unsure);
+        } else {
+            self.shared.overrule(self.target, self.ticket);
         }
-        Ok(link.pod)
+        Ok(Routed::asked(link))
     }
 
     /// Another namespace's link: its own server finds, makes and heals it.
-    async fn ask_peer(&self) -> Result<PodIndex> {
-        let (asked, link) = (self.shared.clock.now(), self.target.link.clone());
-        let found = self
-            .target
-            .home
-            .ask(Compute { link }, self.deadline)
-            .await?;
+    async fn ask_peer(&self) -> Result<Routed> {
+        let asked = self.shared.clock.now();
+        let compute = Compute {
+            link: self.target.link.clone(),
+            refused: self.refused.clone(),
+            describe: false,
+        };
+        let found = self.target.home.ask(compute, self.deadline).await?.link;
         let shared = self.shared;
         shared
             .remember_watched(self.target, found, asked, self.ticket, self.deadline)
             .await;
-        Ok(found.pod)
+        Ok(Routed::asked(found))
     }
 
     /// An entry that the program put into the cache before the pods were known: valid from now on
     /// for the process that holds the pod's index.
-    fn adopt(&self, view: &View) -> Option<PodIndex> {
+    fn adopt(&self, view: &View) -> Option<Routed> {
         let now = self.shared.clock.now();
         let entry = self.shared.cache.get(self.target.key, now)?;
         let look = self.look(Some(entry.pod), view);
@@ -164,26 +174,35 @@ impl Placing<'_> {
         if opening(held, false) != Opening::Adopt {
             return None;
         }
-        let entry = self.target.entry(entry.pod, entry.valid_until, now);
+        let holder = Routed::cached(&entry).holder;
+        let entry = self.target.entry(entry.pod, holder, entry.valid_until, now);
         let adopted = self
             .shared
             .cache
             .insert(self.target.key, entry, self.ticket);
-        adopted.then_some(entry.pod)
+        adopted.then(|| Routed::cached(&entry))
     }
 
-    fn sight(&self, owner: Option<&Found>, view: &View) -> Sight {
+    fn sight(&self, owner: Option<&FoundLink>, view: &View) -> Sight {
         let pod = owner.map(|found| found.link.pod);
         let age = self.shared.clock.now().since(view.snapshot.asked());
         Sight {
             look: self.look(pod, view),
             young: age <= FRESH,
+            refused: owner.is_some_and(|found| self.is_refused(found)),
             remembered: pod.and_then(|pod| self.remembered(pod)),
         }
     }
 
     fn look(&self, pod: Option<PodIndex>, view: &View) -> Look {
-        view.look(pod, self.shared.clock.now())
+        view.look(pod, self.shared.clock.now(), &self.refused)
+    }
+
+    /// Whether the link is a hint whose pod said "not mine". A process that owns the user is
+    /// believed over such a report, which may be older.
+    fn is_refused(&self, found: &FoundLink) -> bool {
+        let FoundLink { link, stands, .. } = found;
+        !stands && link.holder.is_none() && self.refused.contains(&link.pod)
     }
 
     /// The process that the cache remembers the user with on this pod, if users of restarted pods
@@ -198,7 +217,7 @@ impl Placing<'_> {
     }
 
     /// Set-if-absent with this pod.
-    async fn offer(&self, pod: PodIndex, view: &View) -> Result<Found> {
+    async fn offer(&self, pod: PodIndex, view: &View) -> Result<FoundLink> {
         let asked = self.shared.clock.now();
         let offer = self.shared.offer(self.target, pod);
         let placed = self.target.home.ask(offer, self.deadline).await;
@@ -209,34 +228,40 @@ impl Placing<'_> {
         if placed.made {
             self.shared.stats.link_made(&self.target.link.service);
         }
-        Ok(Found {
+        Ok(FoundLink {
             link: placed.link,
             asked,
             placed: placed.made,
+            // It was chosen for lack of another.
+            stands: placed.made,
         })
     }
 
-    async fn find(&self) -> Result<Option<Found>> {
+    async fn find(&self) -> Result<Option<FoundLink>> {
         let asked = self.shared.clock.now();
         let get = Get {
             link: self.target.link.clone(),
             from: LinkSource::Store,
         };
         let stored = self.target.home.ask(get, self.deadline).await?;
-        Ok(stored.map(|link| Found {
+        Ok(stored.map(|link| FoundLink {
             link,
             asked,
             placed: false,
+            stands: false,
         }))
     }
 
-    async fn certify(&self, owner: Option<&Found>) -> Result<Certificate> {
+    async fn certify(&self, owner: Option<&FoundLink>, view: &View) -> Result<Certificate> {
         let Some(found) = owner else {
             return Ok(Certificate::Unknown);
         };
+        let seen = found.link.holder.map(|holder| holder.incarnation);
         let certify = PodCertify {
             service: self.target.link.service.clone(),
             pod: found.link.pod,
+            // A later process of the pod keeps the users of an earlier one.
+            seen: seen.filter(|seen| *seen >= self.look(Some(found.link.pod), view).incarnation),
         };
         self.target.home.ask(certify, self.deadline).await
     }
@@ -246,10 +271,10 @@ impl Placing<'_> {
     async fn relink(
         &self,
         from: StoredLink,
-        dead: Incarnation,
+        (dead, reason): (Incarnation, Reason),
         to: PodIndex,
         view: &View,
-    ) -> Result<Option<Found>> {
+    ) -> Result<Option<FoundLink>> {
         let asked = self.shared.clock.now();
         let relink = Relink {
             link: self.target.link.clone(),
@@ -265,13 +290,19 @@ impl Placing<'_> {
         let placed = placed?;
         if placed.is_some_and(|placed| placed.made) {
             let (service, uid) = (&self.target.link.service, &self.target.link.uid);
-            self.shared.stats.link_healed(service, from.pod);
+            match reason {
+                Reason::OwnerRefused => count(&self.shared.stats.hints_replaced),
+                _ => self.shared.stats.link_healed(service, from.pod),
+            }
             tracing::debug!(%service, %uid, from = from.pod.get(), to = to.get(), "moved a user");
         }
-        Ok(placed.map(|placed| Found {
+        Ok(placed.map(|placed| FoundLink {
             link: placed.link,
             asked,
             placed: true,
+            // It was chosen for lack of another; or the store keeps the very link that was found,
+            // because its record says that a process of the pod owns the user.
+            stands: placed.made || same_link(placed.link, from),
         }))
     }
 
@@ -287,12 +318,17 @@ impl Placing<'_> {
 
     fn choose_by(&self, view: &View, strategy: Strategy) -> Option<PodIndex> {
         let (uid, now) = (self.target.link.uid.as_str(), self.shared.clock.now());
-        self.target.known.watched.choose(view, strategy, uid, now)
+        let chance = self.target.known.watched.chance();
+        view.choose_beside(&self.refused, strategy, uid, chance, now)
     }
 
     async fn ask_chooser(&self, view: &Arc<View>) -> Option<PodIndex> {
         let chooser = self.shared.chooser.as_ref()?;
-        let candidates = view.candidates(self.shared.clock.now());
+        let mut candidates = view.candidates(self.shared.clock.now());
+        let willing = |pod: &Pod| !self.refused.contains(&pod.state.pod_id);
+        if candidates.iter().any(willing) {
+            candidates.retain(willing);
+        }
         if candidates.is_empty() {
             return None;
         }
@@ -346,11 +382,19 @@ impl Placing<'_> {
 
 /// A link and when it was asked for: its life counts from then.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Found {
+pub(super) struct FoundLink {
     pub(super) link: StoredLink,
     pub(super) asked: Tick,
     /// This compute created or moved the link, so `on_restart` does not apply.
     pub(super) placed: bool,
+    /// The link is answered even if its pod refused the user.
+    pub(super) stands: bool,
+}
+
+/// Whether this is the same link, whatever is left of its life.
+fn same_link(one: StoredLink, other: StoredLink) -> bool {
+    let persistent = |link: StoredLink| link.life == Life::Persistent;
+    (one.pod, one.holder, persistent(one)) == (other.pod, other.holder, persistent(other))
 }
 
 /// The error of a compute whose user's owner does not settle.

@@ -15,16 +15,16 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::Notify;
 use tracing::{Instrument, Span};
 
-use super::caller::{Answers, Caller, ended_without_answer};
-use super::place::{self, Found};
+use super::caller::{Answers, Caller, Routed, ended_without_answer};
+use super::lookup::Lookup;
+use super::place::{self, FoundLink};
 use super::{ClientShared, KnownService, Target};
 use crate::cache::{Key, Ticket};
 use crate::clock::Tick;
 use crate::driver::view::View;
 use crate::error::{Error, ErrorKind, Result, WriteOutcome};
 use crate::id::PodIndex;
-use crate::op::OperationName;
-use crate::route::link::{Placed, Verdict, judge};
+use crate::route::link::Placed;
 use crate::telemetry::count;
 use crate::trace;
 
@@ -158,7 +158,7 @@ struct Placer {
     offers: VecDeque<PendingOffer>,
     batches: FuturesUnordered<BoxFuture<'static, FinishedBatch>>,
     /// Flights that take the slow path, each with a task of its own.
-    slow_path: FuturesUnordered<BoxFuture<'static, (FlightId, Result<PodIndex>)>>,
+    slow_path: FuturesUnordered<BoxFuture<'static, (FlightId, Result<Routed>)>>,
     answers: Answers,
     /// No caller's deadline passes before this.
     due: Tick,
@@ -249,10 +249,10 @@ impl Placer {
 
     fn admit(&mut self, request: ComputeRequest, now: Tick) {
         let stats = &self.shared.stats;
-        match self.shared.look_up(&request, now) {
-            Lookup::Cached(pod) => {
+        match self.shared.look_up(&request.target, request.traced, now) {
+            Lookup::Cached(routed) => {
                 count(&stats.cache_hits);
-                self.answers.add(request.caller, Ok(pod));
+                self.answers.add(request.caller, Ok(routed));
             }
             lookup => {
                 count(&stats.cache_misses);
@@ -323,8 +323,8 @@ impl Placer {
         flight_id: &FlightId,
         target: Target,
         deadline: Tick,
-        found: Option<Found>,
-    ) -> impl Future<Output = Result<PodIndex>> + Send + 'static {
+        found: Option<FoundLink>,
+    ) -> impl Future<Output = Result<Routed>> + Send + 'static {
         place::place(
             Arc::clone(&self.shared),
             target,
@@ -337,7 +337,7 @@ impl Placer {
     fn spawn_slow_path(
         &self,
         flight_id: FlightId,
-        work: impl Future<Output = Result<PodIndex>> + Send + 'static,
+        work: impl Future<Output = Result<Routed>> + Send + 'static,
     ) {
         // The steps are part of the trace of the first caller.
         let task = tokio::spawn(work);
@@ -417,14 +417,15 @@ impl Placer {
             match answer {
                 Ok(Placed { link, .. }) if self.shared.owner_serves(&target, link.pod, now) => {
                     self.shared.remember(&target, link, asked, flight_id.ticket);
-                    self.land(flight_id, Ok(link.pod));
+                    self.land(flight_id, Ok(Routed::asked(link)));
                 }
                 // The slow path has to examine the owner.
                 Ok(Placed { link, made }) => {
-                    let found = Some(Found {
+                    let found = Some(FoundLink {
                         link,
                         asked,
                         placed: made,
+                        stands: made,
                     });
                     let work = self.place(&flight_id, target, deadline, found);
                     self.spawn_slow_path(flight_id, work);
@@ -438,7 +439,7 @@ impl Placer {
     }
 
     /// A flight has its answer. A joined caller with a later deadline than the flight's retries.
-    fn land(&mut self, flight_id: FlightId, answer: Result<PodIndex>) {
+    fn land(&mut self, flight_id: FlightId, answer: Result<Routed>) {
         if self.flight(flight_id).is_none() {
             return;
         }
@@ -449,7 +450,7 @@ impl Placer {
         for request in flight.joined {
             if late && request.deadline > flight.deadline {
                 let now = self.shared.clock.now();
-                let lookup = self.shared.look_up(&request, now);
+                let lookup = self.shared.look_up(&request.target, request.traced, now);
                 self.join_or_start(request, lookup, now);
             } else {
                 self.answer(request.caller, answer.clone());
@@ -458,7 +459,7 @@ impl Placer {
         self.answer(flight.first, answer);
     }
 
-    fn answer(&mut self, caller: Caller, answer: Result<PodIndex>) {
+    fn answer(&mut self, caller: Caller, answer: Result<Routed>) {
         self.shared.note_answer(&caller, &answer);
         self.answers.add(caller, answer);
     }
@@ -533,62 +534,4 @@ fn deadline_passed(known: &KnownService, waits: bool) -> Error {
         WriteOutcome::Unknown
     };
     place::with_context(error.with_outcome(outcome), &known.id)
-}
-
-/// How a request is answered.
-enum Lookup {
-    /// The cache has the answer by now.
-    Cached(PodIndex),
-    /// By one set-if-absent, with a pod chosen here.
-    FastPath(Arc<View>),
-    /// By the steps of `place.rs`.
-    SlowPath,
-}
-
-impl ClientShared {
-    /// Counts and times an answer of compute.
-    pub(super) fn note_answer(&self, caller: &Caller, answer: &Result<PodIndex>) {
-        if let Some(asked) = caller.asked() {
-            let took = self.clock.now().since(asked);
-            let operations = &self.stats.operations;
-            let name = OperationName::ComputeLinkedPod;
-            operations.ended(name.as_str(), took, answer);
-        }
-    }
-
-    fn look_up(&self, request: &ComputeRequest, now: Tick) -> Lookup {
-        let target = &request.target;
-        let view = target.known.watched.current(now);
-        let view = view.as_ref().and_then(|view| view.as_ref());
-        let entry = self.cache.get(target.key, now);
-        if let (Some(view), Some(entry)) = (view, entry)
-            && view.serves(entry.pod, entry.incarnation, now)
-        {
-            return Lookup::Cached(entry.pod);
-        }
-        // A cached link whose pod is doubtful has to be examined; and a batch has no spans of its
-        // own for each user.
-        let examines = entry.is_some() || request.traced;
-        let asks = target.home.is_foreign() || self.chooser.is_some();
-        match view {
-            Some(view) if !examines && !asks => Lookup::FastPath(Arc::clone(view)),
-            _ => Lookup::SlowPath,
-        }
-    }
-
-    fn choose(&self, target: &Target, view: &View, now: Tick) -> Option<PodIndex> {
-        let (strategy, uid) = (self.config.strategy, target.link.uid.as_str());
-        let chosen = target.known.watched.choose(view, strategy, uid, now)?;
-        if view.degraded {
-            count(&self.stats.degraded_choices);
-        }
-        Some(chosen)
-    }
-
-    /// Whether the owner serves, as far as is known now.
-    fn owner_serves(&self, target: &Target, owner: PodIndex, now: Tick) -> bool {
-        let view = target.known.watched.current(now);
-        let view = view.as_ref().and_then(|view| view.as_ref());
-        view.is_some_and(|view| judge(view.standing(owner, now)) == Verdict::Keep)
-    }
 }

@@ -32,7 +32,9 @@ impl Gauges for ClientShared {
     fn report(&self, snapshot: &mut MetricsSnapshot) {
         if self.open().is_ok() {
             #[allow(clippy::cast_precision_loss, reason = "no cache holds that many")]
-            snapshot.level(&names::CACHE_ENTRIES, &[], self.cache.len() as f64);
+            let [entries, refusals] = [self.cache.len(), self.refusals.len()].map(|n| n as f64);
+            snapshot.level(&names::CACHE_ENTRIES, &[], entries);
+            snapshot.level(&names::REFUSALS, &[], refusals);
         }
     }
 }

@@ -6,19 +6,28 @@ use std::sync::atomic::Ordering;
 use super::{ClientPlace, ClientShared, KnownService, Target};
 use crate::cache::{Entry, Ticket};
 use crate::clock::Tick;
+use crate::config::OnRestart;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, Uid};
+use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId, Token, Uid};
 use crate::namespace::Home;
-use crate::op::{Get, LinkSource, SetIfAbsent};
-use crate::route::link::{StoredLink, valid_until};
+use crate::op::{Get, LinkSource, LinksRead, SetIfAbsent, UnreadableLink};
+use crate::route::link::{Holder, StoredLink, valid_until};
 use crate::route::state::Standing;
 
 impl Target {
     /// What the cache is to hold: the pod as the process that it is now.
-    pub(super) fn entry(&self, pod: PodIndex, valid_until: Tick, now: Tick) -> Entry {
+    pub(super) fn entry(
+        &self,
+        pod: PodIndex,
+        holder: Option<Holder>,
+        valid_until: Tick,
+        now: Tick,
+    ) -> Entry {
         Entry {
             pod,
             incarnation: self.incarnation(pod, now),
+            owner: holder.map_or(Incarnation::NONE, |holder| holder.incarnation),
+            token: holder.map_or(Token::NONE, |holder| holder.token),
             service: self.known.number,
             valid_until,
         }
@@ -28,6 +37,12 @@ impl Target {
         let view = self.known.watched.current(now);
         let view = view.as_ref().and_then(|view| view.as_ref());
         view.map_or(Incarnation::NONE, |view| view.incarnation(pod))
+    }
+
+    fn drains(&self, pod: PodIndex, now: Tick) -> bool {
+        let view = self.known.watched.current(now);
+        let view = view.as_ref().and_then(|view| view.as_ref());
+        view.is_some_and(|view| view.standing(pod, now) == Standing::Draining)
     }
 }
 
@@ -40,6 +55,21 @@ impl ClientShared {
             ));
         }
         Ok(())
+    }
+
+    /// The links that could be read. The others are counted, and logged once for each reading. Only
+    /// DEBUG shows their keys, because those hold the uid.
+    pub(super) fn readable<T>(&self, namespace: &Namespace, read: LinksRead<T>) -> T {
+        if let Some(first) = read.unreadable.first() {
+            let (links, uid_hash) = (read.unreadable.len(), first.uid.hashed());
+            let corrupt = &self.stats.corrupt_links;
+            corrupt.fetch_add(u64::try_from(links).unwrap_or(u64::MAX), Ordering::Relaxed);
+            tracing::warn!(%namespace, links, uid_hash, "links that cannot be read were left out");
+        }
+        for UnreadableLink { error, .. } in &read.unreadable {
+            tracing::debug!(%namespace, %error, "a link that cannot be read was left out");
+        }
+        read.links
     }
 
     /// Checks that the call can be served, and finds its service.
@@ -186,11 +216,33 @@ impl ClientShared {
         }
     }
 
+    /// Keeps an answer in the cache, unless the next compute could not give it: a hint whose pod
+    /// refused the user, and the link to a pod that drains, which gives up its users one by one.
     pub(super) fn remember(&self, target: &Target, link: StoredLink, asked: Tick, ticket: Ticket) {
         let now = self.clock.now();
-        if let Some(valid_until) = valid_until(asked, link.life, self.config.cache_ttl) {
-            self.cache
-                .insert(target.key, target.entry(link.pod, valid_until, now), ticket);
+        let Some(valid_until) = valid_until(asked, link.life, self.config.cache_ttl) else {
+            return;
+        };
+        let refused = match link.holder {
+            Some(_) => {
+                self.refusals.forget(target.key);
+                false
+            }
+            None => self.refusals.of(target.key, now).contains(&link.pod),
+        };
+        if refused || target.drains(link.pod, now) {
+            self.overrule(target, ticket);
+            return;
+        }
+        let entry = target.entry(link.pod, link.holder, valid_until, now);
+        self.cache.insert(target.key, entry, ticket);
+    }
+
+    /// Removes an older answer, which every compute would have to examine. Where users of restarted
+    /// pods are placed from scratch, it is what shows that a pod has restarted.
+    pub(super) fn overrule(&self, target: &Target, ticket: Ticket) {
+        if self.config.on_restart == OnRestart::SamePod {
+            self.cache.drop_older(target.key, ticket);
         }
     }
 }

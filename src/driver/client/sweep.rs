@@ -1,4 +1,5 @@
-//! The task that removes ended entries from the cache that no caller asks for any more.
+//! The task that removes ended entries from the cache that no caller asks for any more, and refusals
+//! that have expired.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -7,6 +8,9 @@ use std::time::Duration;
 use tokio::task::AbortHandle;
 
 use super::ClientShared;
+
+/// How often refusals are swept where the cache stores nothing.
+const LONGEST_PERIOD: Duration = Duration::from_secs(60);
 
 /// Sweeps a driver's cache, from the first call that may put something in until it is dropped.
 #[derive(Debug, Default)]
@@ -22,10 +26,10 @@ impl Sweeper {
         if self.started.load(Ordering::Relaxed) || self.started.swap(true, Ordering::SeqCst) {
             return;
         }
-        if let Some(period) = client.cache.sweep_period() {
-            let task = tokio::spawn(sweep(Arc::downgrade(client), period));
-            *self.task() = Some(task.abort_handle());
-        }
+        // A cache that stores nothing needs no sweep, but the refusals do.
+        let period = client.cache.sweep_period().unwrap_or(LONGEST_PERIOD);
+        let task = tokio::spawn(sweep(Arc::downgrade(client), period));
+        *self.task() = Some(task.abort_handle());
     }
 
     /// Ends the task.
@@ -52,6 +56,7 @@ async fn sweep(client: Weak<ClientShared>, period: Duration) {
         let Some(client) = client.upgrade() else {
             return;
         };
+        client.refusals.sweep(client.clock.now());
         if client.cache.is_empty() {
             continue;
         }

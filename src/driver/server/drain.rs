@@ -1,22 +1,23 @@
 //! Stopping: users are saved and released or handed over, then the pod withdraws.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
 use rand::Rng;
 
-use super::{Phase, ServerDriver, ServerShared};
+use super::events::Event;
+use super::{LossReason, Ownership, Phase, ServerDriver, ServerShared};
 use crate::clock::Tick;
 use crate::config::Drain;
 use crate::driver::view::View;
 use crate::driver::with_deadline;
 use crate::error::{Error, Result};
-use crate::id::{LinkId, ServiceId};
-use crate::op::{Relink, Remove};
-use crate::route::link::{Life, StoredLink};
+use crate::id::{LinkId, ServiceId, Uid};
+use crate::op::Rewrite;
+use crate::route::link::Persist;
 use crate::route::pick::{Chance, Strategy};
 use crate::route::snapshot::{Policy, Snapshot};
 use crate::route::state::RoutingState;
@@ -24,27 +25,52 @@ use crate::telemetry::count;
 
 /// How many drain hooks run at a time: a game that saves to a database wants some, not all.
 const HOOKS_AT_ONCE: usize = 64;
-/// How many links are released at a time: they share one connection.
-const LINKS_AT_ONCE: usize = 256;
+
+/// How the hook of a user ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum HookEnd {
+    Well,
+    Failed,
+    /// It has not ended by the deadline, or was not started.
+    Late,
+}
+
+/// The pods to hand users over to. OwnedUser while they are read: the others wait for that reading.
+#[derive(Debug, Default)]
+struct Targets(tokio::sync::Mutex<Option<Arc<View>>>);
 
 /// What a stop did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DrainReport {
-    /// Users whose links were released, by the hooks or afterwards.
+    /// Users that were released, by their hook or after it.
     pub released: u64,
     /// Users whose links were moved to another pod.
     pub handed_over: u64,
-    /// Users whose links were left as they are.
-    pub remaining: u64,
+    /// Users whose links were left as they are, as the rule says.
+    pub kept: u64,
+    /// Users whose hook failed, or whom the store did not release: they are owned still.
+    pub failed: Vec<Uid>,
+    /// Users whose hook had not ended by the deadline, or was never started: they are owned still,
+    /// until the lease runs out.
+    pub unfinished: Vec<Uid>,
     /// How long it took.
     pub took: Duration,
 }
 
+impl DrainReport {
+    /// Users whose links were left as they are.
+    #[must_use]
+    pub fn remaining(&self) -> u64 {
+        self.kept + (self.failed.len() + self.unfinished.len()) as u64
+    }
+}
+
 impl ServerDriver {
-    /// Publishes DENY_NEW_CALL, lets the drain hooks save and release the users that this pod
-    /// owns, treats those that remain by `rule`, publishes SHUTDOWN, ends the lease and the
-    /// renewals. Ends by `deadline` even if a hook hangs, and the tasks end in every case. A second stop
-    /// waits for the first and reports the same.
+    /// Publishes DENY_NEW_CALL, calls the drain hooks for every user that this process owns, treats
+    /// each whose hook has ended well by `rule`, publishes SHUTDOWN, ends the lease and the
+    /// renewals. Ends by `deadline` even if a hook hangs, and the tasks end in every case. If a hook
+    /// has not ended, the lease is not ended but runs out: no pod takes a user whose save may still
+    /// be under way. A second stop waits for the first and reports the same.
     ///
     /// # Errors
     /// `Timeout` of a second stop whose deadline is shorter than the first one's.
@@ -80,7 +106,10 @@ impl ServerDriver {
             done,
         )
         .await?;
-        Ok(report.ok().and_then(|report| *report).unwrap_or_default())
+        Ok(report
+            .ok()
+            .and_then(|report| report.clone())
+            .unwrap_or_default())
     }
 }
 
@@ -94,6 +123,8 @@ impl Drop for Stopping {
     fn drop(&mut self) {
         self.0.end_tasks();
         self.0.valid_until.store(0, Ordering::SeqCst);
+        self.0.owned.doubt();
+        self.0.tell(Event::End);
         self.0.lock().phase = Phase::Stopped;
         self.0.stopped.send_if_modified(|report| {
             let missing = report.is_none();
@@ -103,12 +134,27 @@ impl Drop for Stopping {
     }
 }
 
-/// How many users were released and handed over so far.
+/// What became of the users so far.
 #[derive(Debug, Default)]
 struct DrainProgress {
     released: AtomicU64,
     handed_over: AtomicU64,
-    failures: DrainFailures,
+    kept: AtomicU64,
+    failed: Mutex<Vec<Uid>>,
+    unfinished: Mutex<Vec<Uid>>,
+    hook_failures: DrainFailures,
+    link_failures: DrainFailures,
+}
+
+impl DrainProgress {
+    fn add(users: &Mutex<Vec<Uid>>, uid: &Uid) {
+        let mut users = users.lock().unwrap_or_else(PoisonError::into_inner);
+        users.push(uid.clone());
+    }
+
+    fn take(users: &Mutex<Vec<Uid>>) -> Vec<Uid> {
+        std::mem::take(&mut *users.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// Failures of the same kind: all of them get one line in the log. One line for each of ten
@@ -163,41 +209,196 @@ impl ServerShared {
         } = DrainTimes::of(started, deadline);
         self.publish_routing(RoutingState::DenyNewCall, hooks_until)
             .await;
-        let lease = self.lease_number();
-        let users = self.users();
-        let failures = DrainFailures::default();
-        let asked = self.ask_hooks(users.clone(), &failures);
-        let in_time = with_deadline(&self.clock, hooks_until, "drain hooks", asked).await;
-        failures.log(&self.info.service, "drain hooks failed");
-        if let Err(error) = in_time {
-            tracing::warn!(service = %self.info.service, %error, "not every drain hook has ended");
-        }
+        // After a lapse the renewal has just confirmed what this process owns, or soon will.
+        let confirmed = self.confirmed();
+        let _in_doubt = with_deadline(&self.clock, hooks_until, "the owned users", confirmed).await;
+        *self.given_away() = Some(HashSet::new());
         let progress = DrainProgress::default();
-        if lease == self.lease_number() {
-            let gone = users.iter().filter(|user| !self.owned().contains(user));
-            let gone = gone.count() as u64;
-            progress.released.store(gone, Ordering::Relaxed);
-            self.count_released(gone);
+        let targets = Targets::default();
+        let drain_one = |(uid, held)| {
+            let ownership = self.ownership(&self.own_link(&uid), held);
+            let (progress, targets) = (&progress, &targets);
+            async move {
+                let hook = self.hook_of(&ownership, progress, hooks_until).await;
+                if hook == HookEnd::Well {
+                    self.give_up(&ownership, rule, targets, progress, links_until)
+                        .await;
+                }
+            }
+        };
+        // What is still in doubt was not confirmed in time: no hook may save it as its owner.
+        for (uid, _) in self.owned.all(false) {
+            DrainProgress::add(&progress.unfinished, &uid);
         }
-        let releasing = self.release_users(rule, &progress, links_until);
-        let _out_of_time =
-            with_deadline(&self.clock, links_until, "the links of the pod", releasing).await;
+        stream::iter(self.owned.all(true))
+            .for_each_concurrent(HOOKS_AT_ONCE, drain_one)
+            .await;
+        let service = &self.info.service;
+        progress.hook_failures.log(service, "drain hooks failed");
         progress
-            .failures
-            .log(&self.info.service, "links were not given away");
-        self.withdraw(deadline).await;
+            .link_failures
+            .log(service, "links were not given away");
+        let unfinished = DrainProgress::take(&progress.unfinished);
+        if !unfinished.is_empty() {
+            tracing::warn!(%service, users = unfinished.len(), "not every user was saved in time; the lease runs out by itself");
+        }
+        self.withdraw(unfinished.is_empty(), deadline).await;
         let report = DrainReport {
             released: progress.released.into_inner(),
             handed_over: progress.handed_over.into_inner(),
-            remaining: self.owned().len() as u64,
+            kept: progress.kept.into_inner(),
+            failed: DrainProgress::take(&progress.failed),
+            unfinished,
             took: self.clock.now().since(started),
         };
         self.stats.drains.time(report.took);
         self.stopped.send_replace(Some(report));
     }
 
-    fn users(&self) -> Vec<LinkId> {
-        self.owned().iter().cloned().collect()
+    fn given_away(&self) -> MutexGuard<'_, Option<HashSet<Uid>>> {
+        self.given_away
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn was_given_away(&self, uid: &Uid) -> bool {
+        let given = self.given_away();
+        given.as_ref().is_some_and(|given| given.contains(uid))
+    }
+
+    /// Takes note of a user that was given away. It is read only if the pod is being stopped.
+    pub(super) fn note_given_away(&self, uid: &Uid) {
+        if let Some(given) = &mut *self.given_away() {
+            given.insert(uid.clone());
+        }
+    }
+
+    /// Calls the hook for one user. A hook that could not end is not started, and one that has not
+    /// ended is cancelled.
+    async fn hook_of(
+        &self,
+        ownership: &Ownership,
+        progress: &DrainProgress,
+        until: Tick,
+    ) -> HookEnd {
+        let uid = &ownership.link.uid;
+        let asked = async {
+            // Nor for a user that may be another's by now.
+            if self.clock.now() >= until || !self.holds_lease() {
+                return Err(HookEnd::Late);
+            }
+            let hook = self.hooks.drain(ownership);
+            let hook = with_deadline(&self.clock, until, "the drain hook", hook).await;
+            hook.map_err(|_| HookEnd::Late)
+        };
+        match asked.await {
+            Ok(Ok(())) => HookEnd::Well,
+            Ok(Err(error)) => {
+                count(&self.stats.drain_hook_failures);
+                progress.hook_failures.note(error);
+                DrainProgress::add(&progress.failed, uid);
+                HookEnd::Failed
+            }
+            Err(late) => {
+                count(&self.stats.drain_hook_failures);
+                DrainProgress::add(&progress.unfinished, uid);
+                late
+            }
+        }
+    }
+
+    /// Treats a user whose hook has ended well by the rule.
+    async fn give_up(
+        &self,
+        ownership: &Ownership,
+        rule: Drain,
+        targets: &Targets,
+        progress: &DrainProgress,
+        deadline: Tick,
+    ) {
+        let (link, token) = (&ownership.link, ownership.owner.token);
+        let held = self.owned.get(link.uid.as_str());
+        if held.is_none_or(|held| held.token != token) {
+            if self.was_given_away(&link.uid) {
+                // By its hook.
+                progress.released.fetch_add(1, Ordering::Relaxed);
+                self.count_released(1);
+            } else {
+                progress.link_failures.note(self.no_lease_now());
+                DrainProgress::add(&progress.failed, &link.uid);
+            }
+            return;
+        }
+        if rule == Drain::Keep {
+            progress.kept.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let to = match rule {
+            Drain::Handover => self.target_of(link, targets, deadline).await,
+            _ => None,
+        };
+        // No pod takes new users: then at least no user waits for this pod.
+        let target = to.unwrap_or(Rewrite::Nothing);
+        let given = async {
+            let _turn = self.enter(link, deadline).await?;
+            let permit = self.permit()?;
+            self.give_away(link, token, target, permit, deadline).await
+        };
+        match given.await {
+            Ok(true) if to.is_some() => {
+                progress.handed_over.fetch_add(1, Ordering::Relaxed);
+                self.count_handed_over();
+            }
+            Ok(true) => {
+                progress.released.fetch_add(1, Ordering::Relaxed);
+                self.count_released(1);
+            }
+            Ok(false) => {
+                // Another program has given the user away.
+                let lost = (ownership.clone(), LossReason::Taken);
+                self.ownerships_changed(vec![lost], Vec::new());
+            }
+            Err(error) => {
+                progress.link_failures.note(error);
+                DrainProgress::add(&progress.failed, &link.uid);
+            }
+        }
+    }
+
+    /// Where a user is handed over to; `None` if no pod takes users.
+    async fn target_of(&self, link: &LinkId, targets: &Targets, deadline: Tick) -> Option<Rewrite> {
+        let chance = Chance {
+            turn: 0,
+            random: (rand::rng().random(), rand::rng().random()),
+        };
+        let view = self.others(targets, deadline).await?;
+        let (uid, now) = (link.uid.as_str(), self.clock.now());
+        let to = view.choose(Strategy::P2c, uid, chance, now)?;
+        // Without a grace period the new pod still needs a moment to make the user its own.
+        const LEAST: Duration = Duration::from_secs(10);
+        let ttl = self.config.link_grace.max(LEAST);
+        Some(Rewrite::Link(to, Persist::For(ttl)))
+    }
+
+    /// The pods that may take this one's users, and the users sent to each so far. Read again now
+    /// and then: leases are renewed while users are handed over, and a reading expires.
+    async fn others(&self, targets: &Targets, deadline: Tick) -> Option<Arc<View>> {
+        let mut last = targets.0.lock().await;
+        let asked = self.clock.now();
+        let young = last
+            .as_ref()
+            .is_some_and(|view| asked.since(view.snapshot.asked()) < self.config.renew);
+        if young {
+            return last.clone();
+        }
+        if let Ok(pods) = self.read_pods(deadline).await {
+            let mut records = pods.records;
+            records.retain(|record| record.state.pod_id != self.info.pod);
+            let snapshot = Snapshot::new(records, asked, Policy::default());
+            let view = View::new(snapshot, last.as_deref(), 1, asked);
+            *last = Some(Arc::new(view));
+        }
+        last.clone()
     }
 
     /// Waits until a start under way has progress back what it has taken; ends it if that lasts.
@@ -224,116 +425,13 @@ impl ServerShared {
         }
     }
 
-    async fn ask_hooks(&self, users: Vec<LinkId>, failures: &DrainFailures) {
-        let ask = |link: LinkId| async move {
-            if let Err(error) = self.hooks.drain(&link).await {
-                count(&self.stats.drain_hook_failures);
-                failures.note(error);
-            }
-        };
-        stream::iter(users)
-            .for_each_concurrent(HOOKS_AT_ONCE, ask)
-            .await;
-    }
-
-    /// Treats the users that are still owned by the rule.
-    async fn release_users(&self, rule: Drain, progress: &DrainProgress, deadline: Tick) {
-        if rule == Drain::Keep {
-            return;
-        }
-        let mut targets = None;
-        for users in self.users().chunks(LINKS_AT_ONCE) {
-            if rule == Drain::Handover {
-                // Read again for each chunk: leases are renewed while users are handed over, and a
-                // reading expires.
-                let fresh = self.others(targets.as_ref(), deadline).await;
-                targets = fresh.or(targets);
-            }
-            let work = users.iter().map(|link| async {
-                if let Err(error) = self
-                    .release_or_hand_over(link, targets.as_ref(), progress, deadline)
-                    .await
-                {
-                    progress.failures.note(error);
-                }
-            });
-            join_all(work).await;
-        }
-    }
-
-    async fn release_or_hand_over(
-        &self,
-        link: &LinkId,
-        targets: Option<&View>,
-        progress: &DrainProgress,
-        deadline: Tick,
-    ) -> Result<()> {
-        let moved = match targets {
-            Some(view) => self.hand_over(link, view, deadline).await?,
-            None => false,
-        };
-        if moved {
-            progress.handed_over.fetch_add(1, Ordering::Relaxed);
-            self.count_handed_over();
-        } else {
-            // No pod takes new users: then at least no user waits for this pod.
-            let owner = Some(self.info.pod);
-            let removal = self.grace();
-            let remove = Remove {
-                link: link.clone(),
-                owner,
-                removal,
-            };
-            let removed = self.store.ask(remove, deadline).await?;
-            let released = u64::from(removed.done);
-            progress.released.fetch_add(released, Ordering::Relaxed);
-            self.count_released(released);
-        }
-        self.owned().remove(link);
-        Ok(())
-    }
-
-    /// The pods that may take this one's users; `previous` counts the users sent to each so far.
-    async fn others(&self, previous: Option<&View>, deadline: Tick) -> Option<View> {
-        let asked = self.clock.now();
-        let mut records = self.read_pods(deadline).await.ok()?.records;
-        records.retain(|record| record.state.pod_id != self.info.pod);
-        let snapshot = Snapshot::new(records, asked, Policy::default());
-        Some(View::new(snapshot, previous, 1, asked))
-    }
-
-    /// Moves a user to another pod, if the link is still this pod's. `false`: no pod takes users.
-    async fn hand_over(&self, link: &LinkId, view: &View, deadline: Tick) -> Result<bool> {
-        let chance = Chance {
-            turn: 0,
-            random: (rand::rng().random(), rand::rng().random()),
-        };
-        let (uid, now) = (link.uid.as_str(), self.clock.now());
-        let Some(to) = view.choose(Strategy::P2c, uid, chance, now) else {
-            return Ok(false);
-        };
-        let from = StoredLink {
-            pod: self.info.pod,
-            life: Life::Persistent,
-        };
-        // Without a grace period the new pod still needs a moment to make the user its own.
-        const LEAST: Duration = Duration::from_secs(10);
-        let ttl = self.config.link_grace.max(LEAST);
-        let incarnation = self.lock().incarnation;
-        let relink = Relink {
-            link: link.clone(),
-            from,
-            dead: incarnation,
-            to,
-            ttl,
-        };
-        let moved = self.store.ask(relink, deadline).await?;
-        Ok(moved.is_some_and(|placed| placed.made))
-    }
-
-    /// Publishes that the pod is gone. Afterwards no task is left, and nothing is published any more.
-    async fn withdraw(&self, deadline: Tick) {
+    /// Publishes that the pod is gone, and ends its lease or lets it run out. Afterwards no task is
+    /// left, and nothing is published any more.
+    async fn withdraw(&self, end_lease: bool, deadline: Tick) {
         self.publish_routing(RoutingState::Shutdown, deadline).await;
+        let until = deadline.min(self.soon());
+        let told = self.hooks_ended();
+        let _late = with_deadline(&self.clock, until, "the hooks of ownership", told).await;
         // A renewal after the end would find its incarnation dead, and bring the pod back as a
         // new one.
         self.end_tasks();
@@ -346,7 +444,7 @@ impl ServerShared {
             state.phase = Phase::Stopped;
             state.incarnation
         };
-        if self.give_back(incarnation, until).await {
+        if end_lease && self.give_back(incarnation, until).await {
             self.write_last_workload(deadline.min(self.soon())).await;
         }
     }

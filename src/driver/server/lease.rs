@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use rand::Rng;
 
+use super::events::LeaseReason;
+use super::validity::RenewalReply;
 use super::{Phase, ServerShared};
 use crate::clock::Tick;
 use crate::driver::cpu::CpuMeter;
@@ -26,7 +28,6 @@ impl ServerShared {
     /// The same, with the turn held.
     pub(super) async fn publish_now(&self, deadline: Tick) -> Result<()> {
         self.may_publish()?;
-        self.notice_lapse();
         let (state, times) = (self.published(), self.config.times);
         let sent = self.clock.now();
         let renew = PodRenew {
@@ -37,9 +38,18 @@ impl ServerShared {
         let renewed = self.store.ask(renew, deadline).await;
         self.count_publication(&renewed, sent);
         match renewed? {
-            Renewed::Done { leads, .. } => {
-                let valid = sent.after(times.lease.saturating_sub(self.config.guard));
-                self.valid_until.store(valid.as_nanos(), Ordering::SeqCst);
+            Renewed::Done {
+                leads,
+                recreated,
+                server,
+                now,
+            } => {
+                self.renewed(RenewalReply {
+                    sent,
+                    recreated,
+                    server,
+                });
+                self.watch_store_clock(sent, now, deadline).await;
                 if leads {
                     self.write_workload(deadline).await;
                 }
@@ -47,11 +57,12 @@ impl ServerShared {
             }
             Renewed::Dead => {
                 self.lock().dead = true;
-                Err(self.lost(DEAD))
+                Err(self.lose(LeaseReason::DeclaredDead, DEAD))
             }
             Renewed::Superseded(by) => {
                 self.superseded();
-                let error = self.lost("another process has taken the pod index");
+                let text = "another process has taken the pod index";
+                let error = self.lose(LeaseReason::Superseded, text);
                 Err(error.with("incarnation", by))
             }
         }
@@ -95,27 +106,6 @@ impl ServerShared {
         }
     }
 
-    /// A lease that is over may have been replaced: what was held under it is held no more, even
-    /// if the next renewal succeeds (docs/decisions/0006).
-    fn notice_lapse(&self) {
-        let until = self.valid_until.load(Ordering::SeqCst);
-        if until != 0 && self.clock.now().as_nanos() >= until {
-            let error = self.lost("it was not renewed in time");
-            let (service, pod) = (&self.info.service, self.info.pod);
-            tracing::error!(%service, pod = pod.get(), %error, "users of this pod must be claimed again");
-        }
-    }
-
-    fn lost(&self, why: &str) -> Error {
-        if self.valid_until.swap(0, Ordering::SeqCst) != 0 {
-            // Not only a metric: it numbers the leases.
-            self.stats.leases_lost.fetch_add(1, Ordering::SeqCst);
-            self.owned().clear();
-            self.hooks.lease_lost();
-        }
-        self.no_lease(why)
-    }
-
     pub(super) fn no_lease(&self, why: &str) -> Error {
         let (pod, service) = (self.info.pod, &self.info.service);
         let text = format!("pod {pod} of {service} lost its lease: {why}");
@@ -157,14 +147,13 @@ impl ServerShared {
             state.dead && state.phase == Phase::Running
         };
         match renewed {
-            Err(error) if back => self.come_back(&error, deadline).await,
+            Err(_) if back => self.come_back(deadline).await,
             renewed => renewed,
         }
     }
 
-    async fn come_back(&self, error: &Error, deadline: Tick) -> Result<()> {
+    async fn come_back(&self, deadline: Tick) -> Result<()> {
         let (service, pod) = (&self.info.service, self.info.pod);
-        tracing::error!(%service, pod = pod.get(), %error, "the lease was lost");
         let begun = self.begin(deadline).await;
         if begun
             .as_ref()

@@ -1,34 +1,48 @@
 //! The server driver: a pod's own side. It holds the lease, publishes the state, owns links.
 
+mod claim;
+mod clock_steps;
 mod drain;
+mod events;
+mod flights;
 mod lease;
 mod links;
 mod load;
+mod owned;
+mod permit;
 mod report;
 mod start;
+mod validity;
 mod workload;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use rand::Rng;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::foreign::ForeignNamespaces;
 use crate::clock::{Clock, Tick};
 use crate::config::{Drain, ServerConfig};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Incarnation, LinkId, Namespace, PodIndex, ServiceId};
+use crate::id::{Incarnation, Namespace, PodIndex, ServiceId, Uid};
 use crate::namespace::{Home, Namespaces};
 use crate::route::state::RoutingState;
 use crate::store::Store;
 use crate::telemetry::ServerStats;
 
 pub use drain::DrainReport;
+pub use events::{LeaseEvent, LeaseReason, LossReason};
+pub use owned::Ownership;
+
+use events::Event;
+use flights::Flights;
+use owned::OwnedUsers;
+use validity::Validity;
 
 /// Who this pod is.
 #[derive(Debug, Clone)]
@@ -53,11 +67,17 @@ pub trait PodHooks: Send + Sync + std::fmt::Debug + 'static {
     /// The load that the application reports now.
     async fn load(&self) -> Result<i64>;
 
-    /// The pod is stopping and owns this user: time to save and to release.
-    async fn drain(&self, link: &LinkId) -> Result<()>;
+    /// The pod is stopping and owns this user: time to save. Dropping the future cancels the hook.
+    async fn drain(&self, user: &Ownership) -> Result<()>;
 
-    /// The lease was lost: everything that was held under it is held no more.
-    fn lease_lost(&self);
+    /// Something happened to the lease.
+    async fn lease(&self, what: LeaseEvent, why: LeaseReason) -> Result<()>;
+
+    /// This process owns the user no more.
+    async fn ownership_lost(&self, user: &Ownership, why: LossReason) -> Result<()>;
+
+    /// This process owns the user by a new token: the store had forgotten the old one.
+    async fn ownership_renewed(&self, new: &Ownership, old: &Ownership) -> Result<()>;
 }
 
 /// For programs without hooks.
@@ -74,11 +94,21 @@ impl PodHooks for NoHooks {
         Ok(0)
     }
 
-    async fn drain(&self, _link: &LinkId) -> Result<()> {
+    async fn drain(&self, _user: &Ownership) -> Result<()> {
         Ok(())
     }
 
-    fn lease_lost(&self) {}
+    async fn lease(&self, _what: LeaseEvent, _why: LeaseReason) -> Result<()> {
+        Ok(())
+    }
+
+    async fn ownership_lost(&self, _user: &Ownership, _why: LossReason) -> Result<()> {
+        Ok(())
+    }
+
+    async fn ownership_renewed(&self, _new: &Ownership, _old: &Ownership) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A pod's lease, state and links. Cheap to clone; the clones are one driver.
@@ -89,6 +119,8 @@ pub struct ServerDriver {
 
 #[derive(Debug)]
 struct ServerShared {
+    /// This driver, for the tasks that it starts.
+    me: Weak<ServerShared>,
     store: Arc<dyn Store>,
     clock: Clock,
     info: ServerInfo,
@@ -98,9 +130,21 @@ struct ServerShared {
     homes: Namespaces<Home>,
     /// The pod's state, and what it publishes. Never held across an await.
     state: Mutex<ServerState>,
-    /// The users that this pod has made its own under its present lease. Never held across an
-    /// await.
-    owned: Mutex<HashSet<LinkId>>,
+    /// The users that this process owns.
+    owned: OwnedUsers,
+    /// One claim or release of a user at a time.
+    flights: Flights,
+    /// The events for the hooks, in order; the task that calls them takes the other end.
+    events: mpsc::UnboundedSender<Event>,
+    events_waiting: Mutex<Option<mpsc::UnboundedReceiver<Event>>>,
+    /// How many events there were, and of how many the hooks have ended.
+    events_told: AtomicU64,
+    events_heard: watch::Sender<u64>,
+    /// The users that were given away while the pod is being stopped: what else is not held any
+    /// more was lost.
+    given_away: Mutex<Option<HashSet<Uid>>>,
+    /// Whether nothing that this process owns is in doubt.
+    settled: watch::Sender<bool>,
     /// Drawn once per driver: it makes `begin` idempotent. A retry after a lost answer gets the
     /// same incarnation.
     nonce: String,
@@ -110,6 +154,8 @@ struct ServerShared {
     /// Until when the pod may act, as a [`Tick`]; 0 without a lease. Checked with one atomic load
     /// and one clock read.
     valid_until: AtomicU64,
+    /// What the renewals have shown of the store's clock.
+    clock_steps: clock_steps::ClockSteps,
     /// The last renewal failed.
     renewal_fails: AtomicBool,
     /// How the start under way ended: a second start waits for it.
@@ -128,6 +174,7 @@ struct ServerState {
     /// The incarnation was declared dead, or its successor's answer was lost: the next renewal
     /// begins a new one.
     dead: bool,
+    validity: Validity,
     routing: RoutingState,
     /// What the application reports.
     reported_load: i64,
@@ -224,6 +271,7 @@ impl ServerDriver {
             phase: Phase::New,
             incarnation: Incarnation::NONE,
             dead: false,
+            validity: Validity::default(),
             routing: RoutingState::Ready,
             reported_load: 0,
             cpu_percent: 0.0,
@@ -231,7 +279,9 @@ impl ServerDriver {
         };
         let mut random = [0_u64; 2];
         rand::rng().fill(&mut random);
-        let shared = ServerShared {
+        let (events, waiting) = mpsc::unbounded_channel();
+        let shared = |me: &Weak<ServerShared>| ServerShared {
+            me: me.clone(),
             nonce: format!("{:016x}{:016x}", random[0], random[1]),
             store,
             clock,
@@ -240,9 +290,17 @@ impl ServerDriver {
             hooks,
             homes,
             state: Mutex::new(state),
-            owned: Mutex::default(),
+            owned: OwnedUsers::default(),
+            flights: Flights::default(),
+            events,
+            events_waiting: Mutex::new(Some(waiting)),
+            events_told: AtomicU64::new(0),
+            events_heard: watch::Sender::new(0),
+            given_away: Mutex::default(),
+            settled: watch::Sender::new(true),
             publishing: tokio::sync::Mutex::new(()),
             valid_until: AtomicU64::new(0),
+            clock_steps: clock_steps::ClockSteps::default(),
             renewal_fails: AtomicBool::new(false),
             started: watch::Sender::new(None),
             stopping: watch::Sender::new(false),
@@ -250,7 +308,7 @@ impl ServerDriver {
             stats: Arc::default(),
         };
         Self {
-            shared: Arc::new(shared),
+            shared: Arc::new_cyclic(shared),
         }
     }
 
@@ -270,7 +328,7 @@ impl ServerDriver {
     #[must_use]
     pub fn stats(&self) -> BTreeMap<&'static str, u64> {
         let mut all: BTreeMap<_, _> = self.shared.stats.read().into_iter().collect();
-        all.insert("owned_users", self.shared.owned().len() as u64);
+        all.insert("owned_users", self.shared.owned.len() as u64);
         all
     }
 
@@ -361,10 +419,6 @@ impl ServerShared {
     fn lock(&self) -> MutexGuard<'_, ServerState> {
         // Every field is valid even after a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn owned(&self) -> MutexGuard<'_, HashSet<LinkId>> {
-        self.owned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn soon(&self) -> Tick {

@@ -69,7 +69,7 @@ impl ServerShared {
     #[allow(clippy::cast_precision_loss, reason = "no pod has that many users")]
     fn report_users(&self, snapshot: &mut MetricsSnapshot, [namespace, service, pod]: [&str; 3]) {
         let fates = [
-            ("remaining", self.owned().len() as u64),
+            ("remaining", self.owned.len() as u64),
             (
                 "released",
                 self.stats.users_released.load(Ordering::Relaxed),
@@ -111,7 +111,7 @@ impl Gauges for ServerShared {
         let left = until.since(self.clock.now());
         snapshot.level(&names::LEASE_LEFT, &labels, left.as_secs_f64());
         snapshot.level(&names::POD_LOAD, &labels, load as f64);
-        snapshot.level(&names::OWNED_USERS, &labels, self.owned().len() as f64);
+        snapshot.level(&names::OWNED_USERS, &labels, self.owned.len() as f64);
     }
 
     fn trouble(&self) -> Option<Error> {

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::events::deliver;
 use super::lease::renewals;
 use super::load::loads;
+use super::validity::lapses;
 use super::{Phase, ServerDriver, ServerShared};
 use crate::clock::Tick;
 use crate::driver::with_deadline;
@@ -99,6 +101,11 @@ impl Starting {
         state.phase = Phase::Running;
         let renew = shared.config.renew;
         state.own(tokio::spawn(renewals(Arc::downgrade(shared), renew)));
+        state.own(tokio::spawn(lapses(Arc::downgrade(shared), renew)));
+        if let Some(waiting) = shared.take_events() {
+            // It ends by itself: a hook that stops the driver is not cut off by that.
+            tokio::spawn(deliver(Arc::downgrade(shared), waiting));
+        }
         if shared.hooks.reports_load() {
             state.own(tokio::spawn(loads(Arc::downgrade(shared), renew)));
         }
@@ -138,6 +145,7 @@ impl ServerShared {
             let begun = self.store.ask(begin.clone(), deadline).await;
             match (begun, earlier) {
                 (Ok(Begun::Started(incarnation)), _) => {
+                    self.begin_validity();
                     let mut state = self.lock();
                     (state.incarnation, state.dead) = (incarnation, false);
                     return Ok(());

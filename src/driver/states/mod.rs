@@ -3,6 +3,7 @@
 //! One task per service reads all its pods every refresh period and swaps in a new [`View`].
 //! Readers take the current view without a lock. A service that is no longer used is dropped.
 
+mod later;
 mod report;
 
 use std::collections::{HashMap, HashSet};
@@ -27,6 +28,7 @@ use crate::route::pick::{Chance, Strategy};
 use crate::route::snapshot::{AlivePods, Change, Policy, Snapshot};
 use crate::store::Changes;
 use crate::telemetry::{StateStats, count};
+use later::LaterVersions;
 
 /// The timeout of one reading of all pods: shorter than the usual deadline of a call, so that a
 /// waiting caller gets the cause of the failure, and not only a timeout.
@@ -82,6 +84,8 @@ pub struct StateCache {
     clock: Clock,
     config: RouteInfoConfig,
     stats: Arc<StateStats>,
+    /// What a later version has written.
+    pub(super) later: LaterVersions,
     services: ArcSwap<HashMap<ServiceId, Arc<Watched>>>,
     /// The subscribers to changes. Never held across an await, nor while a listener runs.
     listeners: Mutex<Vec<Arc<Subscriber>>>,
@@ -101,6 +105,7 @@ impl StateCache {
             clock,
             config,
             stats: Arc::default(),
+            later: LaterVersions::default(),
             services: ArcSwap::default(),
             listeners: Mutex::default(),
             changing: Mutex::default(),
@@ -199,13 +204,11 @@ impl StateCache {
         let asked = self.clock.now();
         let last = watched.reading().clone();
         let deadline = asked.after(LOAD_TIMEOUT);
-        let read = ReadPods {
-            service: watched.id.clone(),
-            last,
-        };
-        let pods = self.home.ask(read, deadline).await?;
+        let service = watched.id.clone();
+        let pods = self.home.ask(ReadPods { service, last }, deadline).await?;
         *watched.reading() = pods.reading.clone();
         watched.report(&pods, &self.stats);
+        self.later.note(&watched.id, &pods);
         let previous = watched.view.load_full();
         let view = self.view(*pods, asked, previous.as_deref());
         watched.view.store(Some(Arc::new(view)));
@@ -214,14 +217,18 @@ impl StateCache {
 
     /// The view of a reading; it is not published.
     pub(super) fn view(&self, pods: Pods, asked: Tick, previous: Option<&View>) -> View {
-        let snapshot = Snapshot::new(pods.records, asked, self.policy());
+        let mut records = pods.records;
+        if let (Some(leased), Some(previous)) = (pods.forgot, previous) {
+            // Each pod writes itself again at its next renewal; the first is not the only one alive.
+            records.extend(previous.snapshot.missing(&records, &leased, asked));
+        }
+        let snapshot = Snapshot::new(records, asked, self.policy());
         View::new(snapshot, previous, pods.watchers, self.clock.now())
     }
 
     fn policy(&self) -> Policy {
         // Two missed readings may be chance; the third means that the store cannot be read.
-        const MISSED: u32 = 3;
-        let stale_after = self.config.refresh * MISSED;
+        let stale_after = self.config.refresh * 3;
         Policy {
             overload_limit: self.config.overload_limit,
             stale_after: self.config.serve_stale.then_some(stale_after),
@@ -530,12 +537,16 @@ impl Watched {
         uid: &str,
         now: Tick,
     ) -> Option<PodIndex> {
+        view.choose(strategy, uid, self.chance(), now)
+    }
+
+    /// What the next choice leaves to chance.
+    pub(super) fn chance(&self) -> Chance {
         let mut random = rand::rng();
-        let chance = Chance {
+        Chance {
             turn: self.turn.fetch_add(1, Ordering::Relaxed),
             random: (random.random(), random.random()),
-        };
-        view.choose(strategy, uid, chance, now)
+        }
     }
 
     /// Logs each unreadable state once, and counts it each time.

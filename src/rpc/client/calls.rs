@@ -11,7 +11,7 @@ use crate::clock::Tick;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{PodIndex, ServiceId, Uid};
 use crate::op::{
-    BatchGet, Call, Effect, Inspection, Operation, Pods, PodsReading, ReadPods, Reply,
+    BatchGet, Call, Effect, Inspection, LinksRead, Operation, Pods, PodsReading, ReadPods, Reply,
 };
 use crate::proto::{Codec, v1};
 use crate::route::state::WorkloadState;
@@ -52,7 +52,11 @@ impl PeerClient {
     }
 
     /// A batch, in parts that a server takes.
-    async fn get_all(&self, batch: &BatchGet, deadline: Tick) -> Result<Vec<Option<PodIndex>>> {
+    async fn get_all(
+        &self,
+        batch: &BatchGet,
+        deadline: Tick,
+    ) -> Result<LinksRead<Vec<Option<PodIndex>>>> {
         let part = |uids: &[Uid]| BatchGet {
             service: batch.service.clone(),
             uids: uids.into(),
@@ -64,8 +68,9 @@ impl PeerClient {
         });
         let asked: Vec<_> = asked.collect();
         let answers = stream::iter(asked).buffered(PARTS_AT_ONCE);
-        let answers: Vec<Vec<Option<PodIndex>>> = answers.try_collect().await?;
-        Ok(answers.concat())
+        let answers: Vec<LinksRead<_>> = answers.try_collect().await?;
+        let links = answers.into_iter().flat_map(|answer| answer.links);
+        Ok(links.collect::<Vec<_>>().into())
     }
 
     /// As many users at once as fit into one request.

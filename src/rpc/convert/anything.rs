@@ -69,6 +69,7 @@ mod tests {
         let pods = vec![v1::Pod {
             state: Some(state.clone()),
             lease_left_ms: 9_000,
+            silent_ms: Some(61_000),
         }];
         let changes = vec![v1::PodChange {
             pod_index: 3,
@@ -97,19 +98,31 @@ mod tests {
         let link = Some(v1::Link {
             pod_index: 3,
             valid_for_ms: Some(240_000),
+            incarnation: Some(7),
+            token: Some(1_764_331_200_000_000),
         });
+        let compute = v1::ComputeLinkedPodRequest {
+            user: user.clone(),
+            refused_by: vec![0, 3],
+            describe: true,
+        };
+        let computed = v1::ComputeLinkedPodResponse {
+            link,
+            address: Some("10.0.0.1".to_owned()),
+            metadata: [("address".to_owned(), "10.0.0.1".to_owned())].into(),
+        };
         let users = vec![v1::PodUsers {
             pod_index: 3,
             uids: vec!["a".to_owned()],
         }];
         let services = [("game".to_owned(), 3)].into();
         vec![
-            v1::ComputeLinkedPodRequest { user }.encode_to_vec(),
+            compute.encode_to_vec(),
             set.encode_to_vec(),
             removal.encode_to_vec(),
             batch.encode_to_vec(),
             tag.encode_to_vec(),
-            v1::ComputeLinkedPodResponse { link }.encode_to_vec(),
+            computed.encode_to_vec(),
             v1::BatchGetLinkedPodResponse { pods: users }.encode_to_vec(),
             v1::GetLinkServiceResponse { services }.encode_to_vec(),
             v1::GetServiceStateResponse { pods }.encode_to_vec(),

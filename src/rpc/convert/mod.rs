@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{
-    Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Uid, invalid,
+    Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Token, Uid, invalid,
 };
 use crate::proto::v1;
-use crate::route::link::{Life, Persist, Removal, StoredLink};
+use crate::route::link::{Holder, Life, Persist, Removal, StoredLink};
 use crate::route::snapshot::Change;
-use crate::route::state::{PodRecord, PodState, Readiness, RoutingState};
+use crate::route::state::{PodRecord, PodState, Readiness, Renewal, RoutingState};
 
 #[cfg(fuzzing)]
 pub(super) use anything::read_anything;
@@ -62,6 +62,13 @@ pub(super) fn uids(given: &[String], most: usize) -> Result<Vec<Uid>> {
 pub(super) fn required_pod(given: Option<u32>) -> Result<PodIndex> {
     let given = given.ok_or_else(|| invalid("pod_index", "nothing", "set"))?;
     PodIndex::new(i64::from(given))
+}
+
+/// The pods that refused the user; more than count are left out.
+pub(super) fn refused(given: &[u32]) -> Result<Vec<PodIndex>> {
+    const COUNTED_MAX: usize = 8;
+    let pods = given.iter().take(COUNTED_MAX);
+    pods.map(|pod| PodIndex::new(i64::from(*pod))).collect()
 }
 
 /// Seconds as the calls of this namespace have them; the range is checked there and then.
@@ -119,9 +126,12 @@ pub(super) fn from_link(link: StoredLink) -> v1::Link {
         // For as long as the caller's cache keeps anything.
         Life::Persistent => Some(Duration::MAX),
     };
+    let holder = link.holder;
     v1::Link {
         pod_index: link.pod.get(),
         valid_for_ms: valid_for.map(milliseconds),
+        incarnation: holder.map(|holder| holder.incarnation.get()),
+        token: holder.map(|holder| holder.token.get()),
     }
 }
 
@@ -132,7 +142,23 @@ pub(super) fn stored_link(link: v1::Link) -> Result<StoredLink> {
     Ok(StoredLink {
         pod: pod(link.pod_index)?,
         life: Life::Temporary(valid_for),
+        holder: holder(link.incarnation, link.token)?,
     })
+}
+
+/// Who owns the user. An earlier version sends neither number.
+fn holder(incarnation: Option<u64>, token: Option<u64>) -> Result<Option<Holder>> {
+    let (Some(incarnation), Some(token)) = (incarnation, token) else {
+        return Ok(None);
+    };
+    if token == 0 || token >= Token::LIMIT {
+        let allowed = "above 0 and below 2^53";
+        return Err(unreadable(invalid("token", &token.to_string(), allowed)));
+    }
+    Ok(Some(Holder {
+        incarnation: Incarnation::new(incarnation),
+        token: Token::new(token),
+    }))
 }
 
 /// An answer that always has a link.
@@ -185,13 +211,17 @@ pub(super) fn from_record(record: PodRecord) -> v1::Pod {
     v1::Pod {
         state: Some(from_state(&record.state)),
         lease_left_ms: milliseconds(record.lease_left),
+        silent_ms: record.silence().map(milliseconds),
     }
 }
 
 pub(super) fn record(found: v1::Pod) -> Result<PodRecord> {
+    let lease_left = Duration::from_millis(found.lease_left_ms);
+    let silence = found.silent_ms.map(Duration::from_millis);
     Ok(PodRecord {
         state: state(found.state)?.into(),
-        lease_left: Duration::from_millis(found.lease_left_ms),
+        lease_left,
+        renewal: Renewal::of_silence(silence, lease_left),
     })
 }
 
@@ -216,9 +246,9 @@ fn state(given: Option<v1::PodState>) -> Result<PodState> {
     let state = given.ok_or_else(|| unreadable(invalid("state", "nothing", "set")))?;
     let routing_state = match state.routing_state() {
         v1::RoutingState::Ready => RoutingState::Ready,
-        v1::RoutingState::DenyNewCall => RoutingState::DenyNewCall,
-        // A state that only a later version knows takes no users.
-        v1::RoutingState::Shutdown | v1::RoutingState::Unspecified => RoutingState::Shutdown,
+        // A state that only a later version knows: the pod keeps its users and gets no new ones.
+        v1::RoutingState::DenyNewCall | v1::RoutingState::Unspecified => RoutingState::DenyNewCall,
+        v1::RoutingState::Shutdown => RoutingState::Shutdown,
     };
     let readiness = if state.ready {
         Readiness::Ready
@@ -282,13 +312,17 @@ mod tests {
 
     #[test]
     fn a_pod_crosses_the_wire_unchanged() {
-        let sent = PodRecord {
-            state: state_of(0).into(),
-            lease_left: Duration::from_millis(1500),
-        };
-        let wire = from_record(sent.clone()).encode_to_vec();
-        let back = record(v1::Pod::decode(wire.as_slice()).unwrap());
-        assert_eq!(back.ok(), Some(sent));
+        let lease_left = Duration::from_millis(1500);
+        for silence in [None, Some(Duration::ZERO), Some(Duration::from_secs(61))] {
+            let sent = PodRecord {
+                state: state_of(0).into(),
+                lease_left,
+                renewal: Renewal::of_silence(silence, lease_left),
+            };
+            let wire = from_record(sent.clone()).encode_to_vec();
+            let back = record(v1::Pod::decode(wire.as_slice()).unwrap());
+            assert_eq!(back.ok(), Some(sent));
+        }
     }
 
     #[test]
@@ -299,6 +333,29 @@ mod tests {
             now: Some(std::sync::Arc::new(state_of(0))),
         }];
         assert_eq!(changes(from_changes(sent.clone())).ok(), Some(sent));
+    }
+
+    #[test]
+    fn an_owner_crosses_the_wire_unchanged() {
+        let holder = Holder {
+            incarnation: Incarnation::new(17),
+            token: Token::new((1 << 53) - 1),
+        };
+        let life = Life::Temporary(Duration::from_millis(1500));
+        for holder in [Some(holder), None] {
+            let link = StoredLink {
+                pod: PodIndex::new(0).unwrap(),
+                life,
+                holder,
+            };
+            let wire = from_link(link).encode_to_vec();
+            let back = stored_link(v1::Link::decode(wire.as_slice()).unwrap());
+            assert_eq!(back.ok(), Some(link));
+        }
+        for token in [0, 1 << 53, u64::MAX] {
+            assert!(super::holder(Some(1), Some(token)).is_err(), "{token}");
+        }
+        assert_eq!(super::holder(Some(1), None).ok(), Some(None));
     }
 
     #[test]

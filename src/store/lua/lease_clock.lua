@@ -2,19 +2,25 @@
 -- KEYS[2] is the state hash, whose name is the event channel too.
 -- KEYS[1] is the lease hash. Its fields, in microseconds of virtual time where they are times:
 --   per pod  i: incarnation, d: lease deadline, x: highest dead incarnation, b: process nonce,
---            u: Kubernetes pod UID
---   shared   off  virtual time = TIME + off; grows when the server's clock steps back
+--            u: Kubernetes pod UID, f: a forgotten process that owns users, and when it was first
+--            asked about (incarnation:time)
+--   shared   format  the version of the layout: the highest that a pod has written
+--            off  virtual time = TIME + off; grows when the server's clock steps back
 --            clk  the virtual time of the last access; it never decreases
 --            hold after an outage no pod is declared dead before this time
 --            held pods whose lease reached this time count as alive during the hold; without it,
 --                 the lease hash was lost: pods that are not in it may be alive too
+--            step pod:count:time of the pod that last reported a step, how often it did so in
+--                 succession, and when last
 --            t    lease:grace:gap of the pod that wrote last, for scripts that only read
 --            sweep when pods that have been dead for long are evicted next
 --            w    pod:deadline of the leader of the service
 -- Everything is read first; `save` collects what `write` writes in the end.
 -- Other programs may write here too. A field without a valid number counts as missing, and a time
 -- too far ahead is replaced: an invalid field must not harm more than its own pod.
-local lease_key, WEEK = KEYS[1], 7 * 86400 * 1000000
+local lease_key, FORMAT = KEYS[1], 1
+-- No pod can be configured with a shorter lease.
+local LEASE_LEAST = 100000
 local function field(name) return redis.call('HGET', lease_key, name) end
 local function parse(stored, limit)
   local value = stored and string.match(stored, '^%d+$') and tonumber(stored)
@@ -67,24 +73,42 @@ local function last_deadline()
   end
   return latest
 end
+-- No pod is declared dead for a lease and a grace. Pods whose lease reached `alive` count as alive
+-- meanwhile; without it, those that an earlier hold has named.
+local function begin_hold(lease, grace, alive)
+  if alive then
+    held = alive
+    put('held', text(held))
+  end
+  hold = math.max(hold, now + lease + grace)
+  put('hold', text(hold))
+end
+-- Whether the times are those of the pod that calls. Times that were read may be another program's:
+-- by them nothing that protects a pod is called too far ahead.
+local own_times = true
 -- Advances the clock. After a time without access longer than the gap (an outage, a failover, a
 -- step forward), and if the clock was lost, every pod gets a new lease and grace. So no user moves.
--- So does a clock that is a week ahead, and later than all that protects a pod: another program may
--- have written it.
+-- So does a stored time that is ahead of the server's, and later than all that protects a pod:
+-- another program may have written it.
 local function tick(lease, grace, gap, new)
   if lease == 0 then
     return -- nothing is judged, nor the silence ended, by a call that does not know the times
   end
   local outage = last > 0 and gap > 0 and now - last > gap
   local lost = last == 0 and not new
-  if lost or (outage and last > hold) then
-    held = last
-    put('held', text(held))
+  local invalid = own_times and hold > now + 10 * (lease + grace)
+  if invalid then
+    hold = 0
   end
-  local ahead = back > WEEK and last > math.max(hold, last_deadline() + grace)
-  if outage or lost or ahead or hold > now + 10 * (lease + grace) then
-    hold = now + lease + grace
-    put('hold', text(hold))
+  local ahead = stepped and last > math.max(hold, last_deadline() + grace)
+  if lost then
+    begin_hold(lease, grace, 0)
+  elseif ahead then
+    begin_hold(lease, grace, last)
+  elseif outage then
+    begin_hold(lease, grace, last > hold and last)
+  elseif invalid then
+    begin_hold(lease, grace)
   end
   put('clk', text(now))
   if text(off) ~= (stored_off or '0') then
@@ -92,13 +116,20 @@ local function tick(lease, grace, gap, new)
   end
 end
 local function times()
+  own_times = false
   local stored = field('t') or ''
   local lease, grace, gap = string.match(stored, '^(%d+):(%d+):(%d+)$')
   lease, grace, gap = parse(lease, 2 ^ 52), parse(grace, 2 ^ 52), parse(gap, 2 ^ 52)
-  if lease and grace and gap then
+  if lease and grace and gap and lease >= LEASE_LEAST then
     return lease, grace, gap
   end
   return 0, 0, 0
+end
+-- A pod of an earlier version leaves what a later one wrote.
+local function put_format()
+  if number('format') < FORMAT then
+    put('format', text(FORMAT))
+  end
 end
 -- The pod's incarnation. Its state still shows it if the lease was lost.
 local function incarnation_of(pod)
@@ -113,7 +144,7 @@ end
 -- The pod's deadline. One that is invalid becomes a new lease.
 local function deadline_of(pod, stored, lease)
   local deadline = parse(stored or '0', 2 ^ 53)
-  if not deadline or deadline > now + 10 * lease then
+  if not deadline or (own_times and deadline > now + 10 * lease) then
     deadline = now + lease
     put('d:' .. pod, text(deadline))
   end

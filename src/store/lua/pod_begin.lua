@@ -15,6 +15,7 @@ local same_process = field('b:' .. pod) == nonce
 local same_pod = pod_uid ~= '' and field('u:' .. pod) == pod_uid
 local new = redis.call('EXISTS', lease_key, KEYS[2]) == 0
 tick(lease, grace, gap, new)
+put_format()
 put('t', ARGV[1] .. ':' .. ARGV[2] .. ':' .. ARGV[3])
 if same_process and incarnation > dead then
   put('d:' .. pod, text(math.max(deadline, now + lease)))

@@ -43,6 +43,9 @@ local read, known = pcall(cjson.decode, old or '')
 local changed = deadline <= now or not read or type(known) ~= 'table'
   or known.routingState ~= ARGV[6] or known.incarnation ~= me
 put('t', ARGV[1] .. ':' .. ARGV[2] .. ':' .. ARGV[3])
+if incarnation < me then
+  put_format()
+end
 put('i:' .. pod, ARGV[5])
 local renewed = text(math.max(deadline, now + lease))
 put('d:' .. pod, renewed)

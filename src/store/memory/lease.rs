@@ -5,16 +5,23 @@
 use std::collections::BTreeMap;
 
 use crate::id::{Incarnation, PodIndex};
-use crate::op::{Begun, Inspection, LeaseTimes, PodIdentity, Pods, Renewed};
+use crate::op::{Begun, Inspection, LAYOUT, LeaseTimes, PodIdentity, Pods, Renewed, Stepped};
 use crate::route::link::Certificate;
 use crate::route::state::{PodRecord, PodState};
-use crate::store::codec::{LeaseFields, StoreClock, micros};
+use crate::store::codec::micros;
+use crate::store::lease_view::{LeaseFields, StoreClock};
 
 use std::sync::Arc;
 use std::time::Duration;
 
 /// A pod that has been dead for this many leases is evicted, except for its incarnation.
 const EVICT_AFTER: u64 = 10;
+
+/// How many reports of a step are believed that one pod makes in succession.
+const STEPS_BELIEVED: u32 = 4;
+
+/// Reports are in succession if the later one comes within so many leases.
+const STEPS_QUIET: u64 = 10;
 
 /// The leases and states of one service's pods.
 #[derive(Debug, Default)]
@@ -29,9 +36,13 @@ pub(super) struct ServiceLeases {
     held: u64,
     /// When pods that have been dead for long are evicted next.
     sweep: u64,
+    /// The pod that last reported a step, how often it did so in succession, and when last.
+    step: Option<(PodIndex, u32, u64)>,
     /// The times of the pod that wrote last, for calls that only read.
     times: LeaseMicros,
     pods: BTreeMap<PodIndex, Lease>,
+    /// Processes that own users and have no lease here, and when they were first asked about.
+    forgotten: BTreeMap<PodIndex, (Incarnation, u64)>,
     states: BTreeMap<PodIndex, Arc<PodState>>,
     /// The leader of the service, and the end of its lease.
     leader: Option<(PodIndex, u64)>,
@@ -61,6 +72,14 @@ struct Lease {
     fields: LeaseFields,
     nonce: String,
     pod_uid: String,
+}
+
+/// The certificate of a process that owns a user, before any pod has written its times.
+pub(super) fn unheard_of(seen: Incarnation) -> Certificate {
+    Certificate::Alive {
+        incarnation: seen,
+        left: Duration::from_secs(1),
+    }
 }
 
 impl ServiceLeases {
@@ -160,8 +179,49 @@ impl ServiceLeases {
         true
     }
 
-    pub(super) fn certify(&mut self, pod: PodIndex, now: u64) -> Certificate {
+    pub(super) fn stepped(
+        &mut self,
+        pod: PodIndex,
+        me: Incarnation,
+        times: LeaseTimes,
+        now: u64,
+    ) -> Stepped {
         let found = self.lease(pod);
+        if found.incarnation != me.get() || found.dead >= me.get() {
+            return Stepped::Refused;
+        }
+        let times = LeaseMicros::from(times);
+        let last = self.last;
+        let now = self.tick(times, now);
+        let again = self.step.filter(|(reporter, _, at)| {
+            *reporter == pod && now.saturating_sub(*at) < STEPS_QUIET * times.lease
+        });
+        let count = again.map_or(1, |(_, count, _)| count.saturating_add(1));
+        self.step = Some((pod, count, now));
+        if count > STEPS_BELIEVED {
+            return Stepped::Unbelieved;
+        }
+        if last > self.hold {
+            self.held = last;
+        }
+        self.hold = now + times.lease + times.grace;
+        Stepped::Held
+    }
+
+    pub(super) fn certify(
+        &mut self,
+        pod: PodIndex,
+        seen: Option<Incarnation>,
+        now: u64,
+    ) -> Certificate {
+        let found = self.lease(pod);
+        if seen.is_some_and(|seen| seen.get() <= found.dead) {
+            // That process was replaced or is dead, whichever process has the index now.
+            return Certificate::Dead(Incarnation::new(found.dead));
+        }
+        if let Some(seen) = seen.filter(|seen| seen.get() > found.incarnation.max(found.dead)) {
+            return self.certify_forgotten(pod, seen, now);
+        }
         let clock = self.clock_at(now);
         let Some(foretold) = clock.foretell(found) else {
             return clock.unknown();
@@ -175,6 +235,34 @@ impl ServiceLeases {
             self.changed = true;
         }
         foretold.certificate
+    }
+
+    /// The certificate of a process that owns a user, and that this store has no lease of: it gets
+    /// a lease and a grace from when it was first asked about.
+    fn certify_forgotten(&mut self, pod: PodIndex, seen: Incarnation, now: u64) -> Certificate {
+        let times = self.times;
+        if times.lease == 0 {
+            return unheard_of(seen);
+        }
+        self.tick(times, now);
+        let clock = self.clock_at(now);
+        let first = (seen, clock.now);
+        let known = self.forgotten.entry(pod).or_insert(first);
+        if known.0 != seen {
+            *known = first;
+        }
+        let till = (known.1 + times.lease + times.grace).max(clock.hold);
+        if clock.now <= till {
+            let left = Duration::from_micros(till - clock.now);
+            return Certificate::Alive {
+                incarnation: seen,
+                left,
+            };
+        }
+        self.forgotten.remove(&pod);
+        self.pods.entry(pod).or_default().fields.dead = seen.get();
+        self.changed = true;
+        Certificate::Dead(seen)
     }
 
     pub(super) fn pods(&mut self, now: u64) -> Pods {
@@ -205,11 +293,14 @@ impl ServiceLeases {
             (lease.incarnation == state.incarnation.get()).then(|| PodRecord {
                 state: Arc::clone(state),
                 lease_left: clock.lease_left(lease),
+                renewal: clock.renewal(lease, self.times.lease, state.update_time * 1000),
             })
         });
         Pods {
             records: shown.collect(),
+            forgot: clock.forgot().then(|| self.pods.keys().copied().collect()),
             now_ms: clock.now / 1000,
+            layout: LAYOUT,
             ..Pods::default()
         }
     }
@@ -287,7 +378,10 @@ impl ServiceLeases {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Tick;
     use crate::id::{Namespace, ServiceId, ServiceName};
+    use crate::route::clock_step::{ClockReading, ClockWatch};
+    use crate::route::state::{Readiness, RoutingState};
 
     const SECOND: u64 = 1_000_000;
     const DAY: u64 = 86_400 * SECOND;
@@ -298,61 +392,114 @@ mod tests {
         gap: Duration::from_secs(4),
     };
 
-    fn pod() -> PodIndex {
-        PodIndex::new(0).unwrap()
+    fn pod(index: i64) -> PodIndex {
+        PodIndex::new(index).unwrap()
     }
 
-    fn process(nonce: &str) -> PodIdentity {
+    fn begin(leases: &mut ServiceLeases, index: i64, now: u64) -> Incarnation {
         let (namespace, name) = (Namespace::new("ns"), ServiceName::new("svc"));
-        PodIdentity {
+        let identity = PodIdentity {
             service: ServiceId {
                 namespace: namespace.unwrap(),
                 service: name.unwrap(),
             },
-            pod: pod(),
-            nonce: nonce.to_owned(),
+            pod: pod(index),
+            nonce: format!("{index}-{now}"),
             pod_uid: String::new(),
-        }
-    }
-
-    /// Reads once a second until the pod is dead; returns how many seconds that took.
-    fn takeover(leases: &mut ServiceLeases, from: u64) -> u64 {
-        let dead = |now: u64| {
-            leases.pods(now);
-            matches!(leases.certify(pod(), now), Certificate::Dead(_))
         };
-        let mut seconds = (0..60).map(|second| from + second * SECOND);
-        seconds.position(dead).expect("the pod is dead") as u64
-    }
-
-    #[test]
-    fn takeover_after_a_step_takes_as_long_as_without() {
-        for (stepped, longest) in [
-            (START, 16),
-            (START - DAY, 16),
-            (START - 45 * SECOND, 16),
-            (START + 45 * SECOND, 16),
-            (START + DAY, 16),
-        ] {
-            let mut leases = ServiceLeases::default();
-            leases.begin(&process("a"), TIMES, START);
-            let took = takeover(&mut leases, stepped);
-            assert!((15..=longest).contains(&took), "{took} s");
+        match leases.begin(&identity, TIMES, now) {
+            Begun::Started(incarnation) => incarnation,
+            busy @ Begun::Busy { .. } => panic!("{busy:?}"),
         }
     }
 
-    #[test]
-    fn a_day_ahead_for_three_seconds_is_forgotten() {
+    fn renew(leases: &mut ServiceLeases, index: i64, incarnation: Incarnation, now: u64) -> u64 {
+        let state = PodState {
+            pod_id: pod(index),
+            state: Readiness::Ready,
+            load_state: 0,
+            routing_state: RoutingState::Ready,
+            update_time: 0,
+            incarnation,
+            metadata: BTreeMap::new(),
+        };
+        match leases.renew(&state, TIMES, now) {
+            Renewed::Done { now, .. } => now,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Pod 0 renews every 2 s until it is killed, pod 1 goes on and reports steps, and a client asks
+    /// every second. Returns when pod 0 is dead, and when it had renewed last.
+    fn death_after(steps: &[(u64, i64)], killed: u64) -> (u64, u64) {
         let mut leases = ServiceLeases::default();
-        leases.begin(&process("a"), TIMES, START);
-        for second in 0..3 {
-            leases.pods(START + DAY + second * SECOND);
+        let [first, second] = [0, 1].map(|index| begin(&mut leases, index, START));
+        let (mut wall, mut renewed, mut watch) = (START, 0, ClockWatch::default());
+        for passed in 0..100 {
+            for (_, by) in steps.iter().filter(|(at, _)| *at == passed) {
+                wall = wall.saturating_add_signed(*by);
+            }
+            if passed % 2 == 0 {
+                if passed <= killed {
+                    renew(&mut leases, 0, first, wall);
+                    renewed = passed;
+                }
+                let sent = Tick::from_nanos(passed * 1_000_000_000);
+                let store_micros = renew(&mut leases, 1, second, wall);
+                let answered = sent;
+                let reading = ClockReading {
+                    sent,
+                    answered,
+                    store_micros,
+                };
+                if watch.step(reading).is_some() {
+                    let report = leases.stepped(pod(1), second, TIMES, wall);
+                    assert_eq!(report, Stepped::Held);
+                }
+            }
+            leases.pods(wall);
+            let alive = leases.certify(pod(1), None, wall);
+            assert!(matches!(alive, Certificate::Alive { .. }), "{alive:?}");
+            if leases.certify(pod(0), None, wall) == Certificate::Dead(first) {
+                begin(&mut leases, 0, wall);
+                return (passed, renewed);
+            }
+            wall += SECOND;
         }
-        let first = leases.inspect(START + 3 * SECOND);
-        assert!(first.pods.now_ms >= (START + DAY) / 1000, "time goes on");
-        let took = takeover(&mut leases, START + 3 * SECOND);
-        assert!((12..=16).contains(&took), "{took} s");
-        let next = leases.begin(&process("b"), TIMES, START + 20 * SECOND);
-        assert!(matches!(next, Begun::Started(_)), "{next:?}");
+        panic!("the pod does not die")
+    }
+
+    #[test]
+    fn takeover_after_steps_takes_as_long_as_without() {
+        let (day, second) = (DAY.cast_signed(), SECOND.cast_signed());
+        let small = second * 39 / 10;
+        let steps: [&[(u64, i64)]; 7] = [
+            &[],
+            &[(3, -day)],
+            &[(3, -45 * second)],
+            &[(3, 45 * second)],
+            &[(3, day)],
+            &[(3, day), (6, -day)],
+            &[(3, small), (4, small), (6, small), (7, small)],
+        ];
+        for steps in steps {
+            for killed in 0..12 {
+                let (died, renewed) = death_after(steps, killed);
+                let forward = steps.iter().filter(|(_, by)| *by > 0);
+                let since = forward.map(|(at, _)| *at).max().unwrap_or(0).max(killed);
+                let back = steps.iter().any(|(_, by)| *by < 0);
+                // A step forward counts from its report, which comes with the next renewal. A step
+                // back costs the time since the last access.
+                let reported = if steps.iter().any(|(_, by)| *by > 0) {
+                    2
+                } else {
+                    0
+                };
+                let longest = 16 + reported + u64::from(back);
+                let what = format!("{steps:?}, killed at {killed}: dead at {died}");
+                assert!(died <= since + longest, "{what}");
+                assert!(died >= renewed + 10, "{what}, renewed at {renewed}");
+            }
+        }
     }
 }

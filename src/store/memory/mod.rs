@@ -1,10 +1,9 @@
 //! The shared state without a server: one process, one lock, the same contract.
-//!
-//! No user has an ownership record here, because no operation makes one yet.
 
 mod lease;
 mod links;
 mod listeners;
+mod owners;
 mod pods;
 mod tags;
 
@@ -26,6 +25,7 @@ use crate::route::state::WorkloadState;
 use lease::ServiceLeases;
 use links::Links;
 use listeners::Listeners;
+use owners::Owners;
 
 /// The stores that have a name, as long as one handle is open.
 static NAMED: LazyLock<Mutex<HashMap<String, Weak<MemoryData>>>> = LazyLock::new(Mutex::default);
@@ -67,6 +67,7 @@ trait Apply: Operation {
 #[derive(Default)]
 struct Tables {
     links: Links,
+    owners: Owners,
     services: HashMap<ServiceId, ServiceLeases>,
     listeners: Listeners,
     /// Each with its end.

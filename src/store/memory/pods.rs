@@ -1,11 +1,12 @@
 //! What the operations on pods do to the tables.
 
-use super::lease::ServiceLeases;
+use super::lease::{ServiceLeases, unheard_of};
 use super::{Apply, Moment, Tables};
 use crate::error::Result;
 use crate::id::ServiceId;
 use crate::op::{
-    Begun, Inspect, Inspection, PodBegin, PodCertify, PodEnd, PodRenew, Pods, ReadPods, Renewed,
+    Begun, Inspect, Inspection, PodBegin, PodCertify, PodEnd, PodRenew, PodStepped, Pods, ReadPods,
+    Renewed, Stepped,
 };
 use crate::route::link::Certificate;
 
@@ -47,10 +48,20 @@ impl Apply for PodCertify {
     fn apply(&self, tables: &mut Tables, now: Moment) -> Result<Certificate> {
         // A service without pods leaves no trace, however often it is asked for.
         if !tables.services.contains_key(&self.service) {
-            return Ok(Certificate::Unknown);
+            return Ok(self.seen.map_or(Certificate::Unknown, unheard_of));
         }
-        let certify = |service: &mut ServiceLeases| service.certify(self.pod, now.micros);
+        let certify =
+            |service: &mut ServiceLeases| service.certify(self.pod, self.seen, now.micros);
         Ok(tables.with_service(&self.service, certify))
+    }
+}
+
+impl Apply for PodStepped {
+    fn apply(&self, tables: &mut Tables, now: Moment) -> Result<Stepped> {
+        let report = |service: &mut ServiceLeases| {
+            service.stepped(self.pod, self.incarnation, self.times, now.micros)
+        };
+        Ok(tables.with_service(&self.service, report))
     }
 }
 
@@ -60,6 +71,7 @@ impl Apply for ReadPods {
         let mut pods = service.map_or_else(
             || Pods {
                 now_ms: now.micros / 1000,
+                forgot: Some(Vec::new()),
                 ..Pods::default()
             },
             |service| service.pods(now.micros),

@@ -3,7 +3,7 @@
 use redis::{Cmd, Value};
 
 use crate::error::{Error, ErrorKind, Result, WriteOutcome};
-use crate::id::{Incarnation, PodIndex};
+use crate::id::{Incarnation, PodIndex, Token};
 use crate::op::{Call, Effect, LeaseTimes, Operation, Renewed, Reply, match_call, reply_to_call};
 use crate::route::link::Persist;
 use crate::store::codec;
@@ -51,6 +51,10 @@ pub(super) fn pod(pod: PodIndex) -> Arg<'static> {
 
 pub(super) fn incarnation(incarnation: Incarnation) -> Arg<'static> {
     Arg::Number(i64::try_from(incarnation.get()).unwrap_or(i64::MAX))
+}
+
+pub(super) fn token(token: Token) -> Arg<'static> {
+    Arg::Number(i64::try_from(token.get()).unwrap_or(i64::MAX))
 }
 
 pub(super) fn persistence(persist: Persist) -> Arg<'static> {

@@ -74,6 +74,29 @@ pub(super) fn refusal(error: &ServerError, effect: Effect) -> (Error, bool) {
     (with_outcome(error, effect, outcome), class.redial)
 }
 
+/// Whether the server said so because the key holds a value of another type.
+pub(super) fn is_wrong_type(error: &Error) -> bool {
+    let details = error.details();
+    let mut code = details.iter().filter(|(name, _)| *name == "server_code");
+    code.any(|(_, code)| code == "WRONGTYPE")
+}
+
+/// The error, with the key if that holds a value of another type.
+pub(super) fn at_key(error: Error, key: impl FnOnce() -> String) -> Error {
+    if !is_wrong_type(&error) {
+        return error;
+    }
+    let key = key();
+    let text = format!("the value at {key:?} is not podlink's: the store answered WRONGTYPE");
+    let named = Error::new(error.kind(), text)
+        .with("server_code", "WRONGTYPE")
+        .with("key", key);
+    match error.outcome() {
+        Some(outcome) => named.with_outcome(outcome),
+        None => named,
+    }
+}
+
 /// The code of a server error. An error inside a script keeps its code since Redis 7. Redis 6.2
 /// calls everything ERR and puts the code into the text. A missing permission has no code in
 /// either, only words.

@@ -4,15 +4,16 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use redis::{Cmd, Pipeline, Value};
 
 use super::encode::{after, decode, encode};
-use super::failure::code;
-use super::links::{links_read, read_links};
+use super::failure::{at_key, code};
+use super::links::{left_out, links_read, read_links};
 use super::{
-    RedisStore, StoreRequest, is_unknown_script, judged, script_still_unknown, server_error,
+    RedisStore, StoreRequest, in_call, is_unknown_script, judged, script_still_unknown,
+    server_error,
 };
 use crate::clock::Tick;
 use crate::error::{Error, Result};
 use crate::id::{PodIndex, ServiceId, Uid};
-use crate::op::{BatchGet, Call, Effect, Reply};
+use crate::op::{BatchGet, Call, Effect, LinksRead, Reply};
 use crate::store::script::Form;
 use crate::store::{codec, key};
 
@@ -27,15 +28,24 @@ impl RedisStore {
         &self,
         batch: &BatchGet,
         deadline: Tick,
-    ) -> Result<Vec<Option<PodIndex>>> {
+    ) -> Result<LinksRead<Vec<Option<PodIndex>>>> {
         let pieces: Vec<_> = batch
             .uids
             .chunks(PIECE)
             .map(|uids| self.get_piece(&batch.service, uids, deadline))
             .collect();
         let found = stream::iter(pieces).buffered(PIECES);
-        let found: Vec<Vec<Option<PodIndex>>> = found.try_collect().await?;
-        Ok(found.concat())
+        let found: Vec<LinksRead<_>> = found.try_collect().await?;
+        let mut links = Vec::with_capacity(batch.uids.len());
+        let mut unreadable = Vec::new();
+        for piece in found {
+            links.extend(piece.links);
+            unreadable.extend(piece.unreadable);
+        }
+        Ok(LinksRead {
+            links,
+            unreadable: unreadable.into(),
+        })
     }
 
     async fn get_piece(
@@ -43,39 +53,41 @@ impl RedisStore {
         service: &ServiceId,
         uids: &[Uid],
         deadline: Tick,
-    ) -> Result<Vec<Option<PodIndex>>> {
+    ) -> Result<LinksRead<Vec<Option<PodIndex>>>> {
         let command = read_links(service, uids);
         let request = StoreRequest::One(&command);
         let (reply, connection) = self.answer(request, Effect::Read, deadline).await?;
         let mut found = if is_forbidden(&reply) {
             // The login may GET and not MGET, and what follows asks for each link by GET.
-            vec![None; uids.len()]
+            vec![None; uids.len()].into()
         } else {
             links_read(service, uids, judged(reply, &connection, Effect::Read)?)?
         };
-        // MGET returns nil for a key of the wrong type, too; GET distinguishes the two.
+        // MGET returns nil for a key of the wrong type, too; GET distinguishes the two, and finds
+        // again what is no pod.
+        let mut unreadable = Vec::new();
         let mut commands = Pipeline::new();
-        let links = uids.iter().zip(&mut found);
-        let absent = links.filter(|(_, pod)| pod.is_none());
-        let mut absent: Vec<_> = absent
-            .map(|(uid, pod)| (key::link(service, uid), pod))
-            .collect();
+        let links = uids.iter().zip(&mut found.links);
+        let mut absent: Vec<_> = links.filter(|(_, pod)| pod.is_none()).collect();
         if absent.is_empty() {
             return Ok(found);
         }
-        for (key, _) in &absent {
-            commands.cmd("GET").arg(key);
+        for (uid, _) in &absent {
+            commands.cmd("GET").arg(key::link(service, uid));
         }
         let request = StoreRequest::Many(&commands, absent.len());
         let (replies, connection) = self.answer(request, Effect::Read, deadline).await?;
         let Value::Array(replies) = replies else {
             return Err(codec::misshapen(&replies));
         };
-        for ((key, pod), reply) in absent.iter_mut().zip(replies) {
-            let reply = judged(reply, &connection, Effect::Read)
-                .map_err(|error| error.with("key", key.as_str()))?;
-            **pod = codec::pod(&reply, || key.clone())?;
+        for ((uid, pod), reply) in absent.iter_mut().zip(replies) {
+            let key = || key::link(service, uid);
+            let reply = judged(reply, &connection, Effect::Read);
+            let reply = reply.map_err(|error| at_key(error, key));
+            let read = reply.and_then(|reply| codec::pod(&reply, key));
+            **pod = left_out(read, uid, &mut unreadable)?;
         }
+        found.unreadable = unreadable.into();
         Ok(found)
     }
 
@@ -115,7 +127,7 @@ impl RedisStore {
         }
         let read = |(call, reply): (&Call, Result<(Value, u64)>)| {
             let read = reply.and_then(|(reply, server)| decode(call, reply, server));
-            read.map_err(|error| error.in_call(call.name()))
+            read.map_err(|error| in_call(error, call))
         };
         calls.iter().zip(replies).map(read).collect()
     }

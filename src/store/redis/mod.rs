@@ -30,13 +30,13 @@ use crate::clock::{Clock, Tick};
 use crate::config::ServerAddress;
 use crate::error::{Error, ErrorKind, Result, WriteOutcome};
 use crate::id::ServiceId;
-use crate::op::{Call, CallName, Effect, Reply};
+use crate::op::{Call, CallName, Effect, Get, Keys, Reply, SetIfAbsent};
 
 use channel::Channel;
 use connection::{Connection, ConnectionEnd};
 use dial::Dialer;
 use encode::{decode, encode};
-use failure::{refusal, with_outcome};
+use failure::{at_key, refusal, with_outcome};
 use node::{Node, closed};
 pub use stats::Stats;
 
@@ -171,7 +171,7 @@ impl Store for RedisStore {
                 reply.and_then(|(reply, server)| decode(call, reply, server))
             }
         };
-        replied.map_err(|error| error.in_call(call.name()))
+        replied.map_err(|error| in_call(error, call))
     }
 
     async fn call_many(&self, calls: &[Call], deadline: Tick) -> Vec<Result<Reply>> {
@@ -202,6 +202,31 @@ impl Store for RedisStore {
             unanswered: stats.timeouts(),
             script_loads: stats.script_loads(),
         }
+    }
+}
+
+/// The error of a call, with the key if that holds a value of another type.
+fn in_call(error: Error, call: &Call) -> Error {
+    let error = match key_of(call) {
+        Some(key) => at_key(error, || key),
+        None => error,
+    };
+    error.in_call(call.name())
+}
+
+/// The key of a call. A script on several keys does not say which one it failed at: all of them
+/// begin with this one.
+fn key_of(call: &Call) -> Option<String> {
+    match (call, call.keys()) {
+        (Call::Get(Get { link, .. }) | Call::SetIfAbsent(SetIfAbsent { link, .. }), _) => {
+            Some(key::link(&link.service, &link.uid))
+        }
+        (_, Keys::User(namespace, uid)) => Some(key::user(namespace, uid)),
+        (_, Keys::Service(service)) => Some(key::state(service)),
+        (_, Keys::Workload(service)) => Some(key::workload(service)),
+        (_, Keys::Tag(namespace, tag)) => Some(key::tag(namespace, tag)),
+        // Each link of a batch names its own.
+        (_, Keys::Users(..) | Keys::None) => None,
     }
 }
 

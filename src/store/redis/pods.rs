@@ -4,9 +4,10 @@ use redis::{Cmd, Value};
 
 use super::encode::{Encode, incarnation, pod, times};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::ServiceId;
+use crate::id::{Incarnation, ServiceId};
 use crate::op::{
-    Begun, Inspect, Inspection, PodBegin, PodCertify, PodEnd, PodRenew, Pods, ReadPods, Renewed,
+    Begun, Inspect, Inspection, PodBegin, PodCertify, PodEnd, PodRenew, PodStepped, Pods, ReadPods,
+    Renewed, Stepped,
 };
 use crate::route::link::Certificate;
 use crate::route::state::PodState;
@@ -18,6 +19,7 @@ scripts! {
     POD_RENEW = "lease_clock.lua" "pod_renew.lua";
     POD_END = "lease_clock.lua" "pod_end.lua";
     POD_CERTIFY = "lease_clock.lua" "pod_certify.lua";
+    POD_STEPPED = "lease_clock.lua" "pod_stepped.lua";
     PODS = "lease_clock.lua" "pods.lua";
     INSPECT = "lease_clock.lua" "inspect.lua";
 }
@@ -81,12 +83,28 @@ impl Encode for PodEnd {
 impl Encode for PodCertify {
     fn encode(&self, form: Form) -> Result<Cmd> {
         let [lease, state] = pod_keys(&self.service);
-        let args = [pod(self.pod)];
+        let seen = self.seen.unwrap_or(Incarnation::NONE);
+        let args = [pod(self.pod), incarnation(seen)];
         Ok(script::call(&POD_CERTIFY, form, &[&lease, &state], &args))
     }
 
     fn decode(&self, reply: Value) -> Result<Certificate> {
         codec::certificate(reply)
+    }
+}
+
+impl Encode for PodStepped {
+    fn encode(&self, form: Form) -> Result<Cmd> {
+        let [lease_key, state_key] = pod_keys(&self.service);
+        let [lease, grace, gap] = times(self.times);
+        let me = incarnation(self.incarnation);
+        let args = [lease, grace, gap, pod(self.pod), me];
+        let keys = [&*lease_key, &*state_key];
+        Ok(script::call(&POD_STEPPED, form, &keys, &args))
+    }
+
+    fn decode(&self, reply: Value) -> Result<Stepped> {
+        codec::stepped(reply)
     }
 }
 

@@ -10,6 +10,7 @@ use podlink::route::link::{Certificate, Foretold};
 use super::leases::{TIMES, certify, death, records, renew, service, started, state};
 use crate::ask::Ask as _;
 use crate::contract::on_every_store;
+use crate::server::PATIENCE;
 use crate::stage::{Stage, pod};
 
 on_every_store!(
@@ -90,13 +91,23 @@ async fn a_certificate_is_foretold_and_not_written(stage: Stage) {
 }
 
 async fn an_outage_is_foretold_and_left_for_others_to_notice(stage: Stage) {
+    let silence = Duration::from_millis(700);
     let me = started(&stage, 0, "a").await;
     renew(&stage, &state(0, me)).await;
+    let record = &inspect(&stage).await.pods.records[0];
+    assert_eq!(record.silence(), None);
+    assert!(record.renewal.left > Duration::ZERO && record.renewal.age < TIMES.lease);
     // Longer than lease and grace: without the outage the pod would be dead.
-    stage.silence(Duration::from_millis(700)).await;
+    stage.silence(silence).await;
     for _ in 0..2 {
         let found = inspect(&stage).await;
-        assert!(found.pods.records[0].lease_left > Duration::ZERO);
+        let record = &found.pods.records[0];
+        assert!(record.lease_left > Duration::ZERO);
+        let silent = record.silence().expect("one look cannot judge it");
+        assert!(
+            silent >= silence && silent < silence + PATIENCE,
+            "{silent:?}"
+        );
         let certificate = found.certificates[&pod(0)].certificate;
         assert!(
             matches!(certificate, Certificate::Alive { left, .. } if left > TIMES.grace),
@@ -105,6 +116,12 @@ async fn an_outage_is_foretold_and_left_for_others_to_notice(stage: Stage) {
     }
     let noticed = certify(&stage, 0).await;
     assert!(matches!(noticed, Certificate::Alive { .. }), "{noticed:?}");
-    assert!(records(&stage).await[0].lease_left > Duration::ZERO);
+    // So it is while clients read, until the pod renews, or the hold is over.
+    let record = &records(&stage).await[0];
+    assert!(record.lease_left > Duration::ZERO);
+    assert!(record.silence() >= Some(silence));
+    renew(&stage, &state(0, me)).await;
+    let record = &records(&stage).await[0];
+    assert_eq!(record.silence(), None);
     assert!(death(&stage, 0).await > Incarnation::NONE);
 }

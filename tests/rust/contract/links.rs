@@ -138,13 +138,7 @@ async fn a_kept_link_is_raised_and_never_shortened(stage: Stage) {
     lasts(found(&stage, &user("u")).await.unwrap(), 2 * HOUR);
     set(&stage, &user("p"), 1, Persist::Forever).await;
     let kept = set_if_absent(&stage, &user("p"), 2, MINUTE).await;
-    assert_eq!(
-        kept.link,
-        StoredLink {
-            pod: pod(1),
-            life: Life::Persistent
-        }
-    );
+    assert_eq!(kept.link, StoredLink::unowned(pod(1), Life::Persistent));
     assert_eq!(found(&stage, &user("p")).await, Some(kept.link));
 }
 
@@ -194,14 +188,8 @@ async fn try_set_takes_only_what_is_free(stage: Stage) {
 
 async fn relink_moves_only_the_link_that_was_found(stage: Stage) {
     let link = user("u");
-    let temporary = |index| StoredLink {
-        pod: pod(index),
-        life: Life::Temporary(HOUR),
-    };
-    let persistent = |index| StoredLink {
-        pod: pod(index),
-        life: Life::Persistent,
-    };
+    let temporary = |index| StoredLink::unowned(pod(index), Life::Temporary(HOUR));
+    let persistent = |index| StoredLink::unowned(pod(index), Life::Persistent);
     assert_eq!(
         relink(&stage, &link, temporary(0), 1).await,
         None,
@@ -215,10 +203,7 @@ async fn relink_moves_only_the_link_that_was_found(stage: Stage) {
     let other_life = relink(&stage, &link, persistent(0), 1).await.unwrap();
     assert_eq!((other_life.made, other_life.link.pod), (false, pod(0)));
     // How long it still lasts does not matter, only whether it does.
-    let from = StoredLink {
-        pod: pod(0),
-        life: Life::Temporary(Duration::ZERO),
-    };
+    let from = StoredLink::unowned(pod(0), Life::Temporary(Duration::ZERO));
     let moved = relink(&stage, &link, from, 1).await.unwrap();
     assert_eq!((moved.made, moved.link.pod), (true, pod(1)));
     lasts(moved.link, MINUTE);
@@ -379,10 +364,7 @@ async fn an_expired_link_is_gone(stage: Stage) {
     let again = set_if_absent(&stage, &link, 1, MINUTE).await;
     assert!(again.made, "the place is free again");
     stage.expire(&link, MINUTE).await;
-    let from = StoredLink {
-        pod: pod(1),
-        life: Life::Temporary(MINUTE),
-    };
+    let from = StoredLink::unowned(pod(1), Life::Temporary(MINUTE));
     assert_eq!(relink(&stage, &link, from, 2).await, None);
     let removed = remove(&stage, &link, None, Removal::Now).await;
     assert_eq!(
@@ -397,10 +379,7 @@ async fn an_expired_link_is_gone(stage: Stage) {
 async fn of_many_at_once_one_wins(stage: Stage) {
     let (absent, claimed, dead) = (user("a"), user("c"), user("d"));
     set(&stage, &dead, 0, Persist::Forever).await;
-    let from = StoredLink {
-        pod: pod(0),
-        life: Life::Persistent,
-    };
+    let from = StoredLink::unowned(pod(0), Life::Persistent);
     let rounds = (1..=40).map(|n| {
         let (stage, absent, claimed, dead) = (&stage, &absent, &claimed, &dead);
         async move {

@@ -2,14 +2,20 @@
 
 mod clock_steps;
 pub(crate) mod events;
+mod forgotten;
 mod inspections;
 pub(crate) mod leases;
 mod links;
 mod offers;
+mod owners;
+mod simulated_time;
 mod spoilt_fields;
+mod spoilt_links;
+mod step_reports;
 mod stored_events;
 mod stored_leases;
 mod stored_links;
+mod stored_owners;
 
 /// Plays every named test once on each store.
 macro_rules! on_every_store {

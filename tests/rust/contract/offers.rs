@@ -112,19 +112,33 @@ pub(super) async fn no_offers_are_no_answers(stage: Stage) {
 pub(super) async fn what_is_wrong_with_one_link_does_not_touch_the_others(stage: Stage) {
     let mut raw = stage.as_server().unwrap().raw();
     let (good, foreign, list, last) = (user("good"), user("foreign"), user("list"), user("last"));
+    let spoilt = user("spoilt");
+    raw.run(&["SET", &key_of(&spoilt), "1"]);
+    raw.run(&["HSET", "sf:{ns:lk:spoilt}#own", "svc", "six"]);
     raw.run(&["SET", &key_of(&foreign), "pod-3"]);
     raw.run(&["RPUSH", &key_of(&list), "1"]);
-    let offers = [(&good, 1), (&foreign, 1), (&list, 1), (&last, 2)];
-    let [good, foreign, list, last]: [_; 4] = offered(&stage, &offers).await.try_into().unwrap();
+    let offers = [
+        (&good, 1),
+        (&foreign, 1),
+        (&list, 1),
+        (&spoilt, 1),
+        (&last, 2),
+    ];
+    let answers: [_; 5] = offered(&stage, &offers).await.try_into().unwrap();
+    let [good, foreign, list, spoilt, last] = answers;
     assert_eq!(seen(vec![good, last]), [(1, true), (2, true)]);
-    let (foreign, list) = (foreign.unwrap_err(), list.unwrap_err());
+    let (foreign, list, spoilt) = (foreign.unwrap_err(), list.unwrap_err(), spoilt.unwrap_err());
     assert_eq!(foreign.kind(), ErrorKind::StoreData);
     assert!(
         foreign.to_string().contains("sf:{ns:lk:foreign}svc"),
         "{foreign}"
     );
     assert_eq!(list.kind(), ErrorKind::Redis);
-    for error in [foreign, list] {
+    assert!(
+        spoilt.to_string().contains("sf:{ns:lk:spoilt}#own"),
+        "{spoilt}"
+    );
+    for error in [foreign, list, spoilt] {
         assert_eq!(error.outcome(), Some(WriteOutcome::NotSent), "{error}");
     }
 }

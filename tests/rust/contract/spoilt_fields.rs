@@ -1,11 +1,12 @@
 //! Every field of every hash of a service, with an invalid value in turn: at most one pod, or one
 //! user, is harmed by it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use podlink::error::ErrorKind;
 use podlink::id::Incarnation;
-use podlink::op::{Begun, Renewed};
+use podlink::op::{Begun, Renewed, Stepped};
 use podlink::route::link::{Certificate, Persist};
 
 use super::leases::{TIMES, begin, certify, process, renew, service, started, state};
@@ -18,15 +19,19 @@ on_every_server!(
     a_lease_field_harms_its_pod_only,
     a_pod_that_never_was_stops_no_service,
     a_state_harms_its_pod_only,
+    a_states_field_harms_its_pod_only,
+    a_reporter_harms_its_pod_only,
     a_link_harms_its_user_only,
     invalid_times_are_replaced,
+    junk_during_a_hold_ends_no_protection,
+    a_leader_that_never_was_is_replaced,
 );
 
 const STATES: &str = "sf:{ns:state:svc}";
 const LEASES: &str = "sf:{ns:state:svc}#lease";
 
 /// No number, or a number that cannot be right. The last is one that a script can read.
-const JUNK: [&str; 9] = [
+const JUNK: [&str; 10] = [
     "",
     "x",
     "-1",
@@ -35,6 +40,7 @@ const JUNK: [&str; 9] = [
     "1:1:1",
     "99",
     "9007199254740993",
+    "4000000000000000000",
     "4000000000000000",
 ];
 
@@ -79,7 +85,10 @@ async fn a_lease_field_harms_its_pod_only(stage: Stage) {
     let mut raw = stage.as_server().unwrap().raw();
     pods(&stage).await;
     let mut names = fields(&mut raw, LEASES);
-    names.extend(["off", "hold", "held", "i:99", "d:99", "x:99", "b:99"].map(String::from));
+    let rare = [
+        "off", "hold", "held", "step", "i:99", "d:99", "x:99", "b:99", "u:99", "d:x", "",
+    ];
+    names.extend(rare.map(String::from));
     names.sort();
     names.dedup();
     for name in &names {
@@ -98,14 +107,20 @@ async fn a_lease_field_harms_its_pod_only(stage: Stage) {
                     lives(&stage, index, incarnation, &what).await;
                 }
             }
-            let inspected = stage.store.inspect(&service(), stage.deadline()).await;
+            // A step can be reported, by each pod that may renew.
+            let (service, time) = (service(), stage.deadline());
+            let reported = (stage.store).pod_stepped(&service, pod(1), two[1], TIMES, time);
+            let reported = reported.await.unwrap();
+            let own = name.ends_with(":1");
+            assert!(own || reported == Stepped::Held, "{what}: {reported:?}");
+            let inspected = stage.store.inspect(&service, stage.deadline()).await;
             assert!(inspected.is_ok(), "{what}: {inspected:?}");
             // A pod starts, and so does another process of the pod that is harmed.
             let third = started(&stage, 2, "c").await;
             lives(&stage, 2, third, &what).await;
             let stopped = stage
                 .store
-                .pod_end(&service(), pod(2), third, stage.deadline())
+                .pod_end(&service, pod(2), third, stage.deadline())
                 .await;
             assert!(stopped.unwrap(), "{what}");
         }
@@ -144,6 +159,76 @@ async fn a_state_harms_its_pod_only(stage: Stage) {
             // Its next renewal replaces it.
             lives(&stage, 0, first, &what).await;
         }
+    }
+}
+
+/// Values of every JSON type, and numbers that no field can hold.
+const JSON_JUNK: [&str; 12] = [
+    r#""""#,
+    r#""x""#,
+    "-1",
+    "1e400",
+    "1.5",
+    "9007199254740993",
+    "18446744073709551616",
+    "null",
+    "true",
+    "[]",
+    r#"{"a":1}"#,
+    r#"[["#,
+];
+
+/// Each field of a state with an invalid value: that pod may be missing, or be shown with less. No
+/// other pod is harmed, and its own next renewal heals it.
+async fn a_states_field_harms_its_pod_only(stage: Stage) {
+    let mut raw = stage.as_server().unwrap().raw();
+    let [first, second] = pods(&stage).await;
+    let good = raw.text(&["HGET", STATES, "0"]);
+    let fields: BTreeMap<String, serde_json::Value> = serde_json::from_str(&good).unwrap();
+    assert_eq!(fields.len(), 7, "{good}");
+    for name in fields.keys() {
+        for junk in JSON_JUNK {
+            let others = fields.iter().filter(|(other, _)| *other != name);
+            let others = others.map(|(other, value)| format!("{other:?}:{value}"));
+            let spoilt: Vec<String> = others.chain([format!("{name:?}:{junk}")]).collect();
+            let spoilt = format!("{{{}}}", spoilt.join(","));
+            raw.run(&["HSET", STATES, "0", &spoilt]);
+            let read = stage.pods(&service()).await;
+            let shown = read
+                .records
+                .iter()
+                .any(|record| record.state.pod_id == pod(1));
+            assert!(shown && read.corrupt.len() <= 1, "{spoilt}: {read:?}");
+            lives(&stage, 1, second, &spoilt).await;
+            let inspected = stage.store.inspect(&service(), stage.deadline()).await;
+            assert!(
+                inspected.unwrap().certificates.contains_key(&pod(0)),
+                "{spoilt}"
+            );
+            lives(&stage, 0, first, &spoilt).await;
+        }
+    }
+}
+
+/// What another program says of reports of steps silences the pod that it names, and no other.
+async fn a_reporter_harms_its_pod_only(stage: Stage) {
+    let mut raw = stage.as_server().unwrap().raw();
+    let two = pods(&stage).await;
+    let now = raw.number(&["HGET", LEASES, "clk"]);
+    let report = async |index: i64| {
+        let (me, time) = (two[usize::try_from(index).unwrap()], stage.deadline());
+        let (store, service) = (&stage.store, service());
+        let reported = store.pod_stepped(&service, pod(index), me, TIMES, time);
+        reported.await.unwrap()
+    };
+    raw.run(&["HSET", LEASES, "step", &format!("0:99:{now}")]);
+    assert_eq!(report(0).await, Stepped::Unbelieved);
+    assert_eq!(report(1).await, Stepped::Held);
+    assert_eq!(report(0).await, Stepped::Held);
+    // One in the future counts as none.
+    for later in [now + 3_600_000_000, i64::MAX] {
+        raw.run(&["HSET", LEASES, "step", &format!("0:99:{later}")]);
+        assert_eq!(report(0).await, Stepped::Held);
     }
 }
 
@@ -197,5 +282,56 @@ async fn invalid_times_are_replaced(stage: Stage) {
             Begun::Busy { .. } => None,
         };
         assert!(stage.until("the successor begins", begun).await > first);
+    }
+    let [first, second] = pods(&stage).await;
+    raw.run(&["HSET", LEASES, "sweep", "4000000000000000"]);
+    let evicted = async || {
+        lives(&stage, 1, second, "sweep").await;
+        (raw.number(&["HEXISTS", LEASES, "d:0"]) == 0).then_some(())
+    };
+    stage.until("the dead pod is evicted", evicted).await;
+    assert_eq!(certify(&stage, 0).await, Certificate::Dead(first));
+}
+
+/// After an outage the pods are shown as alive and are not declared dead, whatever is written then.
+async fn junk_during_a_hold_ends_no_protection(stage: Stage) {
+    let mut raw = stage.as_server().unwrap().raw();
+    for name in ["held", "t", "off", "clk"] {
+        for junk in JUNK {
+            let two = pods(&stage).await;
+            stage.silence(TIMES.lease + TIMES.gap).await;
+            let read = stage.pods(&service()).await.records;
+            assert!(read.iter().all(|record| !record.lease_left.is_zero()));
+            raw.run(&["HSET", LEASES, name, junk]);
+            let what = format!("{name}={junk}");
+            let read = stage.pods(&service()).await.records;
+            assert_eq!(read.len(), 2, "{what}");
+            assert!(
+                read.iter().all(|record| !record.lease_left.is_zero()),
+                "{what}: {read:?}"
+            );
+            for (index, incarnation) in (0..).zip(two) {
+                let certificate = certify(&stage, index).await;
+                assert!(
+                    matches!(certificate, Certificate::Alive { .. }),
+                    "{what}: {certificate:?}"
+                );
+                lives(&stage, index, incarnation, &what).await;
+            }
+        }
+    }
+}
+
+/// The lease of a leader that no process renews would leave the service without one.
+async fn a_leader_that_never_was_is_replaced(stage: Stage) {
+    let mut raw = stage.as_server().unwrap().raw();
+    let [_, second] = pods(&stage).await;
+    for junk in ["0:4000000000000000", "0:x", "x:9", ":", "", "0:-1"] {
+        raw.run(&["HSET", LEASES, "w", junk]);
+        let renewed = renew(&stage, &state(1, second)).await;
+        assert!(
+            matches!(renewed, Renewed::Done { leads: true, .. }),
+            "{junk}"
+        );
     }
 }

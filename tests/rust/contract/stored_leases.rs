@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use podlink::clock::Tick;
+use podlink::config::LeaseTimes;
 use podlink::error::{ErrorKind, WriteOutcome};
 use podlink::id::Incarnation;
-use podlink::op::{PodsReading, Renewed};
+use podlink::op::{LAYOUT, PodsReading, Renewed};
 use podlink::route::link::Certificate;
-use podlink::route::state::RoutingState;
+use podlink::route::snapshot::{Policy, Snapshot};
+use podlink::route::state::{RoutingState, Standing};
 
 use super::leases::{
     TIMES, certify, death, process, record, records, renew, service, started, state,
@@ -20,6 +23,7 @@ on_every_server!(
     a_lease_is_a_handful_of_fields,
     a_state_is_one_json_object,
     a_certificate_waits_for_lease_and_grace,
+    a_renewal_shortens_no_lease,
     a_record_lost_in_a_failover_is_made_again,
     what_is_unreadable_is_told_and_left_out,
     a_dropped_pod_leaves_its_incarnations_behind,
@@ -27,6 +31,8 @@ on_every_server!(
     a_lease_key_of_the_wrong_type_loses_nothing,
     time_goes_on_after_a_step_back,
     a_renewal_says_what_was_lost,
+    a_later_version_is_read,
+    a_later_layout_stays,
     a_renewal_names_its_server,
 );
 
@@ -60,7 +66,7 @@ async fn a_lease_is_a_handful_of_fields(stage: Stage) {
     assert_eq!(raw.sorted(&["KEYS", "*"]), [LEASES]);
     assert_eq!(
         raw.sorted(&["HKEYS", LEASES]),
-        ["b:0", "clk", "d:0", "i:0", "t", "u:0", "x:0"]
+        ["b:0", "clk", "d:0", "format", "i:0", "t", "u:0", "x:0"]
     );
     let now = field(&mut raw, "clk");
     assert!(
@@ -73,6 +79,7 @@ async fn a_lease_is_a_handful_of_fields(stage: Stage) {
     assert_eq!(raw.text(&["HGET", LEASES, "b:0"]), "nonce-a");
     assert_eq!(raw.text(&["HGET", LEASES, "u:0"]), "uid-a");
     assert_eq!(raw.text(&["HGET", LEASES, "t"]), "300000:200000:200000");
+    assert_eq!(field(&mut raw, "format"), LAYOUT);
     assert_eq!(raw.number(&["PTTL", LEASES]), -1);
 }
 
@@ -99,6 +106,22 @@ async fn a_certificate_waits_for_lease_and_grace(stage: Stage) {
         "not before lease and grace are over"
     );
     assert_eq!(field(&mut raw, "x:0"), me.get());
+}
+
+/// A process with a shorter lease begins where one with a longer lease has promised more.
+async fn a_renewal_shortens_no_lease(stage: Stage) {
+    let mut raw = raw(&stage);
+    let me = started(&stage, 0, "a").await;
+    let longer = LeaseTimes {
+        lease: TIMES.lease * 5,
+        ..TIMES
+    };
+    let (service, state, time) = (service(), state(0, me), stage.deadline());
+    let renewed = stage.store.pod_renew(&service, &state, longer, time);
+    renewed.await.unwrap();
+    let promised = field(&mut raw, "d:0");
+    renew(&stage, &state).await;
+    assert_eq!(field(&mut raw, "d:0"), promised);
 }
 
 async fn a_record_lost_in_a_failover_is_made_again(stage: Stage) {
@@ -365,4 +388,67 @@ async fn a_renewal_names_its_server(mut stage: Stage) {
     stage.restart().await;
     let (next, recreated) = reconnected(&stage, me).await;
     assert!(recreated && next != 0 && next != first);
+}
+
+/// A pod in a state that this version does not know, with fields that it does not know, is shown
+/// beside the others. It is as good as one that drains: it keeps its users and gets no new ones.
+async fn a_later_version_is_read(stage: Stage) {
+    let mut raw = raw(&stage);
+    let [first, second] = [started(&stage, 0, "a").await, started(&stage, 1, "b").await];
+    renew(&stage, &state(0, first)).await;
+    renew(&stage, &state(1, second)).await;
+    let stored = raw.text(&["HGET", STATES, "0"]);
+    let paused = stored.replace(r#""routingState":"READY""#, r#""routingState":"PAUSED""#);
+    let paused = paused.replace(
+        r#""podId":0"#,
+        r#""podId":0,"zone":{"of":[1,2]},"shards":null"#,
+    );
+    raw.run(&["HSET", STATES, "0", &paused]);
+    raw.run(&["HSET", LEASES, "z:0", "later", "zone", "7", "format", "2"]);
+    // The second time with the first reading.
+    for _ in 0..2 {
+        let pods = stage.pods(&service()).await;
+        assert_eq!((pods.records.len(), pods.corrupt.len()), (2, 0));
+        assert_eq!(pods.later, [(pod(0), "PAUSED".to_owned())]);
+        assert_eq!(pods.layout, 2);
+        let snapshot = Snapshot::new(pods.records, Tick::from_nanos(1), Policy::default());
+        let standing = |index| snapshot.standing(pod(index), Tick::from_nanos(1));
+        assert_eq!(
+            [standing(0), standing(1)],
+            [Standing::Draining, Standing::Ready]
+        );
+    }
+    let found = stage.store.inspect(&service(), stage.deadline()).await;
+    let found = found.unwrap();
+    assert_eq!((found.pods.layout, found.pods.later.len()), (2, 1));
+    assert_eq!(found.pods.records.len(), 2);
+    // The pod is certified, replaced and published like any other, and its fields stay.
+    let certificate = certify(&stage, 0).await;
+    assert!(matches!(certificate, Certificate::Alive { incarnation, .. } if incarnation == first));
+    assert_eq!(death(&stage, 0).await, first);
+    let next = started(&stage, 0, "c").await;
+    renew(&stage, &state(0, next)).await;
+    let pods = stage.pods(&service()).await;
+    assert_eq!((pods.records.len(), pods.later.len()), (2, 0));
+    assert_eq!(raw.text(&["HMGET", LEASES, "z:0", "zone"]), "later 7");
+}
+
+/// A pod of this version beside one of a later version does not make the layout an earlier one. A
+/// number that no version wrote is replaced, and so is one that was lost.
+async fn a_later_layout_stays(stage: Stage) {
+    let mut raw = raw(&stage);
+    let me = started(&stage, 0, "a").await;
+    raw.run(&["HSET", LEASES, "format", "2"]);
+    started(&stage, 1, "b").await;
+    renew(&stage, &state(0, me)).await;
+    assert_eq!(field(&mut raw, "format"), 2);
+    for junk in ["", "x", "-1", "1e400"] {
+        raw.run(&["HSET", LEASES, "format", junk]);
+        assert_eq!(stage.pods(&service()).await.layout, 0, "{junk}");
+        started(&stage, 0, "a").await;
+        assert_eq!(field(&mut raw, "format"), LAYOUT, "{junk}");
+    }
+    raw.run(&["FLUSHALL"]);
+    renew(&stage, &state(0, me)).await;
+    assert_eq!(field(&mut raw, "format"), LAYOUT);
 }

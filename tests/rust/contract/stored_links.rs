@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use podlink::error::{Error, ErrorKind, WriteOutcome};
-use podlink::id::{Incarnation, LinkId};
-use podlink::op::Removed;
+use podlink::id::{Incarnation, LinkId, Token};
+use podlink::op::{Removed, Rewrite, StoredUser};
 use podlink::route::link::{Life, Persist, Removal, StoredLink};
 
 use crate::ask::Ask as _;
 use crate::contract::on_every_server;
+use crate::contract::owners::owner;
 use crate::server::Raw;
 use crate::stage::{Stage, pod, user};
 
@@ -17,8 +18,6 @@ on_every_server!(
     a_persistent_link_is_a_string_and_a_field,
     a_removed_link_leaves_the_hash_before_it_expires,
     a_link_of_another_program_is_found,
-    an_owner_record_protects_a_temporary_link,
-    an_owner_record_of_a_later_incarnation_is_not_moved,
     a_value_that_is_no_pod_is_told_and_left_alone,
     a_key_of_the_wrong_type_loses_nothing,
 );
@@ -117,10 +116,7 @@ async fn a_persistent_link_is_a_string_and_a_field(stage: Stage) {
         .set(&link(), pod(1), Persist::Forever, stage.deadline())
         .await
         .unwrap();
-    let from = StoredLink {
-        pod: pod(1),
-        life: Life::Persistent,
-    };
+    let from = StoredLink::unowned(pod(1), Life::Persistent);
     let dead = Incarnation::NONE;
     let moved = stage
         .store
@@ -184,13 +180,7 @@ async fn a_link_of_another_program_is_found(stage: Stage) {
     raw.run(&["SET", KEY, "4"]);
     raw.run(&["HSET", USER_KEY, "svc", "4", "chat", "0"]);
     let found = stage.store.get(&link(), stage.deadline()).await.unwrap();
-    assert_eq!(
-        found,
-        Some(StoredLink {
-            pod: pod(4),
-            life: Life::Persistent
-        })
-    );
+    assert_eq!(found, Some(StoredLink::unowned(pod(4), Life::Persistent)));
     let (namespace, uid) = (&link().service.namespace, &link().uid);
     let services = stage
         .store
@@ -202,65 +192,6 @@ async fn a_link_of_another_program_is_found(stage: Stage) {
         .map(|(name, pod)| (name.as_str(), pod.get()))
         .collect();
     assert_eq!(services, [("chat", 0), ("svc", 4)]);
-}
-
-async fn an_owner_record_protects_a_temporary_link(stage: Stage) {
-    let mut raw = raw(&stage);
-    let try_set = async |index| {
-        let persist = Persist::For(HOUR);
-        stage
-            .store
-            .try_set(&link(), pod(index), persist, stage.deadline())
-            .await
-            .unwrap()
-    };
-    raw.run(&["SET", KEY, "5", "PX", "3600000"]);
-    raw.run(&["HSET", OWNER_KEY, "svc", "5:77:1000", "#", "1000"]);
-    let kept = try_set(6).await;
-    assert_eq!((kept.made, kept.link.pod), (false, pod(5)));
-    assert!(try_set(5).await.made, "the owner itself may");
-    // A record of another pod than the link names is out of date and protects no pod.
-    raw.run(&["HSET", OWNER_KEY, "svc", "4:77:1000"]);
-    assert!(try_set(6).await.made);
-    // So is a record that cannot be read.
-    raw.run(&["HSET", OWNER_KEY, "svc", "six"]);
-    assert!(try_set(7).await.made);
-    assert_eq!(
-        raw.text(&["HGET", OWNER_KEY, "svc"]),
-        "six",
-        "records are not try_set's to write"
-    );
-}
-
-async fn an_owner_record_of_a_later_incarnation_is_not_moved(stage: Stage) {
-    let mut raw = raw(&stage);
-    raw.run(&["SET", KEY, "5"]);
-    raw.run(&["HSET", OWNER_KEY, "svc", "5:77:1000"]);
-    let relink = async |dead| {
-        let from = StoredLink {
-            pod: pod(5),
-            life: Life::Persistent,
-        };
-        let (dead, deadline) = (Incarnation::new(dead), stage.deadline());
-        let placed = stage
-            .store
-            .relink(&link(), from, dead, pod(6), HOUR, deadline)
-            .await;
-        placed.unwrap().unwrap()
-    };
-    for dead in [0, 76] {
-        let kept = relink(dead).await;
-        assert_eq!(
-            (kept.made, kept.link.pod),
-            (false, pod(5)),
-            "{dead} is not 77"
-        );
-    }
-    assert!(relink(77).await.made);
-    // The record still names pod 5, the link no longer does: it protects no pod.
-    raw.run(&["SET", KEY, "5"]);
-    raw.run(&["HSET", OWNER_KEY, "svc", "4:99:1000"]);
-    assert!(relink(1).await.made);
 }
 
 async fn a_value_that_is_no_pod_is_told_and_left_alone(stage: Stage) {
@@ -292,12 +223,16 @@ async fn a_value_that_is_no_pod_is_told_and_left_alone(stage: Stage) {
                 .remove(&link, Some(pod(0)), Removal::Now, deadline)
                 .await
                 .unwrap_err(),
+            store
+                .remove(&link, None, Removal::Now, deadline)
+                .await
+                .unwrap_err(),
         ] {
             names_the_key(&error);
             assert_eq!(error.outcome(), Some(WriteOutcome::NotSent));
         }
         assert_eq!(raw.text(&["GET", KEY]), foreign);
-        // What is written or removed unconditionally heals it.
+        // What is written unconditionally heals it.
         assert_eq!(
             store
                 .set(&link, pod(1), Persist::Forever, deadline)
@@ -306,18 +241,6 @@ async fn a_value_that_is_no_pod_is_told_and_left_alone(stage: Stage) {
             None
         );
         assert_eq!(raw.text(&["GET", KEY]), "1");
-        raw.run(&["SET", KEY, foreign]);
-        let removed = store
-            .remove(&link, None, Removal::Now, deadline)
-            .await
-            .unwrap();
-        assert_eq!(
-            removed,
-            Removed {
-                previous: None,
-                done: true
-            }
-        );
         raw.run(&["FLUSHALL"]);
     }
     raw.run(&["HSET", USER_KEY, "svc", "three"]);
@@ -381,74 +304,43 @@ async fn a_key_of_the_wrong_type_loses_nothing(stage: Stage) {
 /// Every operation that writes links, as far as it needs a key that may be broken.
 async fn every_write(stage: &Stage) -> Vec<(&'static str, Result<(), Error>)> {
     let (store, link, deadline) = (&stage.store, link(), stage.deadline());
-    let from = |life| StoredLink { pod: pod(3), life };
-    let (persistent, dead) = (from(Life::Persistent), Incarnation::NONE);
-    let temporary = from(Life::Temporary(HOUR));
-    let mut all = vec![
-        (
-            "try_set",
-            store
-                .try_set(&link, pod(3), Persist::Forever, deadline)
-                .await
-                .map(drop),
-        ),
-        (
-            "try_set",
-            store
-                .try_set(&link, pod(3), Persist::For(HOUR), deadline)
-                .await
-                .map(drop),
-        ),
-        (
-            "relink",
-            store
-                .relink(&link, persistent, dead, pod(4), HOUR, deadline)
-                .await
-                .map(drop),
-        ),
-        (
-            "relink",
-            store
-                .relink(&link, temporary, dead, pod(4), HOUR, deadline)
-                .await
-                .map(drop),
-        ),
-    ];
-    let mut raw = raw(stage);
-    let owner_is_broken = raw.text(&["TYPE", OWNER_KEY]) == "string";
-    if !owner_is_broken {
-        all.extend([
-            (
-                "set",
-                store
-                    .set(&link, pod(4), Persist::Forever, deadline)
-                    .await
-                    .map(drop),
-            ),
-            (
-                "set",
-                store
-                    .set(&link, pod(4), Persist::For(HOUR), deadline)
-                    .await
-                    .map(drop),
-            ),
-            (
-                "remove",
-                store
-                    .remove(&link, None, Removal::Now, deadline)
-                    .await
-                    .map(drop),
-            ),
-            (
-                "remove",
-                store
-                    .remove(&link, None, Removal::Grace(HOUR), deadline)
-                    .await
-                    .map(drop),
-            ),
-        ]);
+    let (forever, hour) = (Persist::Forever, Persist::For(HOUR));
+    let mut all = Vec::new();
+    for persist in [forever, hour] {
+        let tried = store.try_set(&link, pod(3), persist, deadline).await;
+        all.push(("try_set", tried.map(drop)));
+        let written = store.set(&link, pod(4), persist, deadline).await;
+        all.push(("set", written.map(drop)));
     }
-    if raw.text(&["TYPE", KEY]) == "list" {
+    for life in [Life::Persistent, Life::Temporary(HOUR)] {
+        let (from, dead) = (StoredLink::unowned(pod(3), life), Incarnation::NONE);
+        let moved = store.relink(&link, from, dead, pod(4), HOUR, deadline);
+        all.push(("relink", moved.await.map(drop)));
+    }
+    for removal in [Removal::Now, Removal::Grace(HOUR)] {
+        let removed = store.remove(&link, None, removal, deadline).await;
+        all.push(("remove", removed.map(drop)));
+    }
+    for index in [3, 4] {
+        let me = (pod(index), Incarnation::new(7));
+        let certified = Some((pod(3), me.1));
+        let claimed = store.claim(&link, me, certified, Token::NONE, deadline);
+        all.push(("claim", claimed.await.map(drop)));
+    }
+    let found = [
+        StoredUser::default(),
+        StoredUser::of_owner(owner((3, 7), 8)),
+    ];
+    for (found, to) in found.iter().flat_map(|found| {
+        let to = [Rewrite::Nothing, Rewrite::Link(pod(3), forever)];
+        to.map(|to| (found, to))
+    }) {
+        let swapped = store.swap(&link, found, to, deadline).await;
+        all.push(("swap", swapped.map(drop)));
+    }
+    let mut raw = raw(stage);
+    let owners_count = raw.text(&["TYPE", OWNER_KEY]) == "string" && raw.text(&["GET", KEY]) == "3";
+    if raw.text(&["TYPE", KEY]) == "list" || owners_count {
         let made = store.set_if_absent(&link, pod(4), HOUR, deadline).await;
         all.push(("set_if_absent", made.map(drop)));
     }

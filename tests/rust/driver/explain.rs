@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use podlink::config::{ClientConfig, LeaseTimes, OnRestart};
-use podlink::driver::client::ClientDriver;
+use podlink::config::{ClientConfig, LeaseTimes, OnRestart, SettingsGroup};
+use podlink::driver::client::{ClientDriver, Misrouted};
 use podlink::error::ErrorKind;
-use podlink::id::{Incarnation, LinkId, PodIndex};
+use podlink::id::{Incarnation, LinkId, PodIndex, Token};
 use podlink::op::{Begun, PodIdentity};
 use podlink::route::explain::Action;
 use podlink::route::link::{Persist, Removal};
@@ -29,10 +29,11 @@ const TIMES: LeaseTimes = LeaseTimes {
 };
 const PODS: i64 = 3;
 /// What an explanation may ask the store for.
-const READS: [&str; 2] = ["get", "inspect"];
+const READS: [&str; 2] = ["read", "inspect"];
 /// What compute may ask for.
-const ALL: [&str; 6] = [
+const ALL: [&str; 7] = [
     "get",
+    "read",
     "inspect",
     "pods",
     "pod_certify",
@@ -52,6 +53,10 @@ enum Step {
     Certify(i64),
     Link(i64, bool),
     Unlink,
+    /// The living process claims the user, if it may.
+    Claim(i64),
+    /// The pod says "not mine".
+    Refuse(i64),
     Compute,
     TellCache(i64),
     Forget,
@@ -77,6 +82,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => known.prop_map(Step::Certify),
         3 => (linked.clone(), any::<bool>()).prop_map(|(pod, persistent)| Step::Link(pod, persistent)),
         1 => Just(Step::Unlink),
+        2 => (0..PODS).prop_map(Step::Claim),
+        3 => linked.clone().prop_map(Step::Refuse),
         3 => Just(Step::Compute),
         1 => linked.prop_map(Step::TellCache),
         1 => Just(Step::Forget),
@@ -116,6 +123,7 @@ impl Play {
             strategy,
             timeout: TIMEOUT,
             on_restart,
+            ..ClientConfig::defaults().unwrap()
         };
         let pods = podlink::config::RouteInfoConfig {
             overload_limit,
@@ -211,6 +219,17 @@ impl Play {
                 let remove = store.remove(&self.user, None, Removal::Now, deadline);
                 remove.await.unwrap();
             }
+            Step::Claim(index) => {
+                if let Some(state) = self.living.get(index) {
+                    let owner = (pod(*index), state.incarnation);
+                    let claim = store.claim(&self.user, owner, None, Token::NONE, deadline);
+                    claim.await.unwrap();
+                }
+            }
+            Step::Refuse(index) => {
+                let report = Misrouted::by(pod(*index));
+                self.client.misrouted(self.user.clone(), report).unwrap();
+            }
             Step::Compute => drop(self.compute().await),
             Step::TellCache(index) => {
                 self.client
@@ -266,13 +285,15 @@ impl Play {
         let made = (
             rose("links_made"),
             rose("links_healed"),
+            rose("hints_replaced"),
             rose("owners_unsure"),
         );
         let expected = match explained.action() {
-            Action::MakeLink => (1, 0, 0),
-            Action::MoveUser | Action::CertifyThenMove => (0, 1, 0),
-            Action::KeepUntilCertain => (0, 0, 1),
-            _ => (0, 0, 0),
+            Action::MakeLink => (1, 0, 0, 0),
+            Action::MoveUser if explained.reason() == Reason::OwnerRefused => (0, 0, 1, 0),
+            Action::MoveUser | Action::CertifyThenMove => (0, 1, 0, 0),
+            Action::KeepUntilCertain => (0, 0, 0, 1),
+            _ => (0, 0, 0, 0),
         };
         prop_assert_eq!(made, expected, "{:?}", &explained);
         match &done {
@@ -354,7 +375,7 @@ async fn each_reason_has_its_world() {
     const MINUTE: Step = Step::Pass(17_000);
     let (begin, rival) = (Step::Begin(0, Ready, 1), Step::Begin(1, Ready, 9));
     let link = Step::Link(0, true);
-    let worlds: [(Reason, &[Step]); 11] = [
+    let worlds: [(Reason, &[Step]); 13] = [
         (Reason::Cached, &[begin.clone(), Step::Compute]),
         (Reason::SetByProgram, &[begin.clone(), Step::TellCache(0)]),
         (Reason::OwnerReady, &[begin.clone(), link.clone()]),
@@ -370,6 +391,10 @@ async fn each_reason_has_its_world() {
             Reason::OwnerDead,
             &[begin.clone(), rival.clone(), link.clone(), Step::End(0)],
         ),
+        (
+            Reason::OwnerRefused,
+            &[begin.clone(), rival.clone(), link.clone(), Step::Refuse(0)],
+        ),
         (Reason::OwnerNeverSeen, &[rival.clone(), link.clone()]),
         (Reason::NoLink, std::slice::from_ref(&rival)),
         (Reason::NoRoutablePod, &[]),
@@ -382,6 +407,10 @@ async fn each_reason_has_its_world() {
                 Step::Kill(0),
                 Step::Pass(12_000),
             ],
+        ),
+        (
+            Reason::OwnerSilent,
+            &[begin.clone(), link.clone(), Step::Kill(0), MINUTE],
         ),
         (
             Reason::OwnerLapsed,

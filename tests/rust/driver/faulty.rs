@@ -1,6 +1,7 @@
 //! A store that fails when a test wants it to, and remembers what it was asked.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use async_trait::async_trait;
 use podlink::clock::{Clock, Tick};
 use podlink::error::{Error, ErrorKind, Result, WriteOutcome};
 use podlink::id::ServiceId;
-use podlink::op::{Call, CallName, Reply};
+use podlink::op::{Call, CallName, Renewed, Reply};
 use podlink::store::{Changes, ConnectionReport, Store};
 
 /// What happens to a call.
@@ -27,8 +28,10 @@ pub(super) enum Fault {
 /// A store in front of another one.
 #[derive(Debug)]
 pub(super) struct Faulty {
-    store: Arc<dyn Store>,
+    store: Mutex<Arc<dyn Store>>,
     clock: Clock,
+    /// Which server renewals say they come from.
+    server: AtomicU64,
     /// Per operation, what happens to its next calls; then all is well again.
     faults: Mutex<BTreeMap<&'static str, VecDeque<Fault>>>,
     /// What was asked, and when.
@@ -60,12 +63,28 @@ impl Drop for UnderWay<'_> {
 impl Faulty {
     pub(super) fn new(store: Arc<dyn Store>, clock: Clock) -> Arc<Self> {
         Arc::new(Self {
-            store,
+            store: Mutex::new(store),
             clock,
+            server: AtomicU64::new(1),
             faults: Mutex::default(),
             calls: Mutex::default(),
             under_way: Mutex::default(),
         })
+    }
+
+    /// From now on this server replies.
+    pub(super) fn replace(&self, store: Arc<dyn Store>, server: u64) {
+        *self.store.lock().unwrap() = store;
+        self.server.store(server, Ordering::SeqCst);
+    }
+
+    /// From now on renewals come from another server with the same data.
+    pub(super) fn renumber(&self, server: u64) {
+        self.server.store(server, Ordering::SeqCst);
+    }
+
+    fn inner(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.store.lock().unwrap())
     }
 
     /// The next calls of this operation fail so, one after the other.
@@ -140,21 +159,29 @@ impl Faulty {
 #[async_trait]
 impl Store for Faulty {
     async fn call(&self, call: &Call, deadline: Tick) -> Result<Reply> {
-        let work = self.store.call(call, deadline);
+        let store = self.inner();
+        let work = async {
+            let mut reply = store.call(call, deadline).await?;
+            if let Reply::PodRenew(Renewed::Done { server, .. }) = &mut reply {
+                *server = self.server.load(Ordering::SeqCst);
+            }
+            Ok(reply)
+        };
         self.pass(call.name().as_str(), deadline, work).await
     }
 
     async fn subscribe(&self, service: &ServiceId, deadline: Tick) -> Result<Changes> {
-        let work = self.store.subscribe(service, deadline);
+        let store = self.inner();
+        let work = store.subscribe(service, deadline);
         let name = CallName::Subscribe.as_str();
         self.pass(name, deadline, work).await
     }
 
     async fn close(&self) {
-        self.store.close().await;
+        self.inner().close().await;
     }
 
     fn report(&self) -> ConnectionReport {
-        self.store.report()
+        self.inner().report()
     }
 }

@@ -9,7 +9,9 @@ use async_trait::async_trait;
 use podlink::clock::{Clock, ManualClock, Tick};
 use podlink::config::{LeaseTimes, RouteInfoConfig, ServerConfig, SettingsGroup};
 use podlink::driver::info::InfoDriver;
-use podlink::driver::server::{NoHooks, PodHooks, ServerDriver, ServerInfo};
+use podlink::driver::server::{
+    LeaseEvent, LeaseReason, LossReason, NoHooks, Ownership, PodHooks, ServerDriver, ServerInfo,
+};
 use podlink::error::Result;
 use podlink::id::{LinkId, PodIndex, ServiceId};
 use podlink::op::{OperationName, Set, expected};
@@ -53,6 +55,11 @@ impl World {
         hand.advance(ahead);
         self.hands.push(hand.clone());
         Clock::Manual(hand)
+    }
+
+    /// The store's clock steps forward, and that of every driver with a clock of its own does not.
+    pub(super) fn step_store(&self, by: Duration) {
+        self.hands[0].advance(by);
     }
 
     /// Lets time pass, on every clock and in the runtime, step by step.
@@ -171,12 +178,23 @@ impl PodHooks for Losses {
         Ok(0)
     }
 
-    async fn drain(&self, _link: &LinkId) -> Result<()> {
+    async fn drain(&self, _user: &Ownership) -> Result<()> {
         Ok(())
     }
 
-    fn lease_lost(&self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
+    async fn lease(&self, what: LeaseEvent, _why: LeaseReason) -> Result<()> {
+        if what == LeaseEvent::Lost {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    async fn ownership_lost(&self, _user: &Ownership, _why: LossReason) -> Result<()> {
+        Ok(())
+    }
+
+    async fn ownership_renewed(&self, _new: &Ownership, _old: &Ownership) -> Result<()> {
+        Ok(())
     }
 }
 

@@ -1,0 +1,31 @@
+-- pod_stepped: a pod found by its own clock that the server's clock stepped forward.
+-- KEYS[1] lease hash, KEYS[2] state hash
+-- ARGV    lease, grace, gap (microseconds), pod, incarnation
+-- reply   {verdict, incarnation, microseconds}: 'held' for that time | 'unbelieved' |
+--         'refused', because the pod is dead or another process holds its index
+-- Steps forward that are smaller than the gap look like time to a script, and several of them would
+-- use up the grace of every pod. So the hold begins again. A pod whose own clock is bad would report
+-- without end, and no pod could be declared dead: after BELIEVED reports in succession, each within
+-- QUIET leases of the one before, a pod is believed again once another pod has reported a step, or
+-- once it has reported none for so long.
+-- Atomic, because a report and a certificate exclude each other: what is held here was not over.
+local BELIEVED, QUIET = 4, 10
+local lease, grace, gap = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local pod, me = ARGV[4], tonumber(ARGV[5])
+local incarnation, dead = moment('i:' .. pod), moment('x:' .. pod)
+local reporter, count, at = string.match(field('step') or '', '^(%d+):(%d+):(%d+)$')
+if incarnation ~= me or dead >= me then
+  return {'refused', text(math.max(incarnation, dead)), 0}
+end
+tick(lease, grace, gap)
+count, at = parse(count, 2 ^ 52), parse(at, 2 ^ 52)
+local again = reporter == pod and count and at and at <= now and now - at < QUIET * lease
+count = again and count + 1 or 1
+put('step', pod .. ':' .. text(count) .. ':' .. text(now))
+if count > BELIEVED then
+  write()
+  return {'unbelieved', ARGV[5], 0}
+end
+begin_hold(lease, grace, last > hold and last)
+write()
+return {'held', ARGV[5], text(hold - now)}
