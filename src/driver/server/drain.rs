@@ -98,18 +98,17 @@ impl ServerDriver {
             });
         }
         let mut stopped = shared.stopped.subscribe();
+        let mut until = deadline.after(MARGIN);
+        if phase == Phase::Running {
+            let done = stopped.wait_for(Option::is_some);
+            let _late = with_deadline(&shared.clock, until, "the stop under way", done).await;
+            // After a pause of the whole process the stop is as late as its caller.
+            until = until.max(shared.clock.deadline(MARGIN));
+        }
         let done = stopped.wait_for(Option::is_some);
-        let report = with_deadline(
-            &shared.clock,
-            deadline.after(MARGIN),
-            "the stop under way",
-            done,
-        )
-        .await?;
-        Ok(report
-            .ok()
-            .and_then(|report| report.clone())
-            .unwrap_or_default())
+        let report = with_deadline(&shared.clock, until, "the stop under way", done).await?;
+        let report = report.ok().and_then(|report| report.clone());
+        Ok(report.unwrap_or_default())
     }
 }
 
@@ -210,7 +209,12 @@ impl ServerShared {
         self.publish_routing(RoutingState::DenyNewCall, hooks_until)
             .await;
         // After a lapse the renewal has just confirmed what this process owns, or soon will.
-        let confirmed = self.confirmed();
+        // And the program knows the tokens by which it is going to save.
+        let confirmed = async {
+            self.confirmed().await?;
+            self.hooks_ended().await;
+            Ok::<(), Error>(())
+        };
         let _in_doubt = with_deadline(&self.clock, hooks_until, "the owned users", confirmed).await;
         *self.given_away() = Some(HashSet::new());
         let progress = DrainProgress::default();
