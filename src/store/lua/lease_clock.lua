@@ -18,7 +18,7 @@
 -- Everything is read first; `save` collects what `write` writes in the end.
 -- Other programs may write here too. A field without a valid number counts as missing, and a time
 -- too far ahead is replaced: an invalid field must not harm more than its own pod.
-local lease_key, FORMAT = KEYS[1], 1
+local lease_key, WEEK, FORMAT = KEYS[1], 7 * 86400 * 1000000, 1
 -- No pod can be configured with a shorter lease.
 local LEASE_LEAST = 100000
 local function field(name) return redis.call('HGET', lease_key, name) end
@@ -88,8 +88,8 @@ end
 local own_times = true
 -- Advances the clock. After a time without access longer than the gap (an outage, a failover, a
 -- step forward), and if the clock was lost, every pod gets a new lease and grace. So no user moves.
--- So does a stored time that is ahead of the server's, and later than all that protects a pod:
--- another program may have written it.
+-- So does a clock that is a week ahead, and later than all that protects a pod: another program may
+-- have written it. Less looks like a step back of the server's clock, after which the dead are dead.
 local function tick(lease, grace, gap, new)
   if lease == 0 then
     return -- nothing is judged, nor the silence ended, by a call that does not know the times
@@ -100,11 +100,9 @@ local function tick(lease, grace, gap, new)
   if invalid then
     hold = 0
   end
-  local ahead = stepped and last > math.max(hold, last_deadline() + grace)
-  if lost then
+  local ahead = back > WEEK and last > math.max(hold, last_deadline() + grace)
+  if lost or ahead then
     begin_hold(lease, grace, 0)
-  elseif ahead then
-    begin_hold(lease, grace, last)
   elseif outage then
     begin_hold(lease, grace, last > hold and last)
   elseif invalid then

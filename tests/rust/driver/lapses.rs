@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podlink::config::Drain;
+use podlink::driver::server::NoHooks;
 use podlink::error::ErrorKind;
 use podlink::id::{Incarnation, Token};
 use podlink::op::Claimed;
@@ -12,9 +13,30 @@ use podlink::store::MemoryStore;
 
 use super::faulty::Fault;
 use super::ownership::{Heard, certificate, claim, pod_with, removed_by_hand, stored};
-use super::world::{LEASE, RENEW, TIMEOUT, World, route_info, service, settle};
+use super::world::{GUARD, LEASE, RENEW, STEP, TIMEOUT, World, route_info, service, settle};
 use crate::ask::Ask as _;
 use crate::stage::{pod, user};
+
+/// The clock is read at the moment of the check: no task need have noticed the lapse.
+#[tokio::test(start_paused = true)]
+async fn ownership_ends_with_the_lease_whatever_runs() {
+    let mut world = World::new();
+    let own = world.wrong_clock(Duration::from_secs(5));
+    let server = world.server_with(0, "", own.clone(), Arc::new(NoHooks));
+    server.start(server.start_deadline(None)).await.unwrap();
+    let mine = claim(&server, "u").await.unwrap();
+    let podlink::clock::Clock::Manual(hand) = own else {
+        unreachable!("it is moved by hand");
+    };
+    hand.advance(LEASE - GUARD - STEP);
+    assert!(server.owns(None, "u", None));
+    hand.advance(STEP * 2);
+    // Nothing was awaited in between.
+    assert!(!server.holds_lease() && !server.owns(None, "u", None));
+    assert_eq!(server.token(None, "u", None), None);
+    assert_eq!(server.ownership(&mine.link), None);
+    assert!(server.owned_users().is_empty());
+}
 
 /// A lapse voids nothing as long as nobody has a certificate: the same tokens stand again.
 #[tokio::test(start_paused = true)]
