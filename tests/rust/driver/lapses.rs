@@ -280,3 +280,56 @@ async fn a_store_that_forgot_everything_moves_nobody() {
     assert_eq!(alive().await, [0, 1]);
     info.close();
 }
+
+/// A store whose time is behind gives no smaller token to a process that has one already.
+#[tokio::test(start_paused = true)]
+async fn the_tokens_of_a_process_never_fall() {
+    let world = World::new();
+    let server = world.started(0).await;
+    world.pass(LEASE * 6).await;
+    let old = claim(&server, "u").await.unwrap();
+    // Opened now, its calendar is behind by the simulated minute.
+    let behind = MemoryStore::open(None, world.clock.clone()).unwrap();
+    world.store.replace(behind, 2);
+    let again = claim(&server, "u").await.unwrap();
+    assert!(again.owner.token >= old.owner.token, "{again:?} {old:?}");
+    world
+        .until("it is told again", || server.stats()["verified"] > 0)
+        .await;
+    world.pass(RENEW).await;
+    let held = server.token(None, "u", None);
+    assert!(held.is_some_and(|held| held >= old.owner.token), "{held:?}");
+    assert_eq!(
+        stored(&world, "u").await.record.map(|record| record.token),
+        held
+    );
+}
+
+/// A claim that came too late is given back, but not if the next one got the same token.
+#[tokio::test(start_paused = true)]
+async fn a_late_claim_is_not_given_back_once_it_counts() {
+    let world = World::new();
+    let server = world.started(0).await;
+    world.store.fail("claim", &[Fault::Late(RENEW * 2)]);
+    let deadline = world.clock.deadline(LEASE);
+    let claims: Vec<_> = (0..2)
+        .map(|_| {
+            let (server, link) = (server.clone(), user("u"));
+            tokio::spawn(async move { server.claim(link, Token::NONE, deadline).await })
+        })
+        .collect();
+    settle().await;
+    // Another server: answers of before count no more.
+    world.store.renumber(2);
+    let done = || claims.iter().all(tokio::task::JoinHandle::is_finished);
+    world.until("both are answered", done).await;
+    let mut answers = Vec::new();
+    for claimed in claims {
+        answers.push(claimed.await.unwrap());
+    }
+    assert_eq!(server.stats()["late_answers"], 1, "{answers:?}");
+    let held = server.ownership(&user("u")).unwrap();
+    world.pass(RENEW * 2).await;
+    assert_eq!(server.ownership(&user("u")), Some(held.clone()));
+    assert_eq!(stored(&world, "u").await.record, Some(held.owner));
+}
