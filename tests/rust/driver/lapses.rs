@@ -13,7 +13,7 @@ use podlink::store::MemoryStore;
 
 use super::faulty::Fault;
 use super::ownership::{Heard, certificate, claim, pod_with, removed_by_hand, stored};
-use super::world::{GUARD, LEASE, RENEW, STEP, TIMEOUT, World, route_info, service, settle};
+use super::world::{GRACE, GUARD, LEASE, RENEW, STEP, TIMEOUT, World, route_info, service, settle};
 use crate::ask::Ask as _;
 use crate::stage::{pod, user};
 
@@ -332,4 +332,29 @@ async fn a_late_claim_is_not_given_back_once_it_counts() {
     world.pass(RENEW * 2).await;
     assert_eq!(server.ownership(&user("u")), Some(held.clone()));
     assert_eq!(stored(&world, "u").await.record, Some(held.owner));
+}
+
+/// The store has a record of its owner, and no lease: it may be alive, for a lease and a grace.
+#[tokio::test(start_paused = true)]
+async fn a_forgotten_owner_is_not_dead_at_once() {
+    let world = World::new();
+    let server = world.started(0).await;
+    let (link, forgotten) = (user("u"), (pod(7), Incarnation::new(77)));
+    let deadline = world.clock.deadline(TIMEOUT);
+    let theirs = world
+        .store
+        .claim(&link, forgotten, None, Token::NONE, deadline)
+        .await;
+    assert!(matches!(theirs.unwrap(), Claimed::Owned { .. }));
+    let asked = world.clock.now();
+    loop {
+        match claim(&server, "u").await {
+            Ok(_) => break,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::NotOwner, "{error}"),
+        }
+        world.pass(Duration::from_millis(500)).await;
+    }
+    let took = world.clock.now().since(asked);
+    assert!(took >= LEASE + GRACE, "{took:?}");
+    assert!(took <= LEASE + GRACE + RENEW, "{took:?}");
 }
