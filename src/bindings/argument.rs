@@ -113,8 +113,8 @@ pub(super) fn owner(given: &Bound<'_, PyAny>) -> PyResult<Option<PodIndex>> {
 pub(super) fn token(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<Token> {
     let number = integer(what, given)?;
     let most = match what {
-        // Tokens rise from here, for as long as the user has owners.
-        "min_token" => Token::LIMIT / 2,
+        // Tokens rise from here: that leaves the user four thousand million owners more.
+        "min_token" => Token::LIMIT - (1 << 32),
         _ => Token::LIMIT - 1,
     };
     let token = u64::try_from(number).ok().filter(|number| *number <= most);
