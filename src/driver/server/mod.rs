@@ -58,58 +58,45 @@ pub struct ServerInfo {
 }
 
 /// The program's hooks of a pod. Failures are logged and counted, never fatal, and no hook delays a
-/// renewal.
+/// renewal. What a program does not have does nothing.
 #[async_trait]
 pub trait PodHooks: Send + Sync + std::fmt::Debug + 'static {
     /// Whether `load` should be called.
-    fn reports_load(&self) -> bool;
+    fn reports_load(&self) -> bool {
+        false
+    }
 
     /// The load that the application reports now.
-    async fn load(&self) -> Result<i64>;
+    async fn load(&self) -> Result<i64> {
+        Ok(0)
+    }
 
     /// The pod is stopping and owns this user: time to save. Dropping the future cancels the hook.
-    async fn drain(&self, user: &Ownership) -> Result<()>;
+    async fn drain(&self, _user: &Ownership) -> Result<()> {
+        Ok(())
+    }
 
     /// Something happened to the lease.
-    async fn lease(&self, what: LeaseEvent, why: LeaseReason) -> Result<()>;
+    async fn lease(&self, _what: LeaseEvent, _why: LeaseReason) -> Result<()> {
+        Ok(())
+    }
 
     /// This process owns the user no more.
-    async fn ownership_lost(&self, user: &Ownership, why: LossReason) -> Result<()>;
+    async fn ownership_lost(&self, _user: &Ownership, _why: LossReason) -> Result<()> {
+        Ok(())
+    }
 
     /// This process owns the user by a new token: the store had forgotten the old one.
-    async fn ownership_renewed(&self, new: &Ownership, old: &Ownership) -> Result<()>;
+    async fn ownership_renewed(&self, _new: &Ownership, _old: &Ownership) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// For programs without hooks.
 #[derive(Debug)]
 pub struct NoHooks;
 
-#[async_trait]
-impl PodHooks for NoHooks {
-    fn reports_load(&self) -> bool {
-        false
-    }
-
-    async fn load(&self) -> Result<i64> {
-        Ok(0)
-    }
-
-    async fn drain(&self, _user: &Ownership) -> Result<()> {
-        Ok(())
-    }
-
-    async fn lease(&self, _what: LeaseEvent, _why: LeaseReason) -> Result<()> {
-        Ok(())
-    }
-
-    async fn ownership_lost(&self, _user: &Ownership, _why: LossReason) -> Result<()> {
-        Ok(())
-    }
-
-    async fn ownership_renewed(&self, _new: &Ownership, _old: &Ownership) -> Result<()> {
-        Ok(())
-    }
-}
+impl PodHooks for NoHooks {}
 
 /// A pod's lease, state and links. Cheap to clone; the clones are one driver.
 #[derive(Debug, Clone)]

@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use podlink::config::Drain;
-use podlink::driver::server::{
-    DrainReport, LeaseEvent, LeaseReason, LossReason, Ownership, PodHooks, ServerDriver,
-};
+use podlink::driver::server::{DrainReport, Ownership, PodHooks, ServerDriver};
 use podlink::error::{Error, ErrorKind, Result};
 use podlink::route::link::Certificate;
 
@@ -36,14 +34,6 @@ impl Drop for Running {
 
 #[async_trait]
 impl PodHooks for Saves {
-    fn reports_load(&self) -> bool {
-        false
-    }
-
-    async fn load(&self) -> Result<i64> {
-        Ok(0)
-    }
-
     async fn drain(&self, owned: &Ownership) -> Result<()> {
         let uid = owned.link.uid.to_string();
         self.begun.lock().unwrap().push(uid.clone());
@@ -58,18 +48,6 @@ impl PodHooks for Saves {
             _ => {}
         }
         running.1 = None;
-        Ok(())
-    }
-
-    async fn lease(&self, _what: LeaseEvent, _why: LeaseReason) -> Result<()> {
-        Ok(())
-    }
-
-    async fn ownership_lost(&self, _user: &Ownership, _why: LossReason) -> Result<()> {
-        Ok(())
-    }
-
-    async fn ownership_renewed(&self, _new: &Ownership, _old: &Ownership) -> Result<()> {
         Ok(())
     }
 }
@@ -248,30 +226,10 @@ async fn a_hook_may_release_its_user_itself() {
 
     #[async_trait]
     impl PodHooks for Releases {
-        fn reports_load(&self) -> bool {
-            false
-        }
-
-        async fn load(&self) -> Result<i64> {
-            Ok(0)
-        }
-
         async fn drain(&self, owned: &Ownership) -> Result<()> {
             let server = self.0.lock().unwrap().clone().unwrap();
             let released = server.release(owned, None, server.deadline(None)).await?;
             assert!(released);
-            Ok(())
-        }
-
-        async fn lease(&self, _what: LeaseEvent, _why: LeaseReason) -> Result<()> {
-            Ok(())
-        }
-
-        async fn ownership_lost(&self, _user: &Ownership, _why: LossReason) -> Result<()> {
-            Ok(())
-        }
-
-        async fn ownership_renewed(&self, _new: &Ownership, _old: &Ownership) -> Result<()> {
             Ok(())
         }
     }

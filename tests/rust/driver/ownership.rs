@@ -50,14 +50,6 @@ impl Heard {
 
 #[async_trait]
 impl PodHooks for Heard {
-    fn reports_load(&self) -> bool {
-        false
-    }
-
-    async fn load(&self) -> Result<i64> {
-        Ok(0)
-    }
-
     async fn drain(&self, user: &Ownership) -> Result<()> {
         self.note(format!("drain {}", user.link.uid));
         Ok(())

@@ -10,7 +10,7 @@ use podlink::clock::{Clock, ManualClock, Tick};
 use podlink::config::{LeaseTimes, RouteInfoConfig, ServerConfig, SettingsGroup};
 use podlink::driver::info::InfoDriver;
 use podlink::driver::server::{
-    LeaseEvent, LeaseReason, LossReason, NoHooks, Ownership, PodHooks, ServerDriver, ServerInfo,
+    LeaseEvent, LeaseReason, NoHooks, PodHooks, ServerDriver, ServerInfo,
 };
 use podlink::error::Result;
 use podlink::id::{LinkId, PodIndex, ServiceId};
@@ -170,30 +170,10 @@ impl Losses {
 
 #[async_trait]
 impl PodHooks for Losses {
-    fn reports_load(&self) -> bool {
-        false
-    }
-
-    async fn load(&self) -> Result<i64> {
-        Ok(0)
-    }
-
-    async fn drain(&self, _user: &Ownership) -> Result<()> {
-        Ok(())
-    }
-
     async fn lease(&self, what: LeaseEvent, _why: LeaseReason) -> Result<()> {
         if what == LeaseEvent::Lost {
             self.0.fetch_add(1, Ordering::SeqCst);
         }
-        Ok(())
-    }
-
-    async fn ownership_lost(&self, _user: &Ownership, _why: LossReason) -> Result<()> {
-        Ok(())
-    }
-
-    async fn ownership_renewed(&self, _new: &Ownership, _old: &Ownership) -> Result<()> {
         Ok(())
     }
 }
