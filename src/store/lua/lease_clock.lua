@@ -7,6 +7,7 @@
 --   shared   format  the version of the layout: the highest that a pod has written
 --            off  virtual time = TIME + off; grows when the server's clock steps back
 --            clk  the virtual time of the last access; it never decreases
+--            clk2 the same: another program that writes one of them does not move the time
 --            hold after an outage no pod is declared dead before this time
 --            held pods whose lease reached this time count as alive during the hold; without it,
 --                 the lease hash was lost: pods that are not in it may be alive too
@@ -18,7 +19,7 @@
 -- Everything is read first; `save` collects what `write` writes in the end.
 -- Other programs may write here too. A field without a valid number counts as missing, and a time
 -- too far ahead is replaced: an invalid field must not harm more than its own pod.
-local lease_key, WEEK, FORMAT = KEYS[1], 7 * 86400 * 1000000, 1
+local lease_key, FORMAT = KEYS[1], 1
 -- No pod can be configured with a shorter lease.
 local LEASE_LEAST = 100000
 local function field(name) return redis.call('HGET', lease_key, name) end
@@ -47,7 +48,12 @@ local off = tonumber(string.match(stored_off or '', '^-?%d+$') or '0')
 if real + off < 0 or real + off >= 2 ^ 52 then
   off = 0
 end
-local last = moment('clk')
+-- Of two that differ the one that is nearer to the server's clock counts.
+local last, second = moment('clk'), moment('clk2')
+local function apart(time) return math.abs(time - real - off) end
+if second > 0 and (last == 0 or apart(second) < apart(last)) then
+  last = second
+end
 -- The clock stepped back: virtual time goes on from the last access.
 local back = last - real - off
 local stepped = back > 0
@@ -64,15 +70,6 @@ end
 local function publish(pod, event)
   redis.pcall('PUBLISH', KEYS[2], '{"podId":' .. pod .. ',"event":"' .. event .. '"}')
 end
-local function last_deadline()
-  local all, latest = redis.call('HGETALL', lease_key), 0
-  for i = 1, #all, 2 do
-    if string.match(all[i], '^d:%d+$') then
-      latest = math.max(latest, parse(all[i + 1], 2 ^ 53) or 0)
-    end
-  end
-  return latest
-end
 -- No pod is declared dead for a lease and a grace. Pods whose lease reached `alive` count as alive
 -- meanwhile; without it, those that an earlier hold has named.
 local function begin_hold(lease, grace, alive)
@@ -88,8 +85,6 @@ end
 local own_times = true
 -- Advances the clock. After a time without access longer than the gap (an outage, a failover, a
 -- step forward), and if the clock was lost, every pod gets a new lease and grace. So no user moves.
--- So does a clock that is a week ahead, and later than all that protects a pod: another program may
--- have written it. Less looks like a step back of the server's clock, after which the dead are dead.
 local function tick(lease, grace, gap, new)
   if lease == 0 then
     return -- nothing is judged, nor the silence ended, by a call that does not know the times
@@ -100,8 +95,7 @@ local function tick(lease, grace, gap, new)
   if invalid then
     hold = 0
   end
-  local ahead = back > WEEK and last > math.max(hold, last_deadline() + grace)
-  if lost or ahead then
+  if lost then
     begin_hold(lease, grace, 0)
   elseif outage then
     begin_hold(lease, grace, last > hold and last)
@@ -109,6 +103,7 @@ local function tick(lease, grace, gap, new)
     begin_hold(lease, grace)
   end
   put('clk', text(now))
+  put('clk2', text(now))
   if text(off) ~= (stored_off or '0') then
     put('off', text(off))
   end

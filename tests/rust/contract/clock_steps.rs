@@ -215,7 +215,7 @@ async fn a_lost_clock_protects_all_pods(stage: Stage) {
     // That was an outage: it wrote which pods were alive.
     renew(&stage, &state(1, second)).await;
     assert!(raw.number(&["HGET", LEASES, "held"]) > 0);
-    raw.run(&["HDEL", LEASES, "clk"]);
+    raw.run(&["HDEL", LEASES, "clk", "clk2"]);
     renew(&stage, &state(1, second)).await;
     let certificate = certify(&stage, 0).await;
     assert!(

@@ -44,6 +44,14 @@ const JUNK: [&str; 10] = [
     "4000000000000000",
 ];
 
+/// Times that a clock could have had: a minute and a day from the store's.
+fn times(raw: &mut Raw) -> Vec<String> {
+    let now = raw.number(&["HGET", LEASES, "clk"]);
+    let apart = [60_000_000, 86_400_000_000];
+    let times = apart.into_iter().flat_map(|by| [now - by, now + by]);
+    times.map(|time| time.to_string()).collect()
+}
+
 /// A new service of two pods.
 async fn pods(stage: &Stage) -> [Incarnation; 2] {
     let mut raw = stage.as_server().unwrap().raw();
@@ -92,7 +100,8 @@ async fn a_lease_field_harms_its_pod_only(stage: Stage) {
     names.sort();
     names.dedup();
     for name in &names {
-        for junk in JUNK {
+        let times = times(&mut raw);
+        for junk in JUNK.into_iter().chain(times.iter().map(String::as_str)) {
             let what = format!("{name}={junk}");
             let two = pods(&stage).await;
             raw.run(&["HSET", LEASES, name, junk]);
@@ -296,8 +305,10 @@ async fn invalid_times_are_replaced(stage: Stage) {
 /// After an outage the pods are shown as alive and are not declared dead, whatever is written then.
 async fn junk_during_a_hold_ends_no_protection(stage: Stage) {
     let mut raw = stage.as_server().unwrap().raw();
-    for name in ["held", "t", "off", "clk"] {
-        for junk in JUNK {
+    pods(&stage).await;
+    for name in ["held", "t", "off", "clk", "clk2"] {
+        let times = times(&mut raw);
+        for junk in JUNK.into_iter().chain(times.iter().map(String::as_str)) {
             let two = pods(&stage).await;
             stage.silence(TIMES.lease + TIMES.gap).await;
             let read = stage.pods(&service()).await.records;
