@@ -27,7 +27,7 @@ _MODULES = {
     "_logs": ("hash_uid",),
     "_podlink": ("__version__",),
     "admin": ("AdminServer",),
-    "callback": ("StatefulObjCallback",),
+    "callback": ("StatefulObjCallback", "hook_deadline"),
     "client": ("ClientDriver",),
     "config": (
         "ClientConfig",

@@ -22,7 +22,7 @@ from . import (
 from ._logs import hash_uid as hash_uid
 from ._podlink import __version__ as __version__
 from .admin import AdminServer as AdminServer
-from .callback import StatefulObjCallback as StatefulObjCallback
+from .callback import StatefulObjCallback as StatefulObjCallback, hook_deadline as hook_deadline
 from .client import ClientDriver as ClientDriver
 from .config import (
     ClientConfig as ClientConfig,

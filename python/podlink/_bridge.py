@@ -1,9 +1,10 @@
 """Where results of the Rust core meet event loops and threads.
 
 One completion queue per running loop, found through a weak table; the loop's reader wakes once
-per batch. Programs without a loop are served by one daemon thread, ``podlink-callbacks``. Rust
-never runs Python code: it hands out what has arrived, and the code here delivers it, so that a
-thread that dies with the interpreter never dies inside Rust.
+per batch. Programs without a loop are served by one daemon thread, ``podlink-answers``. It only
+delivers: the program's own functions run on a loop or on threads of their own. Rust never runs
+Python code: it hands out what has arrived, and the code here delivers it, so that a thread that
+dies with the interpreter never dies inside Rust.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, Final, TypeVar, TypeVarTuple
 from . import _logs, _podlink, _process
 from ._operations import AnyOperation, Operation
 from .config import Duration, seconds
-from .errors import PodlinkError, from_core
+from .errors import ClosedError, PodlinkError, from_core
 
 log = _logs.Log("podlink.callbacks")
 
@@ -60,7 +61,11 @@ class LoopBridge:
             weakref.finalize(self, self.queue.wake).atexit = False
 
     def drain(self) -> None:
-        """Delivers everything that has arrived. Runs on the loop."""
+        """Delivers everything that has arrived. Runs on the loop.
+
+        A signal handler may raise between any two lines. Then the loop calls this again at once,
+        with the same batch: what is delivered already is recognised.
+        """
         waiters, values, failures, calls = self.queue.drain()
         # One loop and no function in between: this is paid for each call that was awaited.
         for waiter, value in zip(waiters, values, strict=True):
@@ -69,8 +74,19 @@ class LoopBridge:
         for waiter, error in failures:
             if not waiter.done():
                 waiter.set_exception(from_core(*error))
-        for hook, arguments, reply in calls:
-            hook(reply, *arguments)
+        if calls:
+            loop = asyncio.get_running_loop()
+            # Not in here: a function may run the loop itself (nested loops), and this callback
+            # cannot be entered twice.
+            for call in calls:
+                loop.call_soon(_begin, *call)
+        self.queue.delivered()
+
+
+def _begin(hook: Callable[..., Any], arguments: tuple[Any, ...], reply: _podlink.Reply) -> None:
+    """Calls a hook, unless an interrupted delivery has called it already."""
+    if reply.begin():
+        hook(reply, *arguments)
 
 
 def _wake_from_thread(
@@ -84,9 +100,11 @@ def _wake_from_thread(
 
     def drain_on_loop() -> None:
         bridge_drain = drain()
-        if bridge_drain is not None:
-            bridge_drain()
-        drained.set()
+        try:
+            if bridge_drain is not None:
+                bridge_drain()
+        finally:
+            drained.set()
 
     while True:
         poller.poll()
@@ -184,46 +202,64 @@ def observe(observer: Observer | None, flush: Callable[[], None] | None) -> None
     _observer, _flush = observer, flush
 
 
-class CallbackThread:
-    """The one thread that serves programs without a loop and hands the core's log records to
-    ``logging``. Strategies that are Python functions have a thread beside it: a slow one must not
-    hold up all results.
-    """
+class _Reader:
+    """A daemon thread that sleeps until its queue has something for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         self.queue = _podlink.CompletionQueue()
         self._stopping = False
-        self._settled: deque[tuple[Any, object]] = deque()
-        self._hooks: queue.SimpleQueue[HookCall] | None = None
-        self._thread = threading.Thread(target=self._run, name="podlink-callbacks", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         poller = select.poll()
         poller.register(self.queue.fileno(), select.POLLIN)
         while not self._stopping:
-            wait = _logs.seconds_until_due()
+            wait = self._seconds()
             poller.poll(None if wait is None else math.ceil(wait * 1000))
-            self._deliver()
+            self._read()
 
-    def _deliver(self) -> None:
+    def _seconds(self) -> float | None:
+        """How long it sleeps at most."""
+        return None
+
+    def _read(self) -> None:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Ends the thread, within a second."""
+        self._stopping = True
+        self.queue.wake()
+        self._thread.join(timeout=1.0)
+
+
+class AnswerThread(_Reader):
+    """The one thread that settles the futures of ``submit`` and hands on the calls of hooks that
+    have no loop. It runs no function of the program's.
+    """
+
+    def __init__(self) -> None:
+        self._settled: deque[tuple[Any, object]] = deque()
+        self._hooks: queue.SimpleQueue[HookCall] | None = None
+        super().__init__("podlink-answers")
+
+    def is_current(self) -> bool:
+        """Whether the caller runs on this thread (a finaliser may)."""
+        return threading.current_thread() is self._thread
+
+    def _read(self) -> None:
         waiters, values, failures, calls = self.queue.drain()
-        while self._settled:
-            waiter, value = self._settled.popleft()
-            _settle(waiter, waiter.set_result, value)
         for waiter, value in zip(waiters, values, strict=True):
             _settle(waiter, waiter.set_result, value)
         for waiter, error in failures:
             _settle(waiter, waiter.set_exception, from_core(*error))
         for call in calls:
             self._hook_calls().put(call)
-        try:
-            _logs.forward()
-            if _flush is not None:
-                _flush()
-        except Exception:  # noqa: BLE001 - a program's handler or exporter must not end this thread
-            raised = threading.ExceptHookArgs((*sys.exc_info(), self._thread))
-            threading.excepthook(raised)
+        self.queue.delivered()
+        # After it: from there on a wake-up is not cleared before it is seen.
+        while self._settled:
+            waiter, value = self._settled.popleft()
+            _settle(waiter, waiter.set_result, value)
 
     def settle(self, waiter: Any, value: object) -> None:
         """Settles ``waiter`` with a value that is there already, on this thread like any other."""
@@ -238,11 +274,28 @@ class CallbackThread:
             ).start()
         return self._hooks
 
-    def stop(self) -> None:
-        """Ends the thread, within a second."""
-        self._stopping = True
-        self.queue.wake()
-        self._thread.join(timeout=1.0)
+
+class LogThread(_Reader):
+    """The one thread that hands the core's records to ``logging`` and its spans to the exporter.
+    Both run code of the program's, which may be slow.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("podlink-logs")
+
+    def _seconds(self) -> float | None:
+        return _logs.seconds_until_due()
+
+    def _read(self) -> None:
+        self.queue.drain()
+        self.queue.delivered()
+        try:
+            _logs.forward()
+            if _flush is not None:
+                _flush()
+        except Exception:  # noqa: BLE001 - a program's handler or exporter must not end this thread
+            raised = threading.ExceptHookArgs((*sys.exc_info(), self._thread))
+            threading.excepthook(raised)
 
 
 def _settle(waiter: Any, settle: Callable[[Any], None], outcome: object) -> None:
@@ -255,43 +308,93 @@ def _settle(waiter: Any, settle: Callable[[Any], None], outcome: object) -> None
 
 def _run_hooks(calls: queue.SimpleQueue[HookCall]) -> None:
     while True:
-        hook, arguments, reply = calls.get()
-        hook(reply, *arguments)  # catches what the program's own function raises
+        _begin(*calls.get())  # catches what the program's own function raises
 
 
-_thread: CallbackThread | None = None
-_thread_lock = threading.Lock()
+class _Threads:
+    """The threads of this process, each started by the first that needs it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._callbacks: AnswerThread | None = None
+        self._logs: LogThread | None = None
+        self._ended = False
+
+    def callbacks(self) -> AnswerThread:
+        with self._lock:
+            self._check()
+            if self._callbacks is None:
+                self._callbacks = AnswerThread()
+            return self._callbacks
+
+    def is_delivering(self) -> bool:
+        return self._callbacks is not None and self._callbacks.is_current()
+
+    def logs(self) -> LogThread:
+        with self._lock:
+            self._check()
+            if self._logs is None:
+                _logs.go_by_environment()
+                self._logs = LogThread()
+            return self._logs
+
+    def _check(self) -> None:
+        if self._ended:
+            raise ClosedError(
+                "podlink has ended with the interpreter; an atexit handler that uses it must be "
+                "registered after `import podlink`",
+                details={},
+            )
+
+    def end(self) -> None:
+        with self._lock:
+            self._ended = True
+        for thread in (self._callbacks, self._logs):
+            if thread is not None:
+                thread.stop()
+        if self._logs is not None:
+            _logs.forward()
+            _logs.report_repeats(all_of_them=True)
 
 
-def callback_thread() -> CallbackThread:
-    """The callback thread of this process, started by the first driver."""
-    global _thread
-    with _thread_lock:
-        if _thread is None:
-            _logs.go_by_environment()
-            _thread = CallbackThread()
-        return _thread
+_threads = _Threads()
 
 
-def _stop_thread() -> None:
-    if _thread is not None:
-        _thread.stop()
-        _logs.forward()
-        _logs.report_repeats(all_of_them=True)
+def answer_thread() -> AnswerThread:
+    """The thread of this process that settles futures.
+
+    Raises:
+        ClosedError: the interpreter is ending, and podlink has ended.
+    """
+    return _threads.callbacks()
 
 
-_process.at_exit.append(_stop_thread)
+def is_delivering() -> bool:
+    """Whether the caller runs on the thread that settles futures: only a finaliser can."""
+    return _threads.is_delivering()
+
+
+def log_queue() -> _podlink.CompletionQueue:
+    """The queue of the thread that takes log records and spans.
+
+    Raises:
+        ClosedError: the interpreter is ending, and podlink has ended.
+    """
+    return _threads.logs().queue
+
+
+_process.at_exit.append(lambda: _threads.end())
 
 
 def _after_fork_in_child() -> None:
     # What the parent's threads and loops held belongs to the parent. The locks may have been
     # held by a thread that does not exist here.
-    global _bridges, _bridges_lock, _last, _thread, _thread_lock
+    global _bridges, _bridges_lock, _last, _threads
     _podlink.after_fork_in_child()
     _logs.reset()
-    _bridges_lock, _thread_lock = threading.Lock(), threading.Lock()
-    _inherited.append((_bridges, _thread))
-    _bridges, _thread, _last = weakref.WeakKeyDictionary(), None, _Last()
+    _bridges_lock = threading.Lock()
+    _inherited.append((_bridges, _threads))
+    _bridges, _threads, _last = weakref.WeakKeyDictionary(), _Threads(), _Last()
 
 
 _inherited: Final[list[object]] = []

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-import threading
 import time
 import weakref
 from collections import deque
@@ -18,8 +17,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from . import _podlink
-from ._bridge import bridge_of, callback_thread
+from ._bridge import answer_thread, bridge_of
+from ._call_time import CallTime, current_call
 from ._logs import Log
+from ._workers import ThreadPool
 from .config import Strategy, check_callable
 from .state import StatefulServiceState
 
@@ -58,7 +59,13 @@ class Hook:
         then the core knows that no answer will come.
         """
         loop = None if self._loop is None else self._loop()
-        return callback_thread().queue if loop is None else bridge_of(loop).queue
+        return answer_thread().queue if loop is None else bridge_of(loop).queue
+
+    def _context_of(self, reply: _podlink.Reply) -> contextvars.Context:
+        """The context of a call: that of the registration, and whose call it is."""
+        context = self._context.copy()
+        context.run(current_call.set, CallTime(reply))
+        return context
 
     def _count_failure(self) -> None:
         self.failures += 1
@@ -76,7 +83,7 @@ class Question(Hook):
 
     def __init__(self, what: str, function: Callable[..., Any]) -> None:
         super().__init__(what, function)
-        self._pool = ThreadPool(8)
+        self._pool = ThreadPool(8, "podlink-hook")
         # By the number of the call. The loop itself holds its tasks weakly.
         self._tasks: dict[int, asyncio.Task[Any]] = {}
 
@@ -92,14 +99,14 @@ class Question(Hook):
             return
         if reply.abandoned():
             return  # it waited behind other calls of its batch
+        context = self._context_of(reply)
         try:
-            answer = _called(self._context.copy(), self._function, arguments)
+            answer = _called(context, self._function, arguments)
         except (Exception, asyncio.CancelledError) as error:
             self._fail(reply, error)
             return
         if inspect.isawaitable(answer):
             loop = asyncio.get_running_loop()
-            context = self._context.copy()
             wanted = _while_wanted(reply, answer)
             task = _podlink.start_coroutine(loop, context, wanted)
             self._tasks[reply.number] = task
@@ -122,7 +129,7 @@ class Question(Hook):
         if reply.abandoned():
             return
         try:
-            reply.answer(_run_to_end(self._context.copy(), self._function, arguments))
+            reply.answer(_run_to_end(self._context_of(reply), self._function, arguments))
         except BaseException as error:  # not even sys.exit() may end the thread
             self._fail(reply, error)
 
@@ -135,14 +142,14 @@ class Quick(Hook):
     @property
     def home(self) -> _podlink.CompletionQueue:
         """The queue of podlink's own thread."""
-        return callback_thread().queue
+        return answer_thread().queue
 
     def __call__(self, reply: _podlink.Reply, *arguments: Any) -> None:
         """Runs the function at once; the answer goes to ``reply``."""
         if reply.cancels:
             return  # it runs on this very thread, so it has ended
         try:
-            reply.answer(self._context.copy().run(self._function, *arguments))
+            reply.answer(self._context_of(reply).run(self._function, *arguments))
         except BaseException as error:  # not even sys.exit() may end the thread
             self._fail(reply, error)
 
@@ -177,7 +184,7 @@ class Listener(Hook):
         self._all_failures = failures or Failures()
         self._waiting: deque[Arguments] = deque()
         self._worker: asyncio.Task[Any] | None = None
-        self._pool = ThreadPool(1)
+        self._pool = ThreadPool(1, "podlink-hook")
         self._closed = False
 
     def __call__(self, reply: _podlink.Reply, *arguments: Any) -> None:
@@ -250,44 +257,6 @@ class Listener(Hook):
             self.failed(error)
             well = False
         self._ended(began, well=well)
-
-
-class ThreadPool:
-    """Threads for functions that may be slow: at most ``size``, each ended by a second without
-    work. One that hangs blocks neither the others nor the exit of the program.
-    """
-
-    _LINGER_SECONDS = 1.0
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._changed = threading.Condition()
-        self._work: deque[Callable[[], None]] = deque()
-        self._threads = 0
-        self._idle = 0
-
-    def run(self, work: Callable[[], None]) -> None:
-        """Queues the work, which must not raise."""
-        with self._changed:
-            self._work.append(work)
-            self._changed.notify()
-            if len(self._work) > self._idle and self._threads < self._size:
-                self._threads += 1
-                threading.Thread(target=self._serve, name="podlink-hook", daemon=True).start()
-
-    def _serve(self) -> None:
-        while (work := self._next()) is not None:
-            work()
-
-    def _next(self) -> Callable[[], None] | None:
-        with self._changed:
-            self._idle += 1
-            self._changed.wait_for(lambda: self._work, self._LINGER_SECONDS)
-            self._idle -= 1
-            if self._work:
-                return self._work.popleft()
-            self._threads -= 1
-            return None
 
 
 def _coroutine(answer: Any) -> Coroutine[Any, Any, Any]:

@@ -112,6 +112,7 @@ class CompletionQueue:
         list[tuple[Any, _ErrorParts]],
         list[tuple[Callable[..., Any], tuple[Any, ...], Reply]],
     ]: ...
+    def delivered(self) -> None: ...
     def fileno(self) -> int: ...
     def wake(self) -> None: ...
 
@@ -119,7 +120,9 @@ class CompletionQueue:
 class Reply:
     number: int
     cancels: bool
+    def begin(self) -> bool: ...
     def abandoned(self) -> bool: ...
+    def seconds_left(self) -> float | None: ...
     def answer(self, value: Any) -> None: ...
     def fail(self, why: str) -> None: ...
 
@@ -164,7 +167,7 @@ class ClientCore:
         namespace: Any,
         config: ClientSettings,
         info: InfoCore,
-        callbacks: CompletionQueue,
+        logs: CompletionQueue,
         chooser: Any,
         peers: list[tuple[str, GrpcClientCore]],
     ) -> ClientCore: ...
@@ -209,7 +212,7 @@ class ServerCore:
         pod_uid: str,
         metadata: Mapping[str, str],
         config: ServerSettings,
-        callbacks: CompletionQueue,
+        logs: CompletionQueue,
         load: tuple[CompletionQueue, Any] | None,
         peers: list[tuple[str, GrpcClientCore]],
     ) -> ServerCore: ...
@@ -247,7 +250,7 @@ class InfoCore:
         store: StoreCore,
         namespace: Any,
         config: RouteInfoSettings,
-        callbacks: CompletionQueue,
+        logs: CompletionQueue,
         peers: list[tuple[str, GrpcClientCore]],
     ) -> InfoCore: ...
     def age(self, namespace: Any, service_name: Any) -> float | None: ...

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import inspect
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
@@ -13,9 +15,12 @@ from typing import Any, NamedTuple
 
 from . import _bridge, _podlink
 from ._operations import AnyOperation
+from ._workers import ThreadPool
 from .callback import StatefulObjCallback
 from .config import Duration, seconds, uid_list
 from .errors import (
+    IllegalStateError,
+    InternalError,
     InvalidParameterError,
     InvalidParameterTypeError,
     PodlinkError,
@@ -23,6 +28,9 @@ from .errors import (
 )
 
 __all__ = ["Submittable", "Submitter"]
+
+_CALLBACK_THREADS = 4
+"""How many callbacks of one driver run at a time, if no loop runs them."""
 
 # Arguments that the core takes in another form, in every operation that has them.
 _PREPARE: Mapping[str, Callable[[Any], Any]] = {"deadline": seconds, "uids": uid_list}
@@ -40,18 +48,79 @@ class Submittable(NamedTuple):
     convert: Callable[[Any], Any] | None = None
 
 
+class SubmittedFuture(Future[Any]):
+    """The future of a ``submit``. Its done callbacks run on threads of podlink's own, not on the
+    thread that settles every future; those that come when it is done already, where they come.
+    """
+
+    def __init__(self, pool: ThreadPool) -> None:
+        super().__init__()
+        self._pool = pool
+        self._lock = threading.Lock()
+        self._after: list[Callable[[Future[Any]], object]] | None = None
+        self._settled = False
+
+    def result(self, timeout: float | None = None) -> Any:
+        """As in ``concurrent.futures``.
+
+        Raises:
+            IllegalStateError: on the thread that would have to settle it: it would wait for ever.
+        """
+        self._check_thread()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As in ``concurrent.futures``.
+
+        Raises:
+            IllegalStateError: on the thread that would have to settle it: it would wait for ever.
+        """
+        self._check_thread()
+        return super().exception(timeout)
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """As in ``concurrent.futures``: in the order in which they were added."""
+        with self._lock:
+            late = self._settled or (self._after is None and self.done())
+            first = self._after is None
+            if not late:
+                self._after = [*(self._after or ()), fn]
+        if late:
+            super().add_done_callback(fn)
+        elif first:
+            super().add_done_callback(lambda _future: self._pool.run(self._call_callbacks))
+
+    def _call_callbacks(self) -> None:
+        with self._lock:
+            self._settled = True
+            callbacks = self._after or []
+        for callback in callbacks:
+            try:
+                callback(self)
+            except BaseException as error:  # noqa: BLE001 - not even sys.exit() may end the thread
+                _bridge.log.error("a done callback raised", error)
+
+    def _check_thread(self) -> None:
+        if not self.done() and _bridge.is_delivering():
+            raise IllegalStateError(
+                "the result of submit was asked for on the thread that settles it, in a finaliser",
+                details={},
+            )
+
+
 class _Waiter:
-    """Settles a ``concurrent.futures.Future``, then has the callback called."""
+    """Settles the future, then has the callback called."""
 
     __slots__ = ("_callback", "_convert", "_deliver", "future")
 
     def __init__(
         self,
+        future: SubmittedFuture,
         callback: StatefulObjCallback | None,
-        deliver: Callable[[Callable[[], None]], object],
+        deliver: Callable[[Callable[[], None]], object] | None,
         convert: Callable[[Any], Any] | None,
     ) -> None:
-        self.future: Future[Any] = Future()
+        self.future = future
         self._callback = callback
         self._deliver = deliver
         self._convert = convert
@@ -64,18 +133,24 @@ class _Waiter:
 
     def set_result(self, value: object) -> None:
         if self._convert is not None:
-            value = self._convert(value)
+            try:
+                value = self._convert(value)
+            except Exception as error:  # noqa: BLE001 - the future must be settled
+                failed = InternalError(f"the answer could not be converted: {error}")
+                failed.__cause__ = error
+                self.set_exception(failed)
+                return
         if self.future.set_running_or_notify_cancel():
             self.future.set_result(value)
             callback = self._callback
-            if callback is not None:
+            if callback is not None and self._deliver is not None:
                 self._deliver(lambda: callback.on_success(value))
 
     def set_exception(self, error: PodlinkError) -> None:
         if self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
             callback = self._callback
-            if callback is not None:
+            if callback is not None and self._deliver is not None:
                 self._deliver(lambda: callback.on_error(error))
 
 
@@ -97,6 +172,7 @@ class Submitter:
             )
         self._polled: deque[Callable[[], None]] | None = deque() if mode == "poll" else None
         self._operations = operations
+        self._pool = ThreadPool(_CALLBACK_THREADS, "podlink-callback")
         self.failures = 0
 
     def submit(
@@ -145,8 +221,9 @@ class Submitter:
                     "allowed": "StatefulObjCallback",
                 },
             )
-        waiter = _Waiter(callback, self._deliver(), convert)
-        thread = _bridge.callback_thread()
+        deliver = None if callback is None else self._deliver()
+        waiter = _Waiter(SubmittedFuture(self._pool), callback, deliver, convert)
+        thread = _bridge.answer_thread()
         # Not through the loop: the future must be settled even if the loop ends first, or is
         # blocked by a caller that waits for this very future.
         if core_operation is None:
@@ -160,7 +237,7 @@ class Submitter:
         """Runs the callbacks that wait; returns how many."""
         count = 0
         while self._polled:
-            self._run(self._polled.popleft())
+            self._polled.popleft()()
             count += 1
         return count
 
@@ -179,18 +256,35 @@ class Submitter:
         )
 
     def _deliver(self) -> Callable[[Callable[[], None]], object]:
-        """What runs the callback: the running loop, else the callback thread or ``poll``."""
+        """What runs the callback, with the context variables of the caller: the running loop, else
+        threads of the driver or ``poll``.
+        """
+        context = contextvars.copy_context()
         try:
-            return functools.partial(self._run_on, asyncio.get_running_loop())
+            return functools.partial(self._run_on, asyncio.get_running_loop(), context)
         except RuntimeError:
-            return self._run if self._polled is None else self._polled.append
+            polled = self._polled
+        if polled is None:
+            return lambda callback: self._pool.run(lambda: self._run_here(context, callback))
+        return lambda callback: polled.append(lambda: context.run(self._run, callback))
 
-    def _run_on(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    def _run_on(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        context: contextvars.Context,
+        callback: Callable[[], None],
+    ) -> None:
         try:
-            loop.call_soon_threadsafe(self._run, callback)
+            loop.call_soon_threadsafe(self._run, callback, context=context)
         except RuntimeError:
             _bridge.log.warning("a callback was not called: the loop that it belongs to has closed")
             self.failures += 1
+
+    def _run_here(self, context: contextvars.Context, callback: Callable[[], None]) -> None:
+        try:
+            context.run(self._run, callback)
+        except BaseException:  # noqa: BLE001 - not even sys.exit() may end the thread
+            _bridge.log.debug("what ended a callback ends here")
 
     def _run(self, callback: Callable[[], None]) -> None:
         _podlink.hook_called("callback")

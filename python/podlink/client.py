@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from . import _operations as ops, _podlink
-from ._bridge import callback_thread
+from ._bridge import log_queue
 from ._hooks import Failures, Listener, chooser
 from ._links import ClientLinks, explanation
 from ._submit import Submittable, Submitter
@@ -59,8 +59,8 @@ class ClientDriver(ClientLinks):
         config: its settings.
         route_info: what reads the pods: a route info driver to share, or the settings of its own.
         callbacks: what runs the callbacks of ``submit`` when there is no event loop:
-            ``"thread"``, podlink's callback thread, or ``"poll"``, the thread that calls
-            ``poll_callbacks()``.
+            ``"thread"``, threads of this driver's own, up to 4 at a time, so that callbacks may
+            overtake one another; or ``"poll"``, the thread that calls ``poll_callbacks()``.
         peers: the clients of other namespaces, by namespace. Every operation that names one goes
             there, and shares this driver's cache: a peer's answer is remembered for as long as the
             peer allows, at most ``cache_ttl``, and valid only while the peer reports its pod as
@@ -102,13 +102,14 @@ class ClientDriver(ClientLinks):
         self._hook_failures = Failures()
         self.config = config
         self.namespace = namespace
+        choose = chooser(config.strategy)
         self._core = _podlink.ClientCore(
             store._core,
             namespace,
             config._core(),
             self.route_info._core,
-            callback_thread().queue,
-            chooser(config.strategy),
+            log_queue(),
+            None if choose is None else (choose, choose.home),
             peer_table(peers),
         )
         self._compute_cached = self._core.compute_cached
@@ -225,15 +226,15 @@ class ClientDriver(ClientLinks):
                 its name. Type checkers infer the type of the result from either. A subclass's
                 override is not called: the operation starts in the core.
             args: its arguments.
-            callback: called with the result: on the running loop if there is one, else on
-                podlink's callback thread, or by ``poll_callbacks()`` for a driver made with
-                ``callbacks="poll"``.
+            callback: called with the result, and with the context variables of this call: on the
+                running loop if there is one, else on a thread of the driver's, or by
+                ``poll_callbacks()`` for a driver made with ``callbacks="poll"``.
             timeout: seconds to wait at the most.
             kwargs: its arguments, by name.
 
         Returns:
             A future of the result. Cancelling it abandons only the waiting; the callback is then
-            not called.
+            not called. Its done callbacks run on threads of the driver's.
 
         Raises:
             InvalidParameterError: there is no such operation, or an argument is wrong. Other

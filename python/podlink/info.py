@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import Any, Literal, TypeVar, overload
 
 from . import _operations as ops, _podlink
-from ._bridge import call, callback_thread
+from ._bridge import call, log_queue
 from ._closeable import Closeable
 from ._hooks import Failures, Listener
 from ._submit import Submittable, Submitter
@@ -97,7 +97,7 @@ class RouteInfoDriver(Closeable):
         self.config = config
         self.namespace = namespace
         self._core = _podlink.InfoCore(
-            store._core, namespace, config._core(), callback_thread().queue, peer_table(peers)
+            store._core, namespace, config._core(), log_queue(), peer_table(peers)
         )
 
     def __repr__(self) -> str:

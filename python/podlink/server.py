@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Any, Literal, Self, TypeVar, overload
 
 from . import _operations as ops, _podlink
-from ._bridge import call, callback_thread
+from ._bridge import call, log_queue
 from ._closeable import Closeable
 from ._hooks import Question
 from ._ownership_hooks import OwnershipHooks
@@ -100,7 +100,7 @@ class ServerDriver(OwnershipHooks, Closeable):
             server_info.pod_uid,
             metadata,
             config._core(),
-            callback_thread().queue,
+            log_queue(),
             None if load_hook is None else (load_hook.home, load_hook),
             peer_table(peers),
         )

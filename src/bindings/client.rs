@@ -43,22 +43,22 @@ struct Recent {
 #[pymethods]
 impl ClientCore {
     #[new]
-    #[pyo3(signature = (store, namespace, config, info, callbacks, chooser, peers))]
+    #[pyo3(signature = (store, namespace, config, info, logs, chooser, peers))]
     fn new(
         store: &StoreCore,
         namespace: &Bound<'_, PyAny>,
         config: &ClientSettings,
         info: &InfoCore,
-        callbacks: &CompletionQueue,
-        chooser: Option<Py<PyAny>>,
+        logs: &CompletionQueue,
+        chooser: Option<(Py<PyAny>, PyRef<'_, CompletionQueue>)>,
         peers: Vec<(String, PyRef<'_, GrpcClientCore>)>,
     ) -> PyResult<Self> {
         let py = namespace.py();
         let own = Namespace::new(argument::text("namespace", namespace)?).or_raise(py)?;
-        log::listen(callbacks.arrivals(py)?);
+        log::listen(logs.arrivals(py)?);
         let chooser = match chooser {
-            Some(callable) => {
-                let hook = Hook::new(callable, callbacks, py)?;
+            Some((callable, home)) => {
+                let hook = Hook::new(callable, &home, py)?;
                 Some(Arc::new(PythonChooser(hook)) as Arc<dyn PodChooser>)
             }
             None => None,

@@ -44,19 +44,20 @@ impl Hook {
 
     /// Calls the function without waiting for it.
     fn notify(&self, arguments: HookArguments) {
-        self.enqueue(arguments, Recipient::None);
+        self.enqueue(arguments, Recipient::None, None);
     }
 
-    /// Calls the function and waits for its result.
+    /// Calls the function and waits for its result; `until` is when the caller of this stops waiting.
     async fn call<T>(
         &self,
         arguments: HookArguments,
+        until: Option<Tick>,
         recipient: impl FnOnce(oneshot::Sender<Replied<T>>) -> Recipient,
     ) -> Result<T, Error> {
         let (reply, replied) = oneshot::channel();
         let recipient = recipient(reply);
         let counted = HookTimer::new(recipient.hook());
-        let number = self.enqueue(arguments, recipient);
+        let number = self.enqueue(arguments, recipient, until);
         let mut abandoned = Abandoned {
             hook: Some(self),
             number,
@@ -75,20 +76,21 @@ impl Hook {
         answer
     }
 
-    fn enqueue(&self, arguments: HookArguments, reply: Recipient) -> u64 {
+    fn enqueue(&self, arguments: HookArguments, reply: Recipient, until: Option<Tick>) -> u64 {
         static CALLS: AtomicU64 = AtomicU64::new(0);
         let number = CALLS.fetch_add(1, Ordering::Relaxed);
-        self.send(number, arguments, reply);
+        self.send(number, arguments, reply, until);
         number
     }
 
-    fn send(&self, number: u64, arguments: HookArguments, reply: Recipient) {
+    fn send(&self, number: u64, arguments: HookArguments, reply: Recipient, until: Option<Tick>) {
         let callable = Arc::clone(&self.callable);
         self.home.call(HookCall {
             number,
             callable,
             arguments,
             reply,
+            until,
         });
     }
 }
@@ -102,7 +104,7 @@ struct Abandoned<'a> {
 impl Drop for Abandoned<'_> {
     fn drop(&mut self) {
         if let Some(hook) = self.hook {
-            hook.send(self.number, HookArguments::Abandoned, Recipient::None);
+            hook.send(self.number, HookArguments::Abandoned, Recipient::None, None);
         }
     }
 }
@@ -167,7 +169,7 @@ impl PodChooser for PythonChooser {
         candidates: Vec<Pod>,
     ) -> Result<Option<PodIndex>, Error> {
         let arguments = HookArguments::Choose(uid.clone(), candidates);
-        self.0.call(arguments, Recipient::Pod).await
+        self.0.call(arguments, None, Recipient::Pod).await
     }
 }
 
@@ -248,7 +250,12 @@ impl PythonPodHooks {
     }
 
     /// Calls every hook of this name, one after the other; the first failure counts.
-    async fn ask(&self, name: &'static str, arguments: impl Fn() -> HookArguments) -> HookOutcome {
+    async fn ask(
+        &self,
+        name: &'static str,
+        until: Tick,
+        arguments: impl Fn() -> HookArguments,
+    ) -> HookOutcome {
         let hooks = {
             let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
             others.get(name).cloned().unwrap_or_default()
@@ -256,7 +263,7 @@ impl PythonPodHooks {
         let mut failure = None;
         for hook in hooks {
             let done = |to| Recipient::Done(name, to);
-            let answer: HookOutcome = hook.call(arguments(), done).await;
+            let answer: HookOutcome = hook.call(arguments(), Some(until), done).await;
             failure = failure.or(answer.err());
         }
         failure.map_or(Ok(()), Err)
@@ -273,32 +280,41 @@ impl PodHooks for PythonPodHooks {
 
     async fn load(&self) -> Result<i64, Error> {
         match &self.load {
-            Some(load) => load.call(HookArguments::Nothing, Recipient::Number).await,
+            Some(load) => {
+                load.call(HookArguments::Nothing, None, Recipient::Number)
+                    .await
+            }
             None => Ok(0),
         }
     }
 
-    async fn drain(&self, user: &Ownership) -> HookOutcome {
-        self.ask("drain", || HookArguments::User(user.clone()))
-            .await
+    async fn drain(&self, user: &Ownership, until: Tick) -> HookOutcome {
+        let arguments = || HookArguments::User(user.clone());
+        self.ask("drain", until, arguments).await
     }
 
-    async fn lease(&self, what: LeaseEvent, why: LeaseReason) -> HookOutcome {
+    async fn lease(&self, what: LeaseEvent, why: LeaseReason, until: Tick) -> HookOutcome {
         let name = match what {
             LeaseEvent::Suspended => "lease_suspended",
             LeaseEvent::Resumed => "lease_resumed",
             LeaseEvent::Lost => "lease_lost",
         };
-        self.ask(name, || HookArguments::Reason(why.as_str())).await
+        let arguments = || HookArguments::Reason(why.as_str());
+        self.ask(name, until, arguments).await
     }
 
-    async fn ownership_lost(&self, user: &Ownership, why: LossReason) -> HookOutcome {
+    async fn ownership_lost(&self, user: &Ownership, why: LossReason, until: Tick) -> HookOutcome {
         let arguments = || HookArguments::Lost(user.clone(), why.as_str());
-        self.ask("ownership_lost", arguments).await
+        self.ask("ownership_lost", until, arguments).await
     }
 
-    async fn ownership_renewed(&self, new: &Ownership, old: &Ownership) -> HookOutcome {
+    async fn ownership_renewed(
+        &self,
+        new: &Ownership,
+        old: &Ownership,
+        until: Tick,
+    ) -> HookOutcome {
         let arguments = || HookArguments::Renewed(new.clone(), old.clone());
-        self.ask("ownership_renewed", arguments).await
+        self.ask("ownership_renewed", until, arguments).await
     }
 }

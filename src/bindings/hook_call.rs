@@ -1,5 +1,6 @@
 //! Calls of Python hooks: the arguments that cross to the Python thread, and the reply that returns.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
@@ -8,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::answer::{ownership_fields, state_fields};
 use super::argument;
+use crate::clock::{Clock, Tick};
 use crate::driver::server::Ownership;
 use crate::id::{PodIndex, ServiceId, Uid};
 use crate::route::snapshot::{Change, Pod};
@@ -70,6 +72,8 @@ pub(super) struct HookCall {
     pub(super) callable: Arc<Py<PyAny>>,
     pub(super) arguments: HookArguments,
     pub(super) reply: Recipient,
+    /// When its caller stops waiting, if that is known.
+    pub(super) until: Option<Tick>,
 }
 
 impl HookCall {
@@ -82,6 +86,8 @@ impl HookCall {
             to,
             number: self.number,
             cancels,
+            until: self.until,
+            began: AtomicBool::new(false),
         };
         (self.callable.clone_ref(py), arguments, Py::new(py, reply)?).into_pyobject(py)
     }
@@ -141,14 +147,28 @@ pub(super) struct HookReply {
     /// Whether this is no call, but the end of the one with this number: no task waits for it.
     #[pyo3(get)]
     cancels: bool,
+    until: Option<Tick>,
+    began: AtomicBool,
 }
 
 #[pymethods]
 impl HookReply {
+    /// Whether this is the first call of `begin`. A batch whose delivery was interrupted comes again,
+    /// and no call of it may run twice.
+    fn begin(&self) -> bool {
+        !self.began.swap(true, Ordering::Relaxed)
+    }
+
     /// Whether no task waits for the result any more.
     fn abandoned(&self) -> bool {
         let to = self.to.lock().unwrap_or_else(PoisonError::into_inner);
         to.as_ref().is_some_and(Recipient::is_abandoned)
+    }
+
+    /// For how many seconds the result is waited for at the most, `None` if the caller has no limit.
+    fn seconds_left(&self) -> Option<f64> {
+        let left = self.until?.since(Clock::System.now());
+        Some(left.as_secs_f64())
     }
 
     /// Sends the value that the function returned.

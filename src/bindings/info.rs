@@ -37,13 +37,13 @@ impl InfoCore {
         store: &StoreCore,
         namespace: &Bound<'_, PyAny>,
         config: &RouteInfoSettings,
-        callbacks: &CompletionQueue,
+        logs: &CompletionQueue,
         peers: Vec<(String, PyRef<'_, GrpcClientCore>)>,
     ) -> PyResult<Self> {
         let py = namespace.py();
         let own = Namespace::new(argument::text("namespace", namespace)?).or_raise(py)?;
         let peers = peer_table(py, store, &own, &peers)?;
-        log::listen(callbacks.arrivals(py)?);
+        log::listen(logs.arrivals(py)?);
         let shared = store.store(py)?;
         let settings = config.0.states.clone();
         let driver = InfoDriver::with_peers(shared, Clock::System, own, settings, &peers);

@@ -75,6 +75,14 @@ impl Arrivals {
         }
     }
 
+    /// Clears the reader's wake-ups, unless something has arrived since: that did not wake it.
+    fn clear_waker_if_empty(&self) {
+        let inbox = self.lock();
+        if inbox.done.is_empty() && inbox.calls.is_empty() {
+            self.waker.clear();
+        }
+    }
+
     /// Wakes the reader.
     pub(super) fn wake(&self) {
         count(&bridge().wake_ups);
@@ -149,13 +157,15 @@ impl Drop for Pending {
     }
 }
 
-/// The completion queue of one event loop, or of podlink's callback thread.
+/// The completion queue of one event loop, or of a thread of podlink's.
 #[pyclass(frozen, module = "podlink._podlink")]
 pub(super) struct CompletionQueue {
     arrivals: Owned<Arc<Arrivals>>,
     /// The waiters, by number; a number is reused once its waiter has been handed out. Only
     /// accessed with the GIL held.
     waiters: Mutex<Slab<Py<PyAny>>>,
+    /// What `drain` handed out and `delivered` has not confirmed yet. As above.
+    batch: Mutex<Option<Py<PyTuple>>>,
 }
 
 #[pymethods]
@@ -174,6 +184,7 @@ impl CompletionQueue {
         Ok(Self {
             arrivals: Owned::new(arrivals),
             waiters: Mutex::default(),
+            batch: Mutex::default(),
         })
     }
 
@@ -184,38 +195,25 @@ impl CompletionQueue {
 
     /// Everything that has arrived: waiters and, in the same order, their values; failures as
     /// (waiter, error parts); and hook calls as (callable, arguments, reply).
-    fn drain<'py>(&self, py: Python<'py>) -> PyResult<Drained<'py>> {
+    ///
+    /// The same batch comes again until `delivered` is called, and the descriptor stays readable: a
+    /// signal handler may raise in the middle of a delivery.
+    fn drain(&self, py: Python<'_>) -> PyResult<Py<PyTuple>> {
+        if let Some(batch) = &*self.batch() {
+            return Ok(batch.clone_ref(py));
+        }
+        let batch = self.take(py)?.into_pyobject(py)?.unbind();
+        *self.batch() = Some(batch.clone_ref(py));
+        Ok(batch)
+    }
+
+    /// Confirms that everything of the last batch was delivered.
+    fn delivered(&self, py: Python<'_>) -> PyResult<()> {
         let arrivals = self.arrivals.get(py)?;
-        arrivals.waker.clear();
-        // Both at once: an arrival in a queue that is not empty does not wake the reader.
-        let ArrivalBuffer { done, calls } = std::mem::take(&mut *arrivals.lock());
-        let taken = done.len() + calls.len();
-        if taken > 0 {
-            bridge().batches.size(taken);
-        }
-        let (mut settled, mut values, mut failures) = (
-            Vec::with_capacity(done.len()),
-            Vec::with_capacity(done.len()),
-            Vec::new(),
-        );
-        for (waiter, outcome) in self.awaited(arrivals, done) {
-            match outcome {
-                Ok(answer) => {
-                    values.push(answer.into_python(py)?);
-                    settled.push(waiter);
-                }
-                Err(error) => failures.push((waiter, parts(py, &error)?)),
-            }
-        }
-        // What no task waits for any more is not started.
-        let calls = calls.into_iter().filter(|call| !call.is_abandoned());
-        let calls: PyResult<Vec<_>> = calls.map(|call| call.into_python(py)).collect();
-        Ok((
-            PyList::new(py, settled)?,
-            PyList::new(py, values)?,
-            failures,
-            calls?,
-        ))
+        // Dropped when the lock is free: that may run a finaliser.
+        let _batch = self.batch().take();
+        arrivals.clear_waker_if_empty();
+        Ok(())
     }
 
     /// Wakes the reader of an empty queue.
@@ -238,8 +236,8 @@ impl Drop for CompletionQueue {
     }
 }
 
-/// The result of `drain`.
-type Drained<'py> = (
+/// The parts of a batch.
+type Batch<'py> = (
     Bound<'py, PyList>,
     Bound<'py, PyList>,
     Vec<(Py<PyAny>, Bound<'py, PyTuple>)>,
@@ -276,6 +274,44 @@ impl CompletionQueue {
     pub(super) fn caller(&self, arrivals: Arc<Arrivals>, waiter: Py<PyAny>) -> Caller {
         let number = self.enrol(&arrivals, waiter);
         Caller::new(arrivals, number)
+    }
+
+    /// Makes a batch of all arrivals.
+    fn take<'py>(&self, py: Python<'py>) -> PyResult<Batch<'py>> {
+        let arrivals = self.arrivals.get(py)?;
+        // Both at once: an arrival in a queue that is not empty does not wake the reader.
+        let ArrivalBuffer { done, calls } = std::mem::take(&mut *arrivals.lock());
+        let taken = done.len() + calls.len();
+        if taken > 0 {
+            bridge().batches.size(taken);
+        }
+        let (mut settled, mut values, mut failures) = (
+            Vec::with_capacity(done.len()),
+            Vec::with_capacity(done.len()),
+            Vec::new(),
+        );
+        for (waiter, outcome) in self.awaited(arrivals, done) {
+            match outcome {
+                Ok(answer) => {
+                    values.push(answer.into_python(py)?);
+                    settled.push(waiter);
+                }
+                Err(error) => failures.push((waiter, parts(py, &error)?)),
+            }
+        }
+        // What no task waits for any more is not started.
+        let calls = calls.into_iter().filter(|call| !call.is_abandoned());
+        let calls: PyResult<Vec<_>> = calls.map(|call| call.into_python(py)).collect();
+        Ok((
+            PyList::new(py, settled)?,
+            PyList::new(py, values)?,
+            failures,
+            calls?,
+        ))
+    }
+
+    fn batch(&self) -> MutexGuard<'_, Option<Py<PyTuple>>> {
+        self.batch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The waiters of these outcomes. Must not create Python objects: that may run the garbage

@@ -45,7 +45,7 @@ impl ServerCore {
         pod_uid: String,
         metadata: BTreeMap<String, String>,
         config: &ServerSettings,
-        callbacks: &CompletionQueue,
+        logs: &CompletionQueue,
         load: Option<(PyRef<'_, CompletionQueue>, Py<PyAny>)>,
         peers: Vec<(String, PyRef<'_, GrpcClientCore>)>,
     ) -> PyResult<Self> {
@@ -61,7 +61,7 @@ impl ServerCore {
             pod_uid,
             metadata,
         };
-        log::listen(callbacks.arrivals(py)?);
+        log::listen(logs.arrivals(py)?);
         let config = config.0.clone();
         let load = load
             .map(|(queue, hook)| Hook::new(hook, &queue, py))

@@ -69,6 +69,7 @@ EXPORTED = [
     "__version__",
     "connect",
     "hash_uid",
+    "hook_deadline",
 ]
 
 # `self` left out; `async` where the call has to be awaited.
@@ -266,6 +267,7 @@ SIGNATURES = {
     ", config: ClientConfig | None = None, route_info: RouteInfoConfig | None = None"
     ", **options: StoreOption) -> Connection",
     "hash_uid": "(uid: str) -> str",
+    "hook_deadline": "() -> float | None",
 }
 
 WITH_METHODS = [

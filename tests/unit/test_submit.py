@@ -13,6 +13,7 @@ import pytest
 import podlink
 from helpers.programs import run_program
 from helpers.wait import eventually, eventually_async
+from podlink import _bridge
 
 USER = (None, "u1", "svc")
 
@@ -204,7 +205,7 @@ def test_wrong_arguments_are_refused_at_once(client: podlink.ClientDriver) -> No
         client.submit("get_linked_pod", *USER, timeout=-1)
 
 
-def test_the_callback_thread_tells_a_program_without_a_loop(client: podlink.ClientDriver) -> None:
+def test_a_thread_tells_a_program_without_a_loop(client: podlink.ClientDriver) -> None:
     told = Told()
     client.submit("set_linked_pod_if_absent", *USER, 0, callback=told)
     client.submit("get_linked_pod_not_cache", None, "u2", "svc", callback=told)
@@ -212,7 +213,7 @@ def test_the_callback_thread_tells_a_program_without_a_loop(client: podlink.Clie
     eventually(lambda: len(told.results) == 2 and told.errors)
     assert set(told.results) == {0, None}
     assert [type(error) for error in told.errors] == [podlink.NoRoutablePodError]
-    assert set(told.threads) == {"podlink-callbacks"}
+    assert set(told.threads) == {"podlink-callback"}
     assert client.poll_callbacks() == 0
 
 
@@ -289,17 +290,19 @@ def test_a_callback_whose_loop_has_closed_is_counted(caplog: pytest.LogCaptureFi
 
 
 def test_a_cancelled_future_tells_nobody(
-    client: podlink.ClientDriver, polled: podlink.ClientDriver
+    client: podlink.ClientDriver, polled: podlink.ClientDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The callback thread settles futures: while it is held, nothing is quicker than cancelling.
+    # One thread settles futures: while it is held, nothing is quicker than cancelling.
     held, let_go = threading.Event(), threading.Event()
+    settle = _bridge._settle
 
-    class Holding(Told):
-        def on_success(self, result: Any) -> None:
-            held.set()
-            let_go.wait(SOON)
+    def hold(*arguments: Any) -> None:
+        held.set()
+        let_go.wait(SOON)
+        settle(*arguments)
 
-    client.submit("get_linked_pod", *USER, callback=Holding())
+    monkeypatch.setattr(_bridge, "_settle", hold)
+    client.submit("get_linked_pod", *USER)
     assert held.wait(SOON)
     told = Told()
     futures = [
@@ -320,16 +323,16 @@ def test_a_finaliser_may_start_an_operation_while_results_are_taken() -> None:
     printed = run_program("""
         import gc, threading
         import podlink
+        from podlink import _bridge
 
         client = podlink.ClientDriver(podlink.Store("memory://"))
-        held, started = threading.Lock(), []
-        held.acquire()
+        held, started, settle = threading.Event(), [], _bridge._settle
 
-        class Holding:
-            def on_success(self, result):
-                held.acquire()
-            def on_error(self, error):
-                raise error
+        def hold(*arguments):
+            held.wait(60)
+            settle(*arguments)
+
+        _bridge._settle = hold
 
         class Asks:  # for something when it is collected as garbage, and leaves more of its kind
             def __init__(self):
@@ -339,14 +342,15 @@ def test_a_finaliser_may_start_an_operation_while_results_are_taken() -> None:
                     started.append(client.submit("get_link_service", None, "u1"))
                     Asks()
 
-        client.submit("get_linked_pod", None, "u1", "svc", callback=Holding())
+        client.submit("get_linked_pod", None, "u1", "svc")
         futures = [client.submit("get_link_service", None, f"u{n}") for n in range(3000)]
         gc.set_threshold(20)
         Asks()
-        held.release()
+        held.set()
         assert all(future.result(60) == {} for future in futures)
         gc.set_threshold(700)
         print(len(started) > 50, all(future.result(60) == {} for future in started))
+        Asks.__del__ = lambda self: None
     """)
     assert printed == "True True\n"
 

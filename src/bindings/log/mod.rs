@@ -1,5 +1,5 @@
 //! The core's log records for Python's `logging`: a bounded buffer that never blocks, drained by
-//! the callback thread.
+//! the thread that takes them.
 
 mod filter;
 mod text;

@@ -291,7 +291,7 @@ impl ServerShared {
             if self.clock.now() >= until || !self.holds_lease() {
                 return Err(HookEnd::Late);
             }
-            let hook = self.hooks.drain(ownership);
+            let hook = self.hooks.drain(ownership, until);
             let hook = with_deadline(&self.clock, until, "the drain hook", hook).await;
             hook.map_err(|_| HookEnd::Late)
         };

@@ -8,6 +8,7 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
 
 use super::{Ownership, PodHooks, ServerShared};
+use crate::clock::Tick;
 use crate::op::StoredUser;
 use crate::telemetry::count;
 
@@ -158,14 +159,15 @@ pub(super) async fn deliver(
         if matches!(event, Event::End) {
             return;
         }
-        let Some((hooks, limit)) = shared.upgrade().map(|shared| {
+        let Some((hooks, limit, until)) = shared.upgrade().map(|shared| {
             let limit = shared.config.times.lease;
-            (Arc::clone(&shared.hooks), limit)
+            let until = shared.clock.deadline(limit);
+            (Arc::clone(&shared.hooks), limit, until)
         }) else {
             return;
         };
         let loss = matches!(event, Event::Lost(..));
-        let called = tokio::time::timeout(limit, call(hooks, event)).await;
+        let called = tokio::time::timeout(limit, call(hooks, event, until)).await;
         let Some(shared) = shared.upgrade() else {
             return;
         };
@@ -182,24 +184,26 @@ pub(super) async fn deliver(
 }
 
 /// Calls the hooks of one event; returns how many failed.
-async fn call(hooks: Arc<dyn PodHooks>, event: Event) -> usize {
+async fn call(hooks: Arc<dyn PodHooks>, event: Event, until: Tick) -> usize {
     let (lost, renewed) = match event {
-        Event::Lease(what, why) => return usize::from(hooks.lease(what, why).await.is_err()),
+        Event::Lease(what, why) => {
+            return usize::from(hooks.lease(what, why, until).await.is_err());
+        }
         Event::Lost(why, users) => {
-            let failed = hooks.lease(LeaseEvent::Lost, why).await.is_err();
+            let failed = hooks.lease(LeaseEvent::Lost, why, until).await.is_err();
             let lost = users
                 .into_iter()
                 .map(|user| (user, LossReason::LeaseLost))
                 .collect();
-            return usize::from(failed) + call_lost(hooks, lost).await;
+            return usize::from(failed) + call_lost(hooks, lost, until).await;
         }
         Event::Ownerships(lost, renewed) => (lost, renewed),
         Event::End => return 0,
     };
-    let failed = call_lost(Arc::clone(&hooks), lost).await;
+    let failed = call_lost(Arc::clone(&hooks), lost, until).await;
     let renewed = stream::iter(renewed).map(|(new, old)| {
         let hooks = Arc::clone(&hooks);
-        async move { hooks.ownership_renewed(&new, &old).await.is_err() }
+        async move { hooks.ownership_renewed(&new, &old, until).await.is_err() }
     });
     let ended = renewed.buffer_unordered(HOOKS_AT_ONCE);
     failed
@@ -209,10 +213,14 @@ async fn call(hooks: Arc<dyn PodHooks>, event: Event) -> usize {
             .await
 }
 
-async fn call_lost(hooks: Arc<dyn PodHooks>, lost: Vec<(Ownership, LossReason)>) -> usize {
+async fn call_lost(
+    hooks: Arc<dyn PodHooks>,
+    lost: Vec<(Ownership, LossReason)>,
+    until: Tick,
+) -> usize {
     let lost = stream::iter(lost).map(|(user, why)| {
         let hooks = Arc::clone(&hooks);
-        async move { hooks.ownership_lost(&user, why).await.is_err() }
+        async move { hooks.ownership_lost(&user, why, until).await.is_err() }
     });
     let ended = lost.buffer_unordered(HOOKS_AT_ONCE);
     ended

@@ -72,22 +72,32 @@ pub trait PodHooks: Send + Sync + std::fmt::Debug + 'static {
     }
 
     /// The pod is stopping and owns this user: time to save. Dropping the future cancels the hook.
-    async fn drain(&self, _user: &Ownership) -> Result<()> {
+    async fn drain(&self, _user: &Ownership, _until: Tick) -> Result<()> {
         Ok(())
     }
 
     /// Something happened to the lease.
-    async fn lease(&self, _what: LeaseEvent, _why: LeaseReason) -> Result<()> {
+    async fn lease(&self, _what: LeaseEvent, _why: LeaseReason, _until: Tick) -> Result<()> {
         Ok(())
     }
 
     /// This process owns the user no more.
-    async fn ownership_lost(&self, _user: &Ownership, _why: LossReason) -> Result<()> {
+    async fn ownership_lost(
+        &self,
+        _user: &Ownership,
+        _why: LossReason,
+        _until: Tick,
+    ) -> Result<()> {
         Ok(())
     }
 
     /// This process owns the user by a new token: the store had forgotten the old one.
-    async fn ownership_renewed(&self, _new: &Ownership, _old: &Ownership) -> Result<()> {
+    async fn ownership_renewed(
+        &self,
+        _new: &Ownership,
+        _old: &Ownership,
+        _until: Tick,
+    ) -> Result<()> {
         Ok(())
     }
 }

@@ -66,7 +66,9 @@ async fn a_lease_is_a_handful_of_fields(stage: Stage) {
     assert_eq!(raw.sorted(&["KEYS", "*"]), [LEASES]);
     assert_eq!(
         raw.sorted(&["HKEYS", LEASES]),
-        ["b:0", "clk", "clk2", "d:0", "format", "i:0", "t", "u:0", "x:0"]
+        [
+            "b:0", "clk", "clk2", "d:0", "format", "i:0", "t", "u:0", "x:0"
+        ]
     );
     let now = field(&mut raw, "clk");
     assert!(

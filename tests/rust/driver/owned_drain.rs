@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use podlink::clock::Tick;
 use podlink::config::Drain;
 use podlink::driver::server::{DrainReport, Ownership, PodHooks, ServerDriver};
 use podlink::error::{Error, ErrorKind, Result};
@@ -34,7 +35,7 @@ impl Drop for Running {
 
 #[async_trait]
 impl PodHooks for Saves {
-    async fn drain(&self, owned: &Ownership) -> Result<()> {
+    async fn drain(&self, owned: &Ownership, _until: Tick) -> Result<()> {
         let uid = owned.link.uid.to_string();
         self.begun.lock().unwrap().push(uid.clone());
         let mut running = Running(Arc::clone(&self.cancelled), Some(uid.clone()));
@@ -226,7 +227,7 @@ async fn a_hook_may_release_its_user_itself() {
 
     #[async_trait]
     impl PodHooks for Releases {
-        async fn drain(&self, owned: &Ownership) -> Result<()> {
+        async fn drain(&self, owned: &Ownership, _until: Tick) -> Result<()> {
             let server = self.0.lock().unwrap().clone().unwrap();
             let released = server.release(owned, None, server.deadline(None)).await?;
             assert!(released);

@@ -50,12 +50,12 @@ impl Heard {
 
 #[async_trait]
 impl PodHooks for Heard {
-    async fn drain(&self, user: &Ownership) -> Result<()> {
+    async fn drain(&self, user: &Ownership, _until: Tick) -> Result<()> {
         self.note(format!("drain {}", user.link.uid));
         Ok(())
     }
 
-    async fn lease(&self, what: LeaseEvent, why: LeaseReason) -> Result<()> {
+    async fn lease(&self, what: LeaseEvent, why: LeaseReason, _until: Tick) -> Result<()> {
         self.note(format!("{what:?} {}", why.as_str()));
         if let Some(gate) = &self.gate {
             gate.acquire().await.unwrap().forget();
@@ -63,12 +63,17 @@ impl PodHooks for Heard {
         Ok(())
     }
 
-    async fn ownership_lost(&self, user: &Ownership, why: LossReason) -> Result<()> {
+    async fn ownership_lost(&self, user: &Ownership, why: LossReason, _until: Tick) -> Result<()> {
         self.note(format!("lost {} {}", user.link.uid, why.as_str()));
         Ok(())
     }
 
-    async fn ownership_renewed(&self, new: &Ownership, old: &Ownership) -> Result<()> {
+    async fn ownership_renewed(
+        &self,
+        new: &Ownership,
+        old: &Ownership,
+        _until: Tick,
+    ) -> Result<()> {
         let known = new.previous == old.owner.token;
         self.note(format!("renewed {} {known}", new.link.uid));
         assert!(new.owner.token > old.owner.token);

@@ -170,7 +170,7 @@ impl Losses {
 
 #[async_trait]
 impl PodHooks for Losses {
-    async fn lease(&self, what: LeaseEvent, _why: LeaseReason) -> Result<()> {
+    async fn lease(&self, what: LeaseEvent, _why: LeaseReason, _until: Tick) -> Result<()> {
         if what == LeaseEvent::Lost {
             self.0.fetch_add(1, Ordering::SeqCst);
         }

@@ -1,0 +1,47 @@
+"""Threads of podlink's own for the program's functions, so that a slow one delays no answer."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+__all__ = ["ThreadPool"]
+
+
+class ThreadPool:
+    """Threads for functions that may be slow: at most ``size``, each ended by a second without
+    work. One that hangs blocks neither the others nor the exit of the program.
+    """
+
+    _LINGER_SECONDS = 1.0
+
+    def __init__(self, size: int, name: str) -> None:
+        self._size, self._name = size, name
+        self._changed = threading.Condition()
+        self._work: deque[Callable[[], None]] = deque()
+        self._threads = 0
+        self._idle = 0
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Queues the work, which must not raise."""
+        with self._changed:
+            self._work.append(work)
+            self._changed.notify()
+            if len(self._work) > self._idle and self._threads < self._size:
+                self._threads += 1
+                threading.Thread(target=self._serve, name=self._name, daemon=True).start()
+
+    def _serve(self) -> None:
+        while (work := self._next()) is not None:
+            work()
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._changed:
+            self._idle += 1
+            self._changed.wait_for(lambda: self._work, self._LINGER_SECONDS)
+            self._idle -= 1
+            if self._work:
+                return self._work.popleft()
+            self._threads -= 1
+            return None
