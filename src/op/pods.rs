@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::Keys;
 use crate::id::{Incarnation, PodIndex, ServiceId};
+use crate::route::clock_step::ClockStep;
 use crate::route::link::Foretold;
 use crate::route::state::{PodRecord, PodState};
 
@@ -69,7 +70,8 @@ pub struct PodCertify {
     pub seen: Option<Incarnation>,
 }
 
-/// The pod found that the store's clock stepped forward: every pod gets a new lease and grace.
+/// The pod found that the store's clock stepped forward: every pod gets a new lease and grace, unless
+/// it got them since because of the same step.
 #[derive(Debug, Clone)]
 pub struct PodStepped {
     /// The service.
@@ -78,6 +80,8 @@ pub struct PodStepped {
     pub pod: PodIndex,
     /// The process that reports.
     pub incarnation: Incarnation,
+    /// What it found. Boxed, because every call is as large as the largest.
+    pub step: Box<ClockStep>,
     /// The lease that it renews.
     pub times: LeaseTimes,
 }

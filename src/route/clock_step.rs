@@ -22,6 +22,17 @@ pub struct ClockReading {
     pub store_micros: u64,
 }
 
+/// A step forward of the store's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClockStep {
+    /// How far it stepped, or all steps together.
+    pub by: Duration,
+    /// It did so after this moment of its own: that of the renewal before.
+    pub after_micros: u64,
+    /// And not after this one: that of the renewal that showed it.
+    pub seen_micros: u64,
+}
+
 /// Compares the store's clock with this machine's from renewal to renewal.
 #[derive(Debug, Default)]
 pub struct ClockWatch {
@@ -33,12 +44,16 @@ impl ClockWatch {
     ///
     /// The store read its clock after the first renewal was sent and before the second one's reply
     /// was received. So a slow network never looks like a step.
-    pub fn step(&mut self, reading: ClockReading) -> Option<Duration> {
+    pub fn step(&mut self, reading: ClockReading) -> Option<ClockStep> {
         let last = self.last.replace(reading)?;
         let passed = Duration::from_micros(reading.store_micros.saturating_sub(last.store_micros));
         let explained = reading.answered.since(last.sent) + TOLERANCE;
-        let step = passed.saturating_sub(explained);
-        (!step.is_zero()).then_some(step)
+        let by = passed.saturating_sub(explained);
+        (!by.is_zero()).then_some(ClockStep {
+            by,
+            after_micros: last.store_micros,
+            seen_micros: reading.store_micros,
+        })
     }
 }
 
@@ -80,7 +95,14 @@ mod tests {
         watch.step(reading(0, 10, 50 * SECOND));
         // 2 s later by this clock, 5.9 s by the store's.
         let step = watch.step(reading(2000, 2010, 55 * SECOND + 900_000));
-        assert_eq!(step, Some(Duration::from_millis(5900 - 2010 - 250)));
+        let by = Duration::from_millis(5900 - 2010 - 250);
+        let (after_micros, seen_micros) = (50 * SECOND, 55 * SECOND + 900_000);
+        let found = ClockStep {
+            by,
+            after_micros,
+            seen_micros,
+        };
+        assert_eq!(step, Some(found));
         let next = watch.step(reading(4000, 4010, 57 * SECOND + 900_000));
         assert_eq!(next, None);
     }
@@ -99,7 +121,7 @@ mod tests {
         for (micros, step) in [(2_250_000, None), (2_250_001, Some(1))] {
             let mut watch = ClockWatch::default();
             watch.step(reading(0, 1, 0));
-            let found = watch.step(reading(1999, 2000, micros));
+            let found = watch.step(reading(1999, 2000, micros)).map(|step| step.by);
             assert_eq!(found, step.map(Duration::from_micros));
         }
     }
@@ -111,6 +133,7 @@ mod tests {
         assert_eq!(watch.step(reading(2000, 2001, 400 * SECOND)), None);
         // The next one counts from there.
         let step = watch.step(reading(4000, 4001, 406 * SECOND));
-        assert_eq!(step, Some(Duration::from_millis(6000 - 2001 - 250)));
+        let by = step.map(|step| step.by);
+        assert_eq!(by, Some(Duration::from_millis(6000 - 2001 - 250)));
     }
 }

@@ -16,6 +16,7 @@ use podlink::op::{
     Services, Set, SetIfAbsent, SetTag, SetWorkload, Stepped, StoredUser, Swap, Swapped, TrySet,
     expected,
 };
+use podlink::route::clock_step::ClockStep;
 use podlink::route::link::{Certificate, Persist, Placed, Removal, StoredLink};
 use podlink::route::state::{PodState, WorkloadState};
 use podlink::store::Store;
@@ -124,8 +125,9 @@ asked! {
         service: &ServiceId,
         pod: PodIndex,
         incarnation: Incarnation,
+        step: ClockStep,
         times: LeaseTimes
-    ) -> Stepped = PodStepped { service: service.clone(), pod, incarnation, times };
+    ) -> Stepped = PodStepped { service: service.clone(), pod, incarnation, step: Box::new(step), times };
     pod_certify(service: &ServiceId, pod: PodIndex) -> Certificate =
         PodCertify { service: service.clone(), pod, seen: None };
     certify_seen(service: &ServiceId, pod: PodIndex, seen: Incarnation) -> Certificate =

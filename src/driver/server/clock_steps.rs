@@ -2,12 +2,11 @@
 //! pod is declared dead too early (docs/decisions/0020).
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use super::ServerShared;
 use crate::clock::Tick;
 use crate::op::{PodStepped, Stepped};
-use crate::route::clock_step::{ClockReading, ClockWatch};
+use crate::route::clock_step::{ClockReading, ClockStep, ClockWatch};
 use crate::telemetry::count;
 
 /// What the renewals have shown of the store's clock.
@@ -21,7 +20,7 @@ pub(super) struct ClockSteps {
 struct SeenSteps {
     watch: ClockWatch,
     /// A step that the store does not know yet: a report that failed is repeated.
-    unreported: Option<Duration>,
+    unreported: Option<ClockStep>,
     /// The last report was not believed, and that was logged.
     unbelieved: bool,
 }
@@ -33,7 +32,7 @@ impl ClockSteps {
     }
 
     /// The step to report after this renewal.
-    fn unreported(&self, reading: ClockReading) -> Option<Duration> {
+    fn unreported(&self, reading: ClockReading) -> Option<ClockStep> {
         self.with(|seen| {
             match seen.watch.step(reading) {
                 Some(step) => seen.unreported = Some(step),
@@ -60,9 +59,10 @@ impl ServerShared {
             service: self.info.service.clone(),
             pod: self.info.pod,
             incarnation: self.lock().incarnation,
+            step: Box::new(step),
             times: self.config.times,
         };
-        let (service, pod, step_ms) = (&self.info.service, self.info.pod, step.as_millis());
+        let (service, pod, step_ms) = (&self.info.service, self.info.pod, step.by.as_millis());
         match self.store.ask(report, deadline).await {
             Ok(verdict) => self.count_step(verdict, step_ms),
             Err(error) => {

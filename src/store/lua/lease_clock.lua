@@ -11,6 +11,7 @@
 --            hold after an outage no pod is declared dead before this time
 --            held pods whose lease reached this time count as alive during the hold; without it,
 --                 the lease hash was lost: pods that are not in it may be alive too
+--            jump size:time of the last jump of time for which a hold began, and when it was seen
 --            step pod:count:time of the pod that last reported a step, how often it did so in
 --                 succession, and when last
 --            t    lease:grace:gap of the pod that wrote last, for scripts that only read
@@ -99,6 +100,7 @@ local function tick(lease, grace, gap, new)
     begin_hold(lease, grace, 0)
   elseif outage then
     begin_hold(lease, grace, last > hold and last)
+    put('jump', text(now - last) .. ':' .. text(now))
   elseif invalid then
     begin_hold(lease, grace)
   end

@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 
 use crate::id::{Incarnation, PodIndex};
-use crate::op::{Begun, Inspection, LAYOUT, LeaseTimes, PodIdentity, Pods, Renewed, Stepped};
+use crate::op::{
+    Begun, Inspection, LAYOUT, LeaseTimes, PodIdentity, PodStepped, Pods, Renewed, Stepped,
+};
 use crate::route::link::Certificate;
 use crate::route::state::{PodRecord, PodState};
 use crate::store::codec::micros;
@@ -23,6 +25,9 @@ const STEPS_BELIEVED: u32 = 4;
 /// Reports are in succession if the later one comes within so many leases.
 const STEPS_QUIET: u64 = 10;
 
+/// How much what two pods find of one step may differ.
+const STEP_TOLERANCE: u64 = 250_000;
+
 /// The leases and states of one service's pods.
 #[derive(Debug, Default)]
 pub(super) struct ServiceLeases {
@@ -38,6 +43,8 @@ pub(super) struct ServiceLeases {
     sweep: u64,
     /// The pod that last reported a step, how often it did so in succession, and when last.
     step: Option<(PodIndex, u32, u64)>,
+    /// The last jump of time for which a hold began: by how much, and when it was seen.
+    jump: (u64, u64),
     /// The times of the pod that wrote last, for calls that only read.
     times: LeaseMicros,
     pods: BTreeMap<PodIndex, Lease>,
@@ -179,20 +186,20 @@ impl ServiceLeases {
         true
     }
 
-    pub(super) fn stepped(
-        &mut self,
-        pod: PodIndex,
-        me: Incarnation,
-        times: LeaseTimes,
-        now: u64,
-    ) -> Stepped {
+    pub(super) fn stepped(&mut self, report: &PodStepped, now: u64) -> Stepped {
+        let (pod, me) = (report.pod, report.incarnation);
         let found = self.lease(pod);
         if found.incarnation != me.get() || found.dead >= me.get() {
             return Stepped::Refused;
         }
-        let times = LeaseMicros::from(times);
+        let times = LeaseMicros::from(report.times);
         let last = self.last;
         let now = self.tick(times, now);
+        let by = micros(report.step.by);
+        let (jump, at) = self.jump;
+        if at > report.step.after_micros && by <= jump + STEP_TOLERANCE {
+            return Stepped::Held;
+        }
         let again = self.step.filter(|(reporter, _, at)| {
             *reporter == pod && now.saturating_sub(*at) < STEPS_QUIET * times.lease
         });
@@ -205,6 +212,7 @@ impl ServiceLeases {
             self.held = last;
         }
         self.hold = now + times.lease + times.grace;
+        self.jump = (by, report.step.seen_micros.min(now));
         Stepped::Held
     }
 
@@ -268,7 +276,7 @@ impl ServiceLeases {
     pub(super) fn pods(&mut self, now: u64) -> Pods {
         let clock = self.clock_at(now);
         let stepped = now + self.off < self.last;
-        if self.last > 0 && (stepped || clock.now - self.last > self.times.gap / 2) {
+        if self.last > 0 && (stepped || clock.now - self.last > self.times.gap / 8) {
             self.tick(self.times, now);
         }
         self.shown(clock)
@@ -321,6 +329,9 @@ impl ServiceLeases {
     /// without access longer than the gap is an outage: every pod gets a new lease and grace.
     fn tick(&mut self, times: LeaseMicros, real: u64) -> u64 {
         let clock = self.ticked(times, real);
+        if clock.hold > self.hold {
+            self.jump = (clock.now - self.last, clock.now);
+        }
         (self.hold, self.held, self.last) = (clock.hold, clock.held, clock.now);
         self.off = clock.now - real;
         clock.now
@@ -396,13 +407,17 @@ mod tests {
         PodIndex::new(index).unwrap()
     }
 
-    fn begin(leases: &mut ServiceLeases, index: i64, now: u64) -> Incarnation {
+    fn service() -> ServiceId {
         let (namespace, name) = (Namespace::new("ns"), ServiceName::new("svc"));
+        ServiceId {
+            namespace: namespace.unwrap(),
+            service: name.unwrap(),
+        }
+    }
+
+    fn begin(leases: &mut ServiceLeases, index: i64, now: u64) -> Incarnation {
         let identity = PodIdentity {
-            service: ServiceId {
-                namespace: namespace.unwrap(),
-                service: name.unwrap(),
-            },
+            service: service(),
             pod: pod(index),
             nonce: format!("{index}-{now}"),
             pod_uid: String::new(),
@@ -452,9 +467,15 @@ mod tests {
                     answered,
                     store_micros,
                 };
-                if watch.step(reading).is_some() {
-                    let report = leases.stepped(pod(1), second, TIMES, wall);
-                    assert_eq!(report, Stepped::Held);
+                if let Some(step) = watch.step(reading) {
+                    let report = PodStepped {
+                        service: service(),
+                        pod: pod(1),
+                        incarnation: second,
+                        step: Box::new(step),
+                        times: TIMES,
+                    };
+                    assert_eq!(leases.stepped(&report, wall), Stepped::Held);
                 }
             }
             leases.pods(wall);
@@ -488,14 +509,10 @@ mod tests {
                 let forward = steps.iter().filter(|(_, by)| *by > 0);
                 let since = forward.map(|(at, _)| *at).max().unwrap_or(0).max(killed);
                 let back = steps.iter().any(|(_, by)| *by < 0);
-                // A step forward counts from its report, which comes with the next renewal. A step
-                // back costs the time since the last access.
-                let reported = if steps.iter().any(|(_, by)| *by > 0) {
-                    2
-                } else {
-                    0
-                };
-                let longest = 16 + reported + u64::from(back);
+                // A small step forward counts from its report, which comes with the next renewal. A
+                // step back costs the time since the last access.
+                let reported = steps.iter().any(|(_, by)| (1..4 * second).contains(by));
+                let longest = 16 + if reported { 2 } else { 0 } + u64::from(back);
                 let what = format!("{steps:?}, killed at {killed}: dead at {died}");
                 assert!(died <= since + longest, "{what}");
                 assert!(died >= renewed + 10, "{what}, renewed at {renewed}");

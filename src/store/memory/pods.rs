@@ -58,9 +58,7 @@ impl Apply for PodCertify {
 
 impl Apply for PodStepped {
     fn apply(&self, tables: &mut Tables, now: Moment) -> Result<Stepped> {
-        let report = |service: &mut ServiceLeases| {
-            service.stepped(self.pod, self.incarnation, self.times, now.micros)
-        };
+        let report = |service: &mut ServiceLeases| service.stepped(self, now.micros);
         Ok(tables.with_service(&self.service, report))
     }
 }

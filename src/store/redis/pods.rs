@@ -98,7 +98,14 @@ impl Encode for PodStepped {
         let [lease_key, state_key] = pod_keys(&self.service);
         let [lease, grace, gap] = times(self.times);
         let me = incarnation(self.incarnation);
-        let args = [lease, grace, gap, pod(self.pod), me];
+        let micros = |micros| Arg::Number(i64::try_from(micros).unwrap_or(i64::MAX));
+        let [by, after, seen] = [
+            codec::micros(self.step.by),
+            self.step.after_micros,
+            self.step.seen_micros,
+        ]
+        .map(micros);
+        let args = [lease, grace, gap, pod(self.pod), me, by, after, seen];
         let keys = [&*lease_key, &*state_key];
         Ok(script::call(&POD_STEPPED, form, &keys, &args))
     }

@@ -94,9 +94,9 @@ async fn a_step_does_not_delay_takeover(stage: Stage) {
             let (died, renewed) = death_after(&stage, steps, killed).await;
             let forward = steps.iter().filter(|(_, by)| *by > 0);
             let since = forward.map(|(at, _)| *at).max().unwrap_or(0).max(killed);
-            // A step forward counts from its report, which comes with the next renewal. A step back
-            // costs the minute since the last access.
-            let reported = steps.iter().any(|(_, by)| *by > 0);
+            // A small step forward counts from its report, which comes with the next renewal. A step
+            // back costs the minute since the last access.
+            let reported = steps.iter().any(|(_, by)| (1..4 * MINUTE).contains(by));
             let back = steps.iter().any(|(_, by)| *by < 0);
             let longest = TAKEOVER + if reported { RENEW } else { 0 } + i64::from(back);
             let what = format!("{name}, killed at {killed}: dead at {died}");

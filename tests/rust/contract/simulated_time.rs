@@ -13,7 +13,7 @@ use podlink::clock::{Clock, Tick};
 use podlink::config::LeaseTimes;
 use podlink::id::{Incarnation, ServiceId};
 use podlink::op::{Begun, Renewed, Stepped};
-use podlink::route::clock_step::{ClockReading, ClockWatch};
+use podlink::route::clock_step::{ClockReading, ClockStep, ClockWatch};
 use podlink::route::link::Certificate;
 use podlink::route::state::PodRecord;
 use podlink::store::Store;
@@ -37,6 +37,13 @@ pub(crate) const LEASE: i64 = 10;
 pub(crate) const RENEW: i64 = 2;
 /// Lease, grace, and the time between two questions of a client.
 pub(crate) const TAKEOVER: i64 = 16;
+
+/// A step that no hold was begun for.
+pub(crate) const NEW_STEP: ClockStep = ClockStep {
+    by: Duration::from_secs(3),
+    after_micros: u64::MAX,
+    seen_micros: 0,
+};
 
 const LEASES: &str = "sf:{ns:state:svc}#lease";
 
@@ -103,28 +110,39 @@ impl<'a> SimulatedTime<'a> {
         }
     }
 
-    /// The pod renews, and reports a step as its driver does.
-    pub(crate) async fn renew(&self, of: &mut SimulatedPod) -> Option<Stepped> {
+    /// The pod renews; returns the store's time.
+    pub(crate) async fn renewed_at(&self, of: &SimulatedPod) -> u64 {
         let (store, service, deadline) = self.store();
-        let sent = self.now();
         let state = state(of.index, of.incarnation);
         let renewed = store.pod_renew(&service, &state, TIMES, deadline);
         let Renewed::Done { now, .. } = renewed.await.unwrap() else {
             panic!("pod {} is dead", of.index)
         };
+        now
+    }
+
+    /// The pod renews, and reports a step as its driver does.
+    pub(crate) async fn renew(&self, of: &mut SimulatedPod) -> Option<Stepped> {
+        let sent = self.now();
+        let now = self.renewed_at(of).await;
         let answered = self.now();
-        of.watch.step(ClockReading {
+        let step = of.watch.step(ClockReading {
             sent,
             answered,
             store_micros: now,
         })?;
-        Some(self.report(of).await)
+        Some(self.report_of(of, step).await)
     }
 
-    /// The pod reports a step.
+    /// The pod reports a step that no pod has reported yet.
     pub(crate) async fn report(&self, of: &SimulatedPod) -> Stepped {
+        self.report_of(of, NEW_STEP).await
+    }
+
+    pub(crate) async fn report_of(&self, of: &SimulatedPod, step: ClockStep) -> Stepped {
         let (store, service, deadline) = self.store();
-        let reported = store.pod_stepped(&service, pod(of.index), of.incarnation, TIMES, deadline);
+        let (pod, me) = (pod(of.index), of.incarnation);
+        let reported = store.pod_stepped(&service, pod, me, step, TIMES, deadline);
         reported.await.unwrap()
     }
 

@@ -10,6 +10,7 @@ use podlink::op::{Begun, Renewed, Stepped};
 use podlink::route::link::{Certificate, Persist};
 
 use super::leases::{TIMES, begin, certify, process, renew, service, started, state};
+use super::simulated_time::NEW_STEP;
 use crate::ask::Ask as _;
 use crate::contract::on_every_server;
 use crate::server::Raw;
@@ -94,7 +95,7 @@ async fn a_lease_field_harms_its_pod_only(stage: Stage) {
     pods(&stage).await;
     let mut names = fields(&mut raw, LEASES);
     let rare = [
-        "off", "hold", "held", "step", "i:99", "d:99", "x:99", "b:99", "u:99", "d:x", "",
+        "off", "hold", "held", "jump", "step", "i:99", "d:99", "x:99", "b:99", "u:99", "d:x", "",
     ];
     names.extend(rare.map(String::from));
     names.sort();
@@ -118,7 +119,8 @@ async fn a_lease_field_harms_its_pod_only(stage: Stage) {
             }
             // A step can be reported, by each pod that may renew.
             let (service, time) = (service(), stage.deadline());
-            let reported = (stage.store).pod_stepped(&service, pod(1), two[1], TIMES, time);
+            let reported =
+                (stage.store).pod_stepped(&service, pod(1), two[1], NEW_STEP, TIMES, time);
             let reported = reported.await.unwrap();
             let own = name.ends_with(":1");
             assert!(own || reported == Stepped::Held, "{what}: {reported:?}");
@@ -227,7 +229,7 @@ async fn a_reporter_harms_its_pod_only(stage: Stage) {
     let report = async |index: i64| {
         let (me, time) = (two[usize::try_from(index).unwrap()], stage.deadline());
         let (store, service) = (&stage.store, service());
-        let reported = store.pod_stepped(&service, pod(index), me, TIMES, time);
+        let reported = store.pod_stepped(&service, pod(index), me, NEW_STEP, TIMES, time);
         reported.await.unwrap()
     };
     raw.run(&["HSET", LEASES, "step", &format!("0:99:{now}")]);
