@@ -27,7 +27,7 @@ _MODULES = {
     "_logs": ("hash_uid",),
     "_podlink": ("__version__",),
     "admin": ("AdminServer",),
-    "callback": ("StatefulObjCallback", "hook_deadline"),
+    "callback": ("Registration", "StatefulObjCallback", "hook_deadline"),
     "client": ("ClientDriver",),
     "config": (
         "ClientConfig",
@@ -65,7 +65,7 @@ _MODULES = {
     ),
     "grpc_client": ("RouteGrpcClient",),
     "grpc_server": ("RouteGrpcServer",),
-    "info": ("Registration", "RouteInfoDriver"),
+    "info": ("RouteInfoDriver",),
     "metrics": ("Sample", "Snapshot", "Window"),
     "ownership": ("Ownership",),
     "route": ("Route",),

@@ -67,6 +67,9 @@ class Hook:
         context.run(current_call.set, CallTime(reply))
         return context
 
+    def close(self) -> None:
+        """Drops the calls that are queued, where a hook has a queue."""
+
     def _count_failure(self) -> None:
         self.failures += 1
 

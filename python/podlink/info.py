@@ -2,53 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, Literal, TypeVar, overload
 
 from . import _operations as ops, _podlink
 from ._bridge import call, log_queue
 from ._closeable import Closeable
+from ._driver_hooks import DriverHooks, HookOwner
 from ._hooks import Failures, Listener
 from ._submit import Submittable, Submitter
-from .callback import StatefulObjCallback
+from .callback import Registration, StateCallback, StatefulObjCallback
 from .config import Duration, RouteInfoConfig, check_type, seconds
 from .grpc_client import RouteGrpcClient, peer_table
 from .state import StatefulServiceState, states_by_pod
 from .store import Store
 
-__all__ = ["Registration", "RouteInfoDriver", "StateCallback"]
+__all__ = ["RouteInfoDriver"]
 
 T = TypeVar("T")
 
-StateCallback = Callable[
-    [str, str, int, StatefulServiceState | None, StatefulServiceState | None],
-    object | Awaitable[object],
-]
-"""``(namespace, service_name, pod_index, previous, now)``; ``None``: not alive."""
+S = TypeVar("S", bound=StateCallback)
 
 
-class Registration:
-    """A callback that is registered, until :meth:`unregister`."""
-
-    def __init__(self, core: _podlink.Registration, listener: Listener) -> None:
-        self._core = core
-        self._listener = listener
-
-    @property
-    def failures(self) -> int:
-        """How often the callback raised."""
-        return self._listener.failures
-
-    def unregister(self) -> None:
-        """Ends the calls of the callback, also for changes that are queued already. A second time
-        does nothing.
-        """
-        self._core.unregister()
-        self._listener.close()
-
-
-class RouteInfoDriver(Closeable):
+class RouteInfoDriver(HookOwner, Closeable):
     """Knows the pods of each service: their states, the best one, and when they change.
 
     The first question about a service reads all its pods; from then on a task of podlink's own
@@ -96,9 +73,11 @@ class RouteInfoDriver(Closeable):
         check_type("config", config, RouteInfoConfig)
         self.config = config
         self.namespace = namespace
+        self._peers = dict(peers or {})  # the core does not keep their hooks
         self._core = _podlink.InfoCore(
-            store._core, namespace, config._core(), log_queue(), peer_table(peers)
+            store._core, namespace, config._core(), log_queue(), peer_table(self._peers)
         )
+        self._hooks = DriverHooks("route info driver", self._core)
 
     def __repr__(self) -> str:
         return f"RouteInfoDriver(namespace={self.namespace!r})"
@@ -290,7 +269,10 @@ class RouteInfoDriver(Closeable):
                 ``None``: for every service that this driver is used for.
 
         Returns:
-            A handle whose ``unregister()`` ends the calls.
+            A handle whose ``unregister()`` ends the calls, as ``remove_hook(callback)`` does.
+
+        Raises:
+            ClosedError: the driver was closed.
 
         Example:
             >>> def show(namespace, service, pod, previous, now):
@@ -306,13 +288,17 @@ class RouteInfoDriver(Closeable):
         listener = Listener(
             "callback", callback, states, self._hook_failures, counted_as="routing_state"
         )
-        core = self._core.register(listener.home, namespace, service_name, listener)
-        return Registration(core, listener)
+        return self._hooks.add(
+            callback,
+            listener,
+            lambda home, hook: self._core.register(home, namespace, service_name, hook),
+        )
 
     def on_routing_state_changed(
         self, namespace: str | None = None, service_name: str | None = None
-    ) -> Callable[[StateCallback], StateCallback]:
-        """The same as ``register_routing_state_changed_event``, as a decorator.
+    ) -> Callable[[S], S]:
+        """The same as ``register_routing_state_changed_event``, as a decorator. It returns the
+        function as it is; ``remove_hook(function)`` ends the calls.
 
         Example:
             >>> info = RouteInfoDriver(Store())
@@ -321,7 +307,7 @@ class RouteInfoDriver(Closeable):
             ...     print(service, pod, now)
         """
 
-        def register(callback: StateCallback) -> StateCallback:
+        def register(callback: S) -> S:
             self.register_routing_state_changed_event(namespace, callback, service_name)
             return callback
 
@@ -411,11 +397,13 @@ class RouteInfoDriver(Closeable):
         }
 
     async def aclose(self) -> None:
-        """Ends the driver's tasks. Later calls raise ``ClosedError``; a second close does nothing.
+        """Ends the driver's tasks and hooks. Later calls raise ``ClosedError``; a second close does
+        nothing.
 
         The store stays open.
         """
         self._core.close()
+        self._hooks.close()
 
 
 _OPERATIONS = {
