@@ -28,6 +28,7 @@ _MODULES = {
     "_podlink": ("__version__",),
     "admin": ("AdminServer",),
     "callback": ("Registration", "StatefulObjCallback", "hook_deadline"),
+    "changes": ("StateChange", "StateChanges"),
     "client": ("ClientDriver",),
     "config": (
         "ClientConfig",

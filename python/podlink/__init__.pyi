@@ -3,6 +3,7 @@
 from . import (
     admin as admin,
     callback as callback,
+    changes as changes,
     client as client,
     config as config,
     connection as connection,
@@ -27,6 +28,7 @@ from .callback import (
     StatefulObjCallback as StatefulObjCallback,
     hook_deadline as hook_deadline,
 )
+from .changes import StateChange as StateChange, StateChanges as StateChanges
 from .client import ClientDriver as ClientDriver
 from .config import (
     ClientConfig as ClientConfig,

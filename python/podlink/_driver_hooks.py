@@ -69,6 +69,8 @@ class DriverHooks:
     def add_end(self, ends: Ends) -> None:
         """Notifies ``ends`` when the driver is closed. It is not kept alive."""
         self._ends.add(ends)
+        if self._core.is_closed():  # meanwhile, by another thread
+            ends.driver_closed()
 
     def check_open(self) -> None:
         """Raises ``ClosedError`` if the driver was closed."""

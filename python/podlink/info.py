@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, Literal, TypeVar, overload
 
 from . import _operations as ops, _podlink
-from ._bridge import call, log_queue
+from ._bridge import bridge_of, call, log_queue
 from ._closeable import Closeable
 from ._driver_hooks import DriverHooks, HookOwner
 from ._hooks import Failures, Listener
 from ._submit import Submittable, Submitter
 from .callback import Registration, StateCallback, StatefulObjCallback
+from .changes import StateChanges
 from .config import Duration, RouteInfoConfig, check_type, seconds
 from .grpc_client import RouteGrpcClient, peer_table
 from .state import StatefulServiceState, states_by_pod
@@ -312,6 +314,49 @@ class RouteInfoDriver(HookOwner, Closeable):
             return callback
 
         return register
+
+    def changes(
+        self,
+        namespace: str | None = None,
+        service_name: str | None = None,
+        *,
+        limit: int = 1000,
+    ) -> StateChanges:
+        """Returns the changes of pods from now on, to be read with ``async for``.
+
+        They are those of ``register_routing_state_changed_event``, in the same order. The
+        subscription begins with this call: the changes, and what ``alive_pods`` says after it,
+        leave nothing out. It keeps this driver alive. ``aclose`` of the driver ends the ``async
+        for``, once what came before has been read.
+
+        **A slow reader**: at most ``limit`` changes wait. Those that come while so many wait are
+        dropped, and at their place the reader gets an ``OverloadedError`` that says how many. It
+        may go on reading: what comes after is complete again, so read ``alive_pods`` then.
+
+        Args:
+            namespace: ``None`` or ``""`` is the driver's own.
+            service_name: only this service, which is then read even if it is not used; ``None``:
+                every service that this driver is used for.
+            limit: how many changes may wait, 1 to 10,000.
+
+        Raises:
+            ClosedError: the driver was closed.
+            IllegalStateError: no event loop is running.
+
+        Example:
+            >>> async def show(info: RouteInfoDriver) -> None:
+            ...     async for change in info.changes(None, "user-service"):
+            ...         print(change.pod_index, "is gone" if change.now is None else "is there")
+        """
+
+        def register(feed: Any) -> _podlink.Registration:
+            home = bridge_of(asyncio.get_running_loop()).queue
+            registration = self._core.register(home, namespace, service_name, feed)
+            self._hooks.add_end(feed)
+            return registration
+
+        self._hooks.check_open()
+        return StateChanges(self, limit, register)
 
     @overload
     def submit(

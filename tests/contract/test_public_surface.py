@@ -58,6 +58,8 @@ EXPORTED = [
     "ServiceLinks",
     "ServiceNotFoundError",
     "Snapshot",
+    "StateChange",
+    "StateChanges",
     "StatefulObjCallback",
     "StatefulServiceState",
     "Store",
@@ -177,6 +179,9 @@ SIGNATURES = {
     "RouteInfoDriver.is_pod_available": f"({_SERVICE}, pod_index: int) -> bool",
     "RouteInfoDriver.is_pod_routable": f"({_SERVICE}, pod_index: int) -> bool",
     "RouteInfoDriver.is_workload_ready": f"async ({_SERVICE}, {_LIMIT}) -> bool",
+    "RouteInfoDriver.changes": "(namespace: str | None = None, service_name: str | None = None"
+    ", *, limit: int = 1000) -> StateChanges",
+    "StateChanges.aclose": "async () -> None",
     "RouteInfoDriver.on_routing_state_changed": "(namespace: str | None = None"
     ", service_name: str | None = None) -> Callable[[S], S]",
     "RouteInfoDriver.poll_callbacks": "() -> int",
@@ -283,6 +288,7 @@ WITH_METHODS = [
     "ServerDriver",
     "ServiceLinks",
     "Snapshot",
+    "StateChanges",
     "Store",
     "Window",
 ]
@@ -344,6 +350,7 @@ DEFAULTS: dict[str, dict[str, object]] = {
 
 # What podlink makes and a program reads.
 VALUES = {
+    "StateChange": ["namespace", "service_name", "pod_index", "previous", "now"],
     "DrainReport": ["released", "handed_over", "kept", "failed", "unfinished", "seconds"],
     "Ownership": [
         "namespace",
