@@ -39,7 +39,7 @@ class DriverHooks:
         self._core = core
         # Both in the order of registration, and changed by single steps: any thread may come.
         self._registrations: dict[Registration, None] = {}
-        self._ends: weakref.WeakSet[Ends] = weakref.WeakSet()
+        self._ends: dict[weakref.ref[Ends], None] = {}
 
     @property
     def is_closed(self) -> bool:
@@ -68,7 +68,10 @@ class DriverHooks:
 
     def add_end(self, ends: Ends) -> None:
         """Notifies ``ends`` when the driver is closed. It is not kept alive."""
-        self._ends.add(ends)
+        for other in list(self._ends):
+            if other() is None:
+                self._ends.pop(other, None)
+        self._ends[weakref.ref(ends)] = None
         if self._core.is_closed():  # meanwhile, by another thread
             ends.driver_closed()
 
@@ -92,8 +95,10 @@ class DriverHooks:
         """Ends all hooks, and lets go of them."""
         for registration in list(self._registrations):
             registration.unregister()
-        for ends in list(self._ends):
-            ends.driver_closed()
+        for other in list(self._ends):
+            ends = other()
+            if ends is not None:
+                ends.driver_closed()
 
 
 class HookOwner:

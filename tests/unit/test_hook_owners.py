@@ -149,6 +149,7 @@ def test_many_loops_leak_no_descriptor() -> None:
         import podlink
 
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+        kept = podlink.ClientDriver(podlink.Store("memory://"))
 
         async def main() -> None:
             store = podlink.Store("memory://")
@@ -161,6 +162,7 @@ def test_many_loops_leak_no_descriptor() -> None:
 
                 client = podlink.ClientDriver(store)
                 client.on_pod_lost(lambda pod, users: client)
+                kept.on_pod_lost(lambda pod, users: kept)  # it outlives the loop
                 assert await client.compute_linked_pod(None, "u1", "svc") == 0
 
         counts = []
