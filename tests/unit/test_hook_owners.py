@@ -296,6 +296,26 @@ async def test_a_removed_hook_is_not_called() -> None:
     await info.aclose()
 
 
+async def test_a_hook_may_remove_itself() -> None:
+    store, seen = podlink.Store(), list[int]()
+    info = podlink.RouteInfoDriver(store, config=FRESH)
+
+    @info.on_routing_state_changed()
+    def once(*event: Any) -> None:
+        seen.append(event[2])
+        info.remove_hook(once)
+
+    async with running(store, 0, 1, 2):
+        # One reading of three pods: the other two changes are queued when the first is delivered.
+        await info.get_all_service_state(None, SERVICE)
+        await eventually_async(lambda: len(seen) == 1)
+        changes = info.changes(None, SERVICE)
+        async with running(store, 3):
+            assert (await anext(changes)).pod_index == 3
+    assert len(seen) == 1
+    await info.aclose()
+
+
 async def test_removed_pod_hooks_are_not_called() -> None:
     store, called, loads = podlink.Store(), list[str](), list[int]()
 
