@@ -27,7 +27,8 @@ _MODULES = {
     "_logs": ("hash_uid",),
     "_podlink": ("__version__",),
     "admin": ("AdminServer",),
-    "callback": ("StatefulObjCallback", "hook_deadline"),
+    "callback": ("Registration", "StatefulObjCallback", "hook_deadline"),
+    "changes": ("StateChange", "StateChanges"),
     "client": ("ClientDriver",),
     "config": (
         "ClientConfig",
@@ -65,7 +66,7 @@ _MODULES = {
     ),
     "grpc_client": ("RouteGrpcClient",),
     "grpc_server": ("RouteGrpcServer",),
-    "info": ("Registration", "RouteInfoDriver"),
+    "info": ("RouteInfoDriver",),
     "metrics": ("Sample", "Snapshot", "Window"),
     "ownership": ("Ownership",),
     "route": ("Route",),

@@ -3,6 +3,7 @@
 from . import (
     admin as admin,
     callback as callback,
+    changes as changes,
     client as client,
     config as config,
     connection as connection,
@@ -22,7 +23,12 @@ from . import (
 from ._logs import hash_uid as hash_uid
 from ._podlink import __version__ as __version__
 from .admin import AdminServer as AdminServer
-from .callback import StatefulObjCallback as StatefulObjCallback, hook_deadline as hook_deadline
+from .callback import (
+    Registration as Registration,
+    StatefulObjCallback as StatefulObjCallback,
+    hook_deadline as hook_deadline,
+)
+from .changes import StateChange as StateChange, StateChanges as StateChanges
 from .client import ClientDriver as ClientDriver
 from .config import (
     ClientConfig as ClientConfig,
@@ -60,7 +66,7 @@ from .errors import (
 )
 from .grpc_client import RouteGrpcClient as RouteGrpcClient
 from .grpc_server import RouteGrpcServer as RouteGrpcServer
-from .info import Registration as Registration, RouteInfoDriver as RouteInfoDriver
+from .info import RouteInfoDriver as RouteInfoDriver
 from .metrics import Sample as Sample, Snapshot as Snapshot, Window as Window
 from .ownership import Ownership as Ownership
 from .route import Route as Route

@@ -308,7 +308,9 @@ def _settle(waiter: Any, settle: Callable[[Any], None], outcome: object) -> None
 
 def _run_hooks(calls: queue.SimpleQueue[HookCall]) -> None:
     while True:
-        _begin(*calls.get())  # catches what the program's own function raises
+        call = calls.get()
+        _begin(*call)  # catches what the program's own function raises
+        del call  # or this thread would keep the hook, and its driver
 
 
 class _Threads:

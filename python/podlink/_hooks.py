@@ -67,6 +67,9 @@ class Hook:
         context.run(current_call.set, CallTime(reply))
         return context
 
+    def close(self) -> None:
+        """Drops the calls that are queued, where a hook has a queue."""
+
     def _count_failure(self) -> None:
         self.failures += 1
 
@@ -211,13 +214,14 @@ class Listener(Hook):
 
     def close(self) -> None:
         """Ends the calls of the function; events that are queued already are dropped."""
-        self._closed = True
-        self._waiting.clear()
+        self._closed = True  # from any thread: only the loop's own takes what is queued
 
     def _work(self) -> None:
         """Calls the function with what is queued; hands over to a task when it is async."""
         while self._waiting:
             arguments = self._waiting.popleft()
+            if self._closed:
+                continue
             began = self._began = time.monotonic()
             try:
                 answer = self._context.copy().run(self._function, *arguments)

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._hooks import Question
+from .callback import DrainHook, LeaseHook, OwnershipLostHook, OwnershipRenewedHook
 from .config import check_callable
 from .ownership import Ownership
 
 if TYPE_CHECKING:
     from . import _podlink
+    from ._driver_hooks import DriverHooks
 
 __all__ = ["OwnershipHooks"]
 
+D = TypeVar("D", bound=DrainHook)
+L = TypeVar("L", bound=LeaseHook)
+O = TypeVar("O", bound=OwnershipLostHook)  # noqa: E741 - one letter, like the others
+R = TypeVar("R", bound=OwnershipRenewedHook)
 H = TypeVar("H", bound=Callable[..., object])
 
 
 class OwnershipHooks:
-    """The methods of a server driver that register hooks."""
+    """The methods of a server driver that register hooks.
+
+    Each returns the function as it is, so each is usable as a decorator. ``remove_hook(function)``
+    ends the calls, and so does the end of a stop; after that they raise ``ClosedError``.
+    """
 
     _core: _podlink.ServerCore
+    _hooks: DriverHooks
     _made: Callable[[Any], Ownership]
 
-    def on_drain(self, hook: Callable[[Ownership], object]) -> Callable[[Ownership], object]:
+    def on_drain(self, hook: D) -> D:
         """Calls ``hook(ownership)`` for every user that this process owns when it stops.
 
         The place to save the user's state. After a hook that has ended well the user is released,
@@ -41,9 +53,10 @@ class OwnershipHooks:
             ... async def save(user: Ownership) -> None:
             ...     print("save", user.uid, "with the token", user.token)
         """
-        return self._on("drain", hook, lambda fields: hook(self._made(fields)))
+        made = self._made
+        return self._on("drain", hook, lambda fields: hook(made(fields)))
 
-    def on_lease_suspended(self, hook: Callable[[str], object]) -> Callable[[str], object]:
+    def on_lease_suspended(self, hook: L) -> L:
         """Calls ``hook(reason)`` when the lease was not renewed in time (``"not_renewed"``).
 
         Until it is renewed ``owns`` and ``holds_lease`` are ``False``. Nothing is lost yet: to take
@@ -54,7 +67,7 @@ class OwnershipHooks:
         """
         return self._on("lease_suspended", hook, hook)
 
-    def on_lease_resumed(self, hook: Callable[[str], object]) -> Callable[[str], object]:
+    def on_lease_resumed(self, hook: L) -> L:
         """Calls ``hook(reason)`` when a suspended lease was renewed (``"renewed"``).
 
         The users that still stand are owned again, by the same tokens; for the others
@@ -62,7 +75,7 @@ class OwnershipHooks:
         """
         return self._on("lease_resumed", hook, hook)
 
-    def on_lease_lost(self, hook: Callable[[str], object]) -> Callable[[str], object]:
+    def on_lease_lost(self, hook: L) -> L:
         """Calls ``hook(reason)`` when the lease was lost for good: ``"declared_dead"``, or
         ``"superseded"`` by a later process with this pod index.
 
@@ -73,32 +86,25 @@ class OwnershipHooks:
         """
         return self._on("lease_lost", hook, hook)
 
-    def on_ownership_lost(
-        self, hook: Callable[[Ownership, str], object]
-    ) -> Callable[[Ownership, str], object]:
+    def on_ownership_lost(self, hook: O) -> O:
         """Calls ``hook(ownership, reason)`` when this process owns a user no more, although it did
         not release it: ``"taken"`` by another process, ``"removed"`` or overwritten by another
         program, or ``"lease_lost"``. Drop the user's state. Usable as a decorator.
         """
-        return self._on(
-            "ownership_lost", hook, lambda fields, reason: hook(self._made(fields), reason)
-        )
+        made = self._made
+        return self._on("ownership_lost", hook, lambda fields, reason: hook(made(fields), reason))
 
-    def on_ownership_renewed(
-        self, hook: Callable[[Ownership, Ownership], object]
-    ) -> Callable[[Ownership, Ownership], object]:
+    def on_ownership_renewed(self, hook: R) -> R:
         """Calls ``hook(new, old)`` when the store had forgotten a user of this pod's (a fail-over,
         a restart without persistence), and the driver has claimed it again.
 
         The user has stayed here. If ``new.previous_token != old.token``, another process may have
         owned it in between: load the state again. Usable as a decorator.
         """
-        return self._on(
-            "ownership_renewed", hook, lambda new, old: hook(self._made(new), self._made(old))
-        )
+        made = self._made
+        return self._on("ownership_renewed", hook, lambda new, old: hook(made(new), made(old)))
 
     def _on(self, name: str, hook: H, calls: Callable[..., object]) -> H:
         check_callable("hook", hook)
-        question = Question("hook", calls)
-        self._core.on(name, question.home, question)
+        self._hooks.add(hook, Question("hook", calls), functools.partial(self._core.on, name))
         return hook

@@ -35,6 +35,7 @@ class ThreadPool:
     def _serve(self) -> None:
         while (work := self._next()) is not None:
             work()
+            del work  # or this thread would keep the hook, and its driver, until it ends
 
     def _next(self) -> Callable[[], None] | None:
         with self._changed:

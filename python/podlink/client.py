@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from . import _operations as ops, _podlink
 from ._bridge import log_queue
+from ._driver_hooks import DriverHooks, HookOwner
 from ._hooks import Failures, Listener, chooser
 from ._links import ClientLinks, explanation
 from ._submit import Submittable, Submitter
-from .callback import StatefulObjCallback
+from .callback import PodLostCallback, Registration, StatefulObjCallback
 from .config import (
     ClientConfig,
     Duration,
@@ -19,7 +20,7 @@ from .config import (
     check_type,
 )
 from .grpc_client import RouteGrpcClient, peer_table
-from .info import Registration, RouteInfoDriver
+from .info import RouteInfoDriver
 from .route import Route
 from .service import ServiceLinks
 from .store import Store
@@ -32,7 +33,7 @@ __all__ = ["ClientDriver"]
 T = TypeVar("T")
 
 
-class ClientDriver(ClientLinks):
+class ClientDriver(ClientLinks, HookOwner):
     """Finds out which pod holds a user, and gives a new user to a pod.
 
     One driver serves a process: it may be used from many event loops and threads at once, and
@@ -102,7 +103,9 @@ class ClientDriver(ClientLinks):
         self._hook_failures = Failures()
         self.config = config
         self.namespace = namespace
-        choose = chooser(config.strategy)
+        # The core holds the strategy and the peers' hooks weakly.
+        self._chooser = choose = chooser(config.strategy)
+        self._peers = dict(peers or {})
         self._core = _podlink.ClientCore(
             store._core,
             namespace,
@@ -110,8 +113,9 @@ class ClientDriver(ClientLinks):
             self.route_info._core,
             log_queue(),
             None if choose is None else (choose, choose.home),
-            peer_table(peers),
+            peer_table(self._peers),
         )
+        self._hooks = DriverHooks("client driver", self._core)
         self._compute_cached = self._core.compute_cached
 
     def __repr__(self) -> str:
@@ -255,7 +259,7 @@ class ClientDriver(ClientLinks):
 
     def on_pod_lost(
         self,
-        callback: Callable[[int, int], object],
+        callback: PodLostCallback,
         service_name: str | None = None,
     ) -> Registration:
         """Calls ``callback(pod, users_cached)`` whenever a pod is lost: dead or withdrawn.
@@ -270,7 +274,10 @@ class ClientDriver(ClientLinks):
                 computes for.
 
         Returns:
-            A handle whose ``unregister()`` ends the calls.
+            A handle whose ``unregister()`` ends the calls, as ``remove_hook(callback)`` does.
+
+        Raises:
+            ClosedError: the driver was closed.
         """
 
         def wanted(service: str, pod: int, users_cached: int) -> tuple[Any, ...] | None:
@@ -279,7 +286,7 @@ class ClientDriver(ClientLinks):
         listener = Listener(
             "callback", callback, wanted, self._hook_failures, counted_as="pod_lost"
         )
-        return Registration(self._core.on_pod_lost(listener.home, listener), listener)
+        return self._hooks.add(callback, listener, self._core.on_pod_lost)
 
     def stats(self) -> dict[str, int]:
         """Returns every counter of the driver by name, since it was made, and those of its route
@@ -294,11 +301,13 @@ class ClientDriver(ClientLinks):
         }
 
     async def aclose(self) -> None:
-        """Ends the driver's tasks. Later calls raise ``ClosedError``; a second close does nothing.
+        """Ends the driver's tasks and hooks. Later calls raise ``ClosedError``; a second close does
+        nothing.
 
         The store stays open, and so does a route info driver that was given.
         """
         self._core.close()
+        self._hooks.close()
         if self._owns_route_info:
             await self.route_info.aclose()
 

@@ -38,6 +38,11 @@ class Connection(Closeable):
     def __repr__(self) -> str:
         return f"Connection({self.store.url!r}, namespace={self.client.namespace!r})"
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection was closed: its store is the last that ``aclose`` closes."""
+        return self.store.is_closed
+
     def server(self, server_info: ServerInfo, config: ServerConfig | None = None) -> ServerDriver:
         """A server driver on this store, stopped by ``aclose`` at the latest. Not started yet."""
         server = ServerDriver(self.store, server_info, config)

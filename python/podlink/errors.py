@@ -218,7 +218,9 @@ class PermissionDeniedError(PodlinkError, PermissionError):
 
 
 class OverloadedError(PodlinkError):
-    """The peer is at its limit, and did not begin this. Retryable."""
+    """The peer is at its limit, and did not begin this; or a reader of ``changes`` was too slow.
+    Retryable.
+    """
 
     code = "OVERLOADED"
 

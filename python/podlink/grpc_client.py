@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, TypeVar, overload
 
 from . import _operations as ops, _podlink
 from ._bridge import call
 from ._closeable import Closeable
+from ._driver_hooks import DriverHooks, HookOwner
 from ._hooks import Listener
 from ._submit import Submittable, Submitter
-from .callback import StatefulObjCallback
+from .callback import StatefulObjCallback, StatusCallback
 from .config import Duration, GrpcClientConfig, check_type, uid_list
 from .route import Route
 from .state import StatefulServiceState, states_by_pod
@@ -22,10 +23,10 @@ __all__ = ["RouteGrpcClient"]
 T = TypeVar("T")
 
 Path = str | os.PathLike[str]
-StatusCallback = Callable[[str, str], object | Awaitable[object]]
+C = TypeVar("C", bound=StatusCallback)
 
 
-class RouteGrpcClient(Closeable):
+class RouteGrpcClient(HookOwner, Closeable):
     """Every link operation on another namespace, through the servers of that namespace.
 
     Give it to a :class:`~podlink.ClientDriver` as a peer, which adds the cache, or call it itself.
@@ -103,6 +104,7 @@ class RouteGrpcClient(Closeable):
             token_file,
             insecure,
         )
+        self._hooks = DriverHooks("gRPC client", self._core)
 
     def __repr__(self) -> str:
         return f"RouteGrpcClient({list(self.endpoints)!r}, namespace={self.namespace!r})"
@@ -114,14 +116,18 @@ class RouteGrpcClient(Closeable):
         """
         return self._core.status()
 
-    def on_status_changed(self, callback: StatusCallback) -> StatusCallback:
+    def on_status_changed(self, callback: C) -> C:
         """Calls ``callback(endpoint, status)`` whenever an endpoint's status changes.
 
         The callback may be sync or async; it runs where it was registered (see
-        ``RouteInfoDriver.register_routing_state_changed_event``). Usable as a decorator.
+        ``RouteInfoDriver.register_routing_state_changed_event``). Usable as a decorator;
+        ``remove_hook(callback)`` ends the calls.
+
+        Raises:
+            ClosedError: the client was closed.
         """
         listener = Listener("callback", callback, counted_as="condition")
-        self._core.on_status_changed(listener.home, listener)
+        self._hooks.add(callback, listener, self._core.on_status_changed)
         return callback
 
     async def compute_linked_pod(
@@ -522,8 +528,11 @@ class RouteGrpcClient(Closeable):
         return self._submitter.poll()
 
     async def aclose(self) -> None:
-        """Ends the connections. Later calls raise ``ClosedError``; a second close does nothing."""
+        """Ends the connections and hooks. Later calls raise ``ClosedError``; a second close does
+        nothing.
+        """
         self._core.close()
+        self._hooks.close()
 
 
 _OPERATIONS = {

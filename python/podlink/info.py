@@ -2,53 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, Literal, TypeVar, overload
 
 from . import _operations as ops, _podlink
-from ._bridge import call, log_queue
+from ._bridge import bridge_of, call, log_queue
 from ._closeable import Closeable
+from ._driver_hooks import DriverHooks, HookOwner
 from ._hooks import Failures, Listener
 from ._submit import Submittable, Submitter
-from .callback import StatefulObjCallback
+from .callback import Registration, StateCallback, StatefulObjCallback
+from .changes import StateChanges
 from .config import Duration, RouteInfoConfig, check_type, seconds
 from .grpc_client import RouteGrpcClient, peer_table
 from .state import StatefulServiceState, states_by_pod
 from .store import Store
 
-__all__ = ["Registration", "RouteInfoDriver", "StateCallback"]
+__all__ = ["RouteInfoDriver"]
 
 T = TypeVar("T")
 
-StateCallback = Callable[
-    [str, str, int, StatefulServiceState | None, StatefulServiceState | None],
-    object | Awaitable[object],
-]
-"""``(namespace, service_name, pod_index, previous, now)``; ``None``: not alive."""
+S = TypeVar("S", bound=StateCallback)
 
 
-class Registration:
-    """A callback that is registered, until :meth:`unregister`."""
-
-    def __init__(self, core: _podlink.Registration, listener: Listener) -> None:
-        self._core = core
-        self._listener = listener
-
-    @property
-    def failures(self) -> int:
-        """How often the callback raised."""
-        return self._listener.failures
-
-    def unregister(self) -> None:
-        """Ends the calls of the callback, also for changes that are queued already. A second time
-        does nothing.
-        """
-        self._core.unregister()
-        self._listener.close()
-
-
-class RouteInfoDriver(Closeable):
+class RouteInfoDriver(HookOwner, Closeable):
     """Knows the pods of each service: their states, the best one, and when they change.
 
     The first question about a service reads all its pods; from then on a task of podlink's own
@@ -96,9 +75,11 @@ class RouteInfoDriver(Closeable):
         check_type("config", config, RouteInfoConfig)
         self.config = config
         self.namespace = namespace
+        self._peers = dict(peers or {})  # the core does not keep their hooks
         self._core = _podlink.InfoCore(
-            store._core, namespace, config._core(), log_queue(), peer_table(peers)
+            store._core, namespace, config._core(), log_queue(), peer_table(self._peers)
         )
+        self._hooks = DriverHooks("route info driver", self._core)
 
     def __repr__(self) -> str:
         return f"RouteInfoDriver(namespace={self.namespace!r})"
@@ -290,7 +271,10 @@ class RouteInfoDriver(Closeable):
                 ``None``: for every service that this driver is used for.
 
         Returns:
-            A handle whose ``unregister()`` ends the calls.
+            A handle whose ``unregister()`` ends the calls, as ``remove_hook(callback)`` does.
+
+        Raises:
+            ClosedError: the driver was closed.
 
         Example:
             >>> def show(namespace, service, pod, previous, now):
@@ -306,13 +290,17 @@ class RouteInfoDriver(Closeable):
         listener = Listener(
             "callback", callback, states, self._hook_failures, counted_as="routing_state"
         )
-        core = self._core.register(listener.home, namespace, service_name, listener)
-        return Registration(core, listener)
+        return self._hooks.add(
+            callback,
+            listener,
+            lambda home, hook: self._core.register(home, namespace, service_name, hook),
+        )
 
     def on_routing_state_changed(
         self, namespace: str | None = None, service_name: str | None = None
-    ) -> Callable[[StateCallback], StateCallback]:
-        """The same as ``register_routing_state_changed_event``, as a decorator.
+    ) -> Callable[[S], S]:
+        """The same as ``register_routing_state_changed_event``, as a decorator. It returns the
+        function as it is; ``remove_hook(function)`` ends the calls.
 
         Example:
             >>> info = RouteInfoDriver(Store())
@@ -321,11 +309,54 @@ class RouteInfoDriver(Closeable):
             ...     print(service, pod, now)
         """
 
-        def register(callback: StateCallback) -> StateCallback:
+        def register(callback: S) -> S:
             self.register_routing_state_changed_event(namespace, callback, service_name)
             return callback
 
         return register
+
+    def changes(
+        self,
+        namespace: str | None = None,
+        service_name: str | None = None,
+        *,
+        limit: int = 1000,
+    ) -> StateChanges:
+        """Returns the changes of pods from now on, to be read with ``async for``.
+
+        They are those of ``register_routing_state_changed_event``, in the same order. The
+        subscription begins with this call: the changes, and what ``alive_pods`` says after it,
+        leave nothing out. It keeps this driver alive. ``aclose`` of the driver ends the ``async
+        for``, once what came before has been read.
+
+        **A slow reader**: at most ``limit`` changes wait. Those that come while so many wait are
+        dropped, and at their place the reader gets an ``OverloadedError`` that says how many. It
+        may go on reading: what comes after is complete again, so read ``alive_pods`` then.
+
+        Args:
+            namespace: ``None`` or ``""`` is the driver's own.
+            service_name: only this service, which is then read even if it is not used; ``None``:
+                every service that this driver is used for.
+            limit: how many changes may wait, 1 to 10,000.
+
+        Raises:
+            ClosedError: the driver was closed.
+            IllegalStateError: no event loop is running.
+
+        Example:
+            >>> async def show(info: RouteInfoDriver) -> None:
+            ...     async for change in info.changes(None, "user-service"):
+            ...         print(change.pod_index, "is gone" if change.now is None else "is there")
+        """
+
+        def register(feed: Any) -> _podlink.Registration:
+            home = bridge_of(asyncio.get_running_loop()).queue
+            registration = self._core.register(home, namespace, service_name, feed)
+            self._hooks.add_end(feed)
+            return registration
+
+        self._hooks.check_open()
+        return StateChanges(self, limit, register)
 
     @overload
     def submit(
@@ -411,11 +442,13 @@ class RouteInfoDriver(Closeable):
         }
 
     async def aclose(self) -> None:
-        """Ends the driver's tasks. Later calls raise ``ClosedError``; a second close does nothing.
+        """Ends the driver's tasks and hooks. Later calls raise ``ClosedError``; a second close does
+        nothing.
 
         The store stays open.
         """
         self._core.close()
+        self._hooks.close()
 
 
 _OPERATIONS = {

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, Literal, Self, TypeVar, overload
 
 from . import _operations as ops, _podlink
 from ._bridge import call, log_queue
 from ._closeable import Closeable
+from ._driver_hooks import DriverHooks, HookOwner
 from ._hooks import Question
 from ._ownership_hooks import OwnershipHooks
 from ._submit import Submittable, Submitter
-from .callback import StatefulObjCallback
+from .callback import LoadFunction, StatefulObjCallback
 from .config import Duration, ServerConfig, check_type, seconds
+from .errors import PodlinkError
 from .grpc_client import RouteGrpcClient, peer_table
 from .ownership import Ownership, ownerships
 from .server_info import ServerInfo
@@ -26,7 +31,7 @@ __all__ = ["ServerDriver"]
 T = TypeVar("T")
 
 
-class ServerDriver(OwnershipHooks, Closeable):
+class ServerDriver(OwnershipHooks, HookOwner, Closeable):
     """Holds this pod's lease, publishes its state, owns its users' links.
 
     Between ``start`` and ``stop`` a task of podlink's own renews the lease and publishes the
@@ -39,6 +44,10 @@ class ServerDriver(OwnershipHooks, Closeable):
     One driver is one life of one pod: after ``stop`` make a new one. It may be used from many
     event loops and threads. Cancelling an await abandons only the waiting.
 
+    Keep it until it has stopped. A started driver that the program drops says so, by a
+    ``ResourceWarning`` and a line in the log, and renews no more: its lease runs out, and the
+    users that it owned go to other pods.
+
     Every coroutine takes ``timeout=`` (seconds or ``timedelta``; default ``config.timeout``) and
     may raise what :class:`~podlink.ClientDriver`'s may.
 
@@ -48,7 +57,10 @@ class ServerDriver(OwnershipHooks, Closeable):
         config: its settings.
         load: a sync or async function that returns the load that this pod reports; called every
             ``config.renew`` from the start on. If it fails, or takes longer than that, the last
-            value stays; that is counted and never delays a renewal. Its calls never overlap.
+            value stays; that is counted and never delays a renewal. Its calls never overlap. Once
+            the loop on which it was given has ended, it is called no more, which is logged once:
+            the last value, or that of ``set_load_state``, is published from then on. So it is
+            after ``remove_hook(load)``.
         callbacks: as for :class:`~podlink.ClientDriver`.
         peers: the clients of other namespaces, by name. Operations on links of one of them go
             there. Pod indexes are then that namespace's: this pod owns no user there. Peers are
@@ -71,7 +83,7 @@ class ServerDriver(OwnershipHooks, Closeable):
         store: Store,
         server_info: ServerInfo,
         config: ServerConfig | None = None,
-        load: Callable[[], int | Awaitable[int]] | None = None,
+        load: LoadFunction | None = None,
         *,
         callbacks: Literal["thread", "poll"] = "thread",
         peers: Mapping[str, RouteGrpcClient] | None = None,
@@ -92,6 +104,7 @@ class ServerDriver(OwnershipHooks, Closeable):
         if server_info.pod_name:
             metadata.setdefault("podName", server_info.pod_name)
         load_hook = None if load is None else Question("load", load)
+        self._peers = dict(peers or {})  # the core does not keep their hooks
         self._core = _podlink.ServerCore(
             store._core,
             server_info.namespace,
@@ -101,12 +114,16 @@ class ServerDriver(OwnershipHooks, Closeable):
             metadata,
             config._core(),
             log_queue(),
-            None if load_hook is None else (load_hook.home, load_hook),
-            peer_table(peers),
+            peer_table(self._peers),
         )
+        self._hooks = DriverHooks("server driver", self._core)
+        if load is not None and load_hook is not None:
+            self._hooks.add(load, load_hook, functools.partial(self._core.on, "load"))
         self._made = ownerships(self._core)
         claim = Submittable(ops.claim, self._made)
-        self._submitter = Submitter(callbacks, {**_OPERATIONS, "claim": claim})
+        # A stop that no caller waits for keeps the hooks, although the core does not.
+        stop = Submittable(ops.stop, functools.partial(_stopped, self._hooks))
+        self._submitter = Submitter(callbacks, {**_OPERATIONS, "claim": claim, "stop": stop})
 
     def __repr__(self) -> str:
         info = self.server_info
@@ -157,7 +174,14 @@ class ServerDriver(OwnershipHooks, Closeable):
             What was done. If the withdrawal could not be written to the store, that is logged as an
             error, and the lease ends by itself.
         """
-        return _report(await call(self._core, ops.stop, seconds(deadline), drain))
+        try:
+            fields = await call(self._core, ops.stop, seconds(deadline), drain)
+        except (asyncio.CancelledError, GeneratorExit):
+            # The stop goes on, and needs its hooks even if the driver is dropped now.
+            with contextlib.suppress(PodlinkError):
+                self.submit("stop", deadline=deadline, drain=drain)
+            raise
+        return _stopped(self._hooks, fields)
 
     async def claim(
         self,
@@ -510,8 +534,14 @@ class ServerDriver(OwnershipHooks, Closeable):
         }
 
     async def aclose(self) -> None:
-        """The same as ``stop()``, without its report."""
+        """The same as ``stop()``, without its report. It ends the hooks, as every stop does."""
         await self.stop()
+
+    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+        core = vars(self).get("_core")  # there is none if an argument was refused
+        if core is not None and core.abandon():
+            what = f"{self!r} was dropped while it ran: its lease runs out; stop it instead"
+            _warn(what, ResourceWarning, source=self)
 
     async def __aenter__(self) -> Self:
         try:
@@ -523,7 +553,10 @@ class ServerDriver(OwnershipHooks, Closeable):
         return self
 
 
-def _report(fields: tuple[int, int, int, list[str], list[str], float]) -> DrainReport:
+def _stopped(
+    hooks: DriverHooks, fields: tuple[int, int, int, list[str], list[str], float]
+) -> DrainReport:
+    hooks.close()
     return DrainReport(*fields)
 
 
@@ -537,6 +570,6 @@ _OPERATIONS = {
     "set_load_state": Submittable(None),
     "set_routing_state": Submittable(ops.set_routing_state),
     "start": Submittable(ops.start),
-    "stop": Submittable(ops.stop, _report),
+    "stop": Submittable(ops.stop),
     "try_set_linked_pod": Submittable(ops.try_set_linked_pod),
 }

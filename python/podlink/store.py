@@ -60,6 +60,15 @@ class Store(Closeable):
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the store was closed: then every call raises ``ClosedError``. No I/O.
+
+        Raises:
+            ForkedProcessError: in a forked child of the process that made the store.
+        """
+        return self._core.is_closed()
+
     async def ping(self, *, timeout: Duration | None = None) -> None:
         """Pings the store.
 

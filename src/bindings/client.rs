@@ -12,10 +12,11 @@ use super::config::ClientSettings;
 use super::error::OrRaise;
 use super::grpc_client::{GrpcClientCore, peer_table};
 use super::hook::{Hook, PythonChooser, PythonLostPod};
-use super::info::{InfoCore, Registration};
+use super::info::InfoCore;
 use super::log;
 use super::operations::{Arguments, Started, started};
 use super::queue::CompletionQueue;
+use super::registration::Registration;
 use super::runtime::{self, Owned};
 use super::service::ServiceCore;
 use super::store::StoreCore;
@@ -50,7 +51,7 @@ impl ClientCore {
         config: &ClientSettings,
         info: &InfoCore,
         logs: &CompletionQueue,
-        chooser: Option<(Py<PyAny>, PyRef<'_, CompletionQueue>)>,
+        chooser: Option<(Bound<'_, PyAny>, PyRef<'_, CompletionQueue>)>,
         peers: Vec<(String, PyRef<'_, GrpcClientCore>)>,
     ) -> PyResult<Self> {
         let py = namespace.py();
@@ -58,7 +59,7 @@ impl ClientCore {
         log::listen(logs.arrivals(py)?);
         let chooser = match chooser {
             Some((callable, home)) => {
-                let hook = Hook::new(callable, &home, py)?;
+                let hook = Hook::new(&callable, &home)?;
                 Some(Arc::new(PythonChooser(hook)) as Arc<dyn PodChooser>)
             }
             None => None,
@@ -270,17 +271,21 @@ impl ClientCore {
         &self,
         py: Python<'_>,
         queue: &CompletionQueue,
-        hook: Py<PyAny>,
+        hook: &Bound<'_, PyAny>,
     ) -> PyResult<Registration> {
-        let hook = Hook::new(hook, queue, py)?;
+        let hook = Hook::new(hook, queue)?;
         let driver = self.driver.get(py)?;
         let subscription = driver.on_pod_lost(Arc::new(PythonLostPod(hook)));
-        Ok(Registration::new(subscription))
+        Ok(Registration::new(move || subscription.end()))
     }
 
     /// Every counter by name.
     fn stats(&self, py: Python<'_>) -> PyResult<BTreeMap<&'static str, u64>> {
         Ok(self.driver.get(py)?.stats())
+    }
+
+    fn is_closed(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.driver.get(py)?.is_closed())
     }
 
     /// Ends the driver's tasks.

@@ -15,6 +15,7 @@ use super::error::{OrRaise, raise};
 use super::hook::{Hook, PythonConditionHook};
 use super::operations::started;
 use super::queue::CompletionQueue;
+use super::registration::Registration;
 use super::runtime::{self, Owned};
 use super::store::StoreCore;
 use crate::clock::Clock;
@@ -23,7 +24,7 @@ use crate::driver::foreign::{ForeignNamespace, ForeignNamespaces};
 use crate::error::Result;
 use crate::id::{Namespace, invalid, shown};
 use crate::op::OperationName;
-use crate::rpc::client::PeerClient;
+use crate::rpc::client::{ConditionHook, PeerClient};
 use crate::rpc::{MeteredPeer, Peer};
 
 /// A client of peers.
@@ -127,12 +128,16 @@ impl GrpcClientCore {
         &self,
         py: Python<'_>,
         queue: &CompletionQueue,
-        hook: Py<PyAny>,
-    ) -> PyResult<()> {
-        let hook = Hook::new(hook, queue, py)?;
-        let hook = Arc::new(PythonConditionHook(hook));
-        self.client.get(py)?.on_condition(hook);
-        Ok(())
+        hook: &Bound<'_, PyAny>,
+    ) -> PyResult<Registration> {
+        let hook: Arc<dyn ConditionHook> = Arc::new(PythonConditionHook(Hook::new(hook, queue)?));
+        let client = self.client.get(py)?.clone();
+        client.on_condition(Arc::clone(&hook));
+        Ok(Registration::new(move || client.off_condition(&hook)))
+    }
+
+    fn is_closed(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.client.get(py)?.is_closed())
     }
 
     /// Ends the connections.

@@ -3,11 +3,11 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use async_trait::async_trait;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyWeakrefReference};
 use pyo3_async_runtimes::TaskLocals;
 use tokio::sync::oneshot;
 
@@ -23,22 +23,20 @@ use crate::id::{PodIndex, ServiceId, Uid};
 use crate::route::snapshot::{Change, Pod};
 use crate::rpc::client::{Condition, ConditionHook};
 
-/// A Python function, with the queue of the loop or thread that runs it.
+/// A Python function, with the queue of the loop or thread that runs it. Both are held weakly: the
+/// Python driver owns its hooks, so a hook that refers to its driver does not keep it alive; and a
+/// loop that has ended takes its descriptor with it.
 #[derive(Debug, Clone)]
 pub(super) struct Hook {
-    callable: Arc<Py<PyAny>>,
-    home: Arc<Arrivals>,
+    callable: Arc<Py<PyWeakrefReference>>,
+    home: Weak<Arrivals>,
 }
 
 impl Hook {
     /// A hook whose calls run on the loop or thread that drains `queue`.
-    pub(super) fn new(
-        callable: Py<PyAny>,
-        queue: &CompletionQueue,
-        py: Python<'_>,
-    ) -> PyResult<Self> {
-        let callable = Arc::new(callable);
-        let home = queue.arrivals(py)?;
+    pub(super) fn new(callable: &Bound<'_, PyAny>, queue: &CompletionQueue) -> PyResult<Self> {
+        let home = Arc::downgrade(&queue.arrivals(callable.py())?);
+        let callable = Arc::new(PyWeakrefReference::new(callable)?.unbind());
         Ok(Self { callable, home })
     }
 
@@ -67,10 +65,7 @@ impl Hook {
         let answer = match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(why)) => Err(Error::new(ErrorKind::Internal, why)),
-            Err(_) => Err(Error::new(
-                ErrorKind::Closed,
-                "the loop or thread of the hook has ended",
-            )),
+            Err(_) => Err(self.ended_without_answer()),
         };
         counted.ended(answer.is_ok());
         answer
@@ -83,9 +78,22 @@ impl Hook {
         number
     }
 
+    fn ended_without_answer(&self) -> Error {
+        match self.home.upgrade() {
+            None => Error::new(
+                ErrorKind::Closed,
+                "the loop or thread of the hook has ended",
+            ),
+            Some(_) => Error::new(ErrorKind::Internal, "the call of the hook was dropped"),
+        }
+    }
+
     fn send(&self, number: u64, arguments: HookArguments, reply: Recipient, until: Option<Tick>) {
+        let Some(home) = self.home.upgrade() else {
+            return;
+        };
         let callable = Arc::clone(&self.callable);
-        self.home.call(HookCall {
+        home.call(HookCall {
             number,
             callable,
             arguments,
@@ -218,15 +226,16 @@ impl ConditionHook for PythonConditionHook {
     }
 }
 
-/// The Python hooks of a server driver.
+/// The Python hooks of a server driver, by the name of their event.
 #[derive(Debug, Default)]
 pub(super) struct PythonPodHooks {
-    pub(super) load: Option<Hook>,
-    others: Mutex<HashMap<&'static str, Vec<Hook>>>,
+    hooks: Mutex<HashMap<&'static str, Vec<(u64, Hook)>>>,
+    registered: AtomicU64,
 }
 
-/// The hooks that a server driver calls, beside its load function.
-pub(super) const POD_HOOKS: [&str; 6] = [
+/// The hooks that a server driver calls.
+pub(super) const POD_HOOKS: [&str; 7] = [
+    "load",
     "drain",
     "lease_suspended",
     "lease_resumed",
@@ -236,17 +245,28 @@ pub(super) const POD_HOOKS: [&str; 6] = [
 ];
 
 impl PythonPodHooks {
-    pub(super) fn of(load: Option<Hook>) -> Self {
-        Self {
-            load,
-            ..Self::default()
+    /// Adds a hook of this name; returns its number, for `remove`.
+    pub(super) fn add(&self, name: &'static str, hook: Hook) -> u64 {
+        let number = self.registered.fetch_add(1, Ordering::Relaxed);
+        self.lock().entry(name).or_default().push((number, hook));
+        number
+    }
+
+    /// Removes the hook with this number.
+    pub(super) fn remove(&self, name: &'static str, number: u64) {
+        if let Some(hooks) = self.lock().get_mut(name) {
+            hooks.retain(|(other, _)| *other != number);
         }
     }
 
-    /// Adds a hook of this name.
-    pub(super) fn add(&self, name: &'static str, hook: Hook) {
-        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
-        others.entry(name).or_default().push(hook);
+    fn of(&self, name: &'static str) -> Vec<Hook> {
+        let hooks = self.lock();
+        let hooks = hooks.get(name).into_iter().flatten();
+        hooks.map(|(_, hook)| hook.clone()).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<&'static str, Vec<(u64, Hook)>>> {
+        self.hooks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Calls every hook of this name, one after the other; the first failure counts.
@@ -256,12 +276,8 @@ impl PythonPodHooks {
         until: Tick,
         arguments: impl Fn() -> HookArguments,
     ) -> HookOutcome {
-        let hooks = {
-            let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
-            others.get(name).cloned().unwrap_or_default()
-        };
         let mut failure = None;
-        for hook in hooks {
+        for hook in self.of(name) {
             let done = |to| Recipient::Done(name, to);
             let answer: HookOutcome = hook.call(arguments(), Some(until), done).await;
             failure = failure.or(answer.err());
@@ -275,16 +291,19 @@ type HookOutcome = Result<(), Error>;
 #[async_trait]
 impl PodHooks for PythonPodHooks {
     fn reports_load(&self) -> bool {
-        self.load.is_some()
+        self.lock().get("load").is_some_and(|load| !load.is_empty())
     }
 
     async fn load(&self) -> Result<i64, Error> {
-        match &self.load {
+        match self.of("load").first() {
             Some(load) => {
                 load.call(HookArguments::Nothing, None, Recipient::Number)
                     .await
             }
-            None => Ok(0),
+            None => Err(Error::new(
+                ErrorKind::Closed,
+                "the load function was removed",
+            )),
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyTuple, PyWeakrefMethods, PyWeakrefReference};
 use tokio::sync::oneshot;
 
 use super::answer::{ownership_fields, state_fields};
@@ -69,7 +69,8 @@ impl Recipient {
 pub(super) struct HookCall {
     /// Names the call, so that it can be cancelled.
     pub(super) number: u64,
-    pub(super) callable: Arc<Py<PyAny>>,
+    /// Held weakly: the Python driver owns it.
+    pub(super) callable: Arc<Py<PyWeakrefReference>>,
     pub(super) arguments: HookArguments,
     pub(super) reply: Recipient,
     /// When its caller stops waiting, if that is known.
@@ -77,8 +78,11 @@ pub(super) struct HookCall {
 }
 
 impl HookCall {
-    /// The callable, its arguments and where to put the answer.
-    pub(super) fn into_python(self, py: Python<'_>) -> PyResult<Bound<'_, PyTuple>> {
+    /// The callable, its arguments and where to put the answer; `None`: its driver has let it go.
+    pub(super) fn into_python(self, py: Python<'_>) -> PyResult<Option<Bound<'_, PyTuple>>> {
+        let Some(callable) = self.callable.bind(py).upgrade() else {
+            return Ok(None);
+        };
         let cancels = matches!(self.arguments, HookArguments::Abandoned);
         let arguments = self.arguments.into_python(py)?;
         let to = Mutex::new(Some(self.reply));
@@ -89,7 +93,8 @@ impl HookCall {
             until: self.until,
             began: AtomicBool::new(false),
         };
-        (self.callable.clone_ref(py), arguments, Py::new(py, reply)?).into_pyobject(py)
+        let call = (callable, arguments, Py::new(py, reply)?);
+        call.into_pyobject(py).map(Some)
     }
 
     /// Whether the call is not worth a start: no task waits for it any more.

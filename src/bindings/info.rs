@@ -16,10 +16,11 @@ use super::hook::{Hook, PythonChangeListener};
 use super::log;
 use super::operations::started;
 use super::queue::CompletionQueue;
+use super::registration::Registration;
 use super::runtime::{self, Owned};
 use super::store::StoreCore;
 use crate::clock::Clock;
-use crate::driver::info::{InfoDriver, Subscription};
+use crate::driver::info::InfoDriver;
 use crate::id::{Namespace, ServiceId};
 use crate::op::OperationName;
 
@@ -183,14 +184,14 @@ impl InfoCore {
         queue: &CompletionQueue,
         namespace: &Bound<'_, PyAny>,
         service_name: &Bound<'_, PyAny>,
-        hook: Py<PyAny>,
+        hook: &Bound<'_, PyAny>,
     ) -> PyResult<Registration> {
         let py = namespace.py();
         let driver = self.driver.get(py)?;
         let namespace = driver
             .resolve(argument::namespace(namespace)?)
             .or_raise(py)?;
-        let hook = Hook::new(hook, queue, py)?;
+        let hook = Hook::new(hook, queue)?;
         let named = !service_name.is_none();
         let service = named.then(|| argument::service(service_name)).transpose()?;
         let service = service.map(|service| ServiceId {
@@ -204,12 +205,17 @@ impl InfoCore {
         let runtime = runtime::handle(py)?;
         let _runtime = runtime.enter();
         let subscription = driver.subscribe(&namespace, service.as_ref(), listener);
-        subscription.map(Registration::new).or_raise(py)
+        let subscription = subscription.or_raise(py)?;
+        Ok(Registration::new(move || subscription.end()))
     }
 
     /// Every counter by name.
     fn stats(&self, py: Python<'_>) -> PyResult<BTreeMap<&'static str, u64>> {
         Ok(self.driver.get(py)?.stats())
+    }
+
+    fn is_closed(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.driver.get(py)?.is_closed())
     }
 
     /// Ends the driver's tasks.
@@ -250,28 +256,5 @@ impl InfoCore {
         let runtime = runtime::handle(py)?;
         let _runtime = runtime.enter();
         ask(&driver, &service).or_raise(py)
-    }
-}
-
-/// A hook that is called for changes, until it is unregistered.
-#[pyclass(frozen, module = "podlink._podlink")]
-pub(super) struct Registration {
-    subscription: Owned<Arc<Subscription>>,
-}
-
-impl Registration {
-    pub(super) fn new(subscription: Arc<Subscription>) -> Self {
-        Self {
-            subscription: Owned::new(subscription),
-        }
-    }
-}
-
-#[pymethods]
-impl Registration {
-    /// Ends the calls of the hook. A second call does nothing.
-    fn unregister(&self, py: Python<'_>) -> PyResult<()> {
-        self.subscription.get(py)?.end();
-        Ok(())
     }
 }

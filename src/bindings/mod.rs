@@ -21,6 +21,7 @@ mod info;
 mod log;
 mod operations;
 mod queue;
+mod registration;
 mod runtime;
 mod server;
 mod service;
@@ -65,13 +66,15 @@ mod _podlink {
     #[pymodule_export]
     use super::hook_call::HookReply;
     #[pymodule_export]
-    use super::info::{InfoCore, Registration};
+    use super::info::InfoCore;
     #[pymodule_export]
     use super::log::{set_log_filter, take_logs};
     #[pymodule_export]
     use super::operations::{link_operation_names, operation_names};
     #[pymodule_export]
     use super::queue::CompletionQueue;
+    #[pymodule_export]
+    use super::registration::Registration;
     #[pymodule_export]
     use super::server::ServerCore;
     #[pymodule_export]

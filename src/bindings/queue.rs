@@ -301,7 +301,8 @@ impl CompletionQueue {
         }
         // What no task waits for any more is not started.
         let calls = calls.into_iter().filter(|call| !call.is_abandoned());
-        let calls: PyResult<Vec<_>> = calls.map(|call| call.into_python(py)).collect();
+        let calls = calls.filter_map(|call| call.into_python(py).transpose());
+        let calls: PyResult<Vec<_>> = calls.collect();
         Ok((
             PyList::new(py, settled)?,
             PyList::new(py, values)?,

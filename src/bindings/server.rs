@@ -16,6 +16,7 @@ use super::hook::{Hook, POD_HOOKS, PythonPodHooks};
 use super::log;
 use super::operations::started;
 use super::queue::CompletionQueue;
+use super::registration::Registration;
 use super::runtime::Owned;
 use super::store::StoreCore;
 use crate::clock::Clock;
@@ -46,7 +47,6 @@ impl ServerCore {
         metadata: BTreeMap<String, String>,
         config: &ServerSettings,
         logs: &CompletionQueue,
-        load: Option<(PyRef<'_, CompletionQueue>, Py<PyAny>)>,
         peers: Vec<(String, PyRef<'_, GrpcClientCore>)>,
     ) -> PyResult<Self> {
         let py = namespace.py();
@@ -63,10 +63,7 @@ impl ServerCore {
         };
         log::listen(logs.arrivals(py)?);
         let config = config.0.clone();
-        let load = load
-            .map(|(queue, hook)| Hook::new(hook, &queue, py))
-            .transpose()?;
-        let hooks = Arc::new(PythonPodHooks::of(load));
+        let hooks = Arc::new(PythonPodHooks::default());
         let shared = store.store(py)?;
         let asked = Arc::clone(&hooks) as Arc<dyn PodHooks>;
         let driver = ServerDriver::with_peers(shared, Clock::System, info, config, asked, &peers);
@@ -162,14 +159,26 @@ impl ServerCore {
         &self,
         name: &str,
         queue: &CompletionQueue,
-        hook: Py<PyAny>,
-        py: Python<'_>,
-    ) -> PyResult<()> {
+        hook: &Bound<'_, PyAny>,
+    ) -> PyResult<Registration> {
+        let py = hook.py();
         let known = POD_HOOKS.into_iter().find(|known| *known == name);
         let known = known.ok_or_else(|| invalid("name", &shown(name), &POD_HOOKS.join(", ")));
-        let hook = Hook::new(hook, queue, py)?;
-        self.hooks.get(py)?.add(known.or_raise(py)?, hook);
-        Ok(())
+        let known = known.or_raise(py)?;
+        let hook = Hook::new(hook, queue)?;
+        let hooks = Arc::clone(self.hooks.get(py)?);
+        let number = hooks.add(known, hook);
+        Ok(Registration::new(move || hooks.remove(known, number)))
+    }
+
+    /// Ends a driver that was dropped without a stop. Returns whether it ran.
+    fn abandon(&self) -> bool {
+        self.driver.ours().is_some_and(ServerDriver::abandon)
+    }
+
+    /// Whether the stop has ended.
+    fn is_closed(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.driver.get(py)?.is_closed())
     }
 
     /// Whether this process owns the user at this moment. Never in a forked child.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
@@ -30,6 +31,7 @@ pub(super) struct StoreCore {
     metrics: Owned<Arc<Metrics>>,
     #[pyo3(get)]
     shown: String,
+    closed: AtomicBool,
 }
 
 #[pymethods]
@@ -51,6 +53,7 @@ impl StoreCore {
             store: Owned::new(store),
             metrics: Owned::new(metrics),
             shown: config.shown,
+            closed: AtomicBool::new(false),
         })
     }
 
@@ -75,12 +78,21 @@ impl StoreCore {
                     answered.map(|()| Answer::Nothing)
                 })
             }
-            OperationName::Aclose => started.run(py, async move {
-                store.close().await;
-                Ok(Answer::Nothing)
-            }),
+            OperationName::Aclose => {
+                self.closed.store(true, Ordering::Relaxed);
+                started.run(py, async move {
+                    store.close().await;
+                    Ok(Answer::Nothing)
+                })
+            }
             _ => Err(started.unknown(py)),
         }
+    }
+
+    /// Whether the store was closed.
+    fn is_closed(&self, py: Python<'_>) -> PyResult<bool> {
+        self.store(py)?;
+        Ok(self.closed.load(Ordering::Relaxed))
     }
 
     /// The counts of all drivers in recent windows: (window, seconds, counts).

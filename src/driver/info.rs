@@ -377,6 +377,12 @@ impl InfoDriver {
             .for_each(|place| place.pods.release());
     }
 
+    /// Whether the driver was closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.shared.closed.load(Ordering::SeqCst)
+    }
+
     /// The namespace that a caller means: none and the empty one are the driver's own.
     ///
     /// # Errors

@@ -58,6 +58,8 @@ EXPORTED = [
     "ServiceLinks",
     "ServiceNotFoundError",
     "Snapshot",
+    "StateChange",
+    "StateChanges",
     "StatefulObjCallback",
     "StatefulServiceState",
     "Store",
@@ -82,7 +84,7 @@ _SUBMIT = (
     "**kwargs: Any) -> Future[Any]"
 )
 _SERVICE = "namespace: str | None, service_name: str"
-_LEASE_HOOK = "(hook: Callable[[str], object]) -> Callable[[str], object]"
+_REMOVE_HOOK = "(hook: Callable[..., object]) -> int"
 _STATES = "dict[int, StatefulServiceState]"
 _CALLBACKS = (
     "*, callbacks: Literal['thread', 'poll'] = 'thread'"
@@ -113,9 +115,10 @@ SIGNATURES = {
     "ClientDriver.get_linked_pod_not_cache": f"async ({_USER}, {_LIMIT}) -> int | None",
     "ClientDriver.misrouted": f"({_USER}, pod_index: int, *, owner: int | None = None"
     ", token: int | None = None) -> None",
-    "ClientDriver.on_pod_lost": "(callback: Callable[[int, int], object]"
-    ", service_name: str | None = None) -> Registration",
+    "ClientDriver.on_pod_lost": "(callback: PodLostCallback, service_name: str | None = None)"
+    " -> Registration",
     "ClientDriver.poll_callbacks": "() -> int",
+    "ClientDriver.remove_hook": _REMOVE_HOOK,
     "ClientDriver.route": f"async ({_USER}, {_LIMIT}) -> Route",
     "ClientDriver.service": "(service_name: str, *, namespace: str | None = None) -> ServiceLinks",
     "ClientDriver.set_cache": f"({_USER}, pod_index: int) -> int | None",
@@ -123,25 +126,23 @@ SIGNATURES = {
     "ClientDriver.stats": "() -> dict[str, int]",
     "ClientDriver.submit": _SUBMIT,
     "ServerDriver": "(store: Store, server_info: ServerInfo, config: ServerConfig | None = None"
-    f", load: Callable[[], int | Awaitable[int]] | None = None, {_CALLBACKS}) -> None",
+    f", load: LoadFunction | None = None, {_CALLBACKS}) -> None",
     "ServerDriver.aclose": "async () -> None",
     "ServerDriver.claim": f"async ({_USER_OF_POD}, *, min_token: int = 0"
     ", timeout: Duration | None = None) -> Ownership",
     "ServerDriver.get_load_state": "async () -> int",
     "ServerDriver.get_routing_state": "async () -> RoutingState",
-    "ServerDriver.on_drain": "(hook: Callable[[Ownership], object])"
-    " -> Callable[[Ownership], object]",
-    "ServerDriver.on_lease_lost": _LEASE_HOOK,
-    "ServerDriver.on_lease_resumed": _LEASE_HOOK,
-    "ServerDriver.on_lease_suspended": _LEASE_HOOK,
-    "ServerDriver.on_ownership_lost": "(hook: Callable[[Ownership, str], object])"
-    " -> Callable[[Ownership, str], object]",
-    "ServerDriver.on_ownership_renewed": "(hook: Callable[[Ownership, Ownership], object])"
-    " -> Callable[[Ownership, Ownership], object]",
+    "ServerDriver.on_drain": "(hook: D) -> D",
+    "ServerDriver.on_lease_lost": "(hook: L) -> L",
+    "ServerDriver.on_lease_resumed": "(hook: L) -> L",
+    "ServerDriver.on_lease_suspended": "(hook: L) -> L",
+    "ServerDriver.on_ownership_lost": "(hook: O) -> O",
+    "ServerDriver.on_ownership_renewed": "(hook: R) -> R",
     "ServerDriver.owned_users": "(service_name: str | None = None) -> list[str]",
     "ServerDriver.ownership": f"({_USER_OF_POD}) -> Ownership | None",
     "ServerDriver.owns": f"({_USER_OF_POD}) -> bool",
     "ServerDriver.poll_callbacks": "() -> int",
+    "ServerDriver.remove_hook": _REMOVE_HOOK,
     "ServerDriver.remove_linked_pod": f"async ({_USER}, {_LIMIT}) -> bool",
     "ServerDriver.remove_linked_pod_with_id": f"async ({_USER}, pod_index: int, "
     f"persist_seconds: int, {_LIMIT}) -> bool",
@@ -178,9 +179,13 @@ SIGNATURES = {
     "RouteInfoDriver.is_pod_available": f"({_SERVICE}, pod_index: int) -> bool",
     "RouteInfoDriver.is_pod_routable": f"({_SERVICE}, pod_index: int) -> bool",
     "RouteInfoDriver.is_workload_ready": f"async ({_SERVICE}, {_LIMIT}) -> bool",
+    "RouteInfoDriver.changes": "(namespace: str | None = None, service_name: str | None = None"
+    ", *, limit: int = 1000) -> StateChanges",
+    "StateChanges.aclose": "async () -> None",
     "RouteInfoDriver.on_routing_state_changed": "(namespace: str | None = None"
-    ", service_name: str | None = None) -> Callable[[StateCallback], StateCallback]",
+    ", service_name: str | None = None) -> Callable[[S], S]",
     "RouteInfoDriver.poll_callbacks": "() -> int",
+    "RouteInfoDriver.remove_hook": _REMOVE_HOOK,
     "RouteInfoDriver.register_routing_state_changed_event": "(namespace: str | None"
     ", callback: StateCallback, service_name: str | None = None) -> Registration",
     "RouteInfoDriver.routable_pods": f"({_SERVICE}) -> {_STATES}",
@@ -210,8 +215,9 @@ SIGNATURES = {
     "RouteGrpcClient.get_linked_pod_not_cache": f"async ({_USER}, {_LIMIT}) -> int | None",
     "RouteGrpcClient.get_service_name_by_tag": "async (namespace: str | None, tag: str"
     f", {_LIMIT}) -> str | None",
-    "RouteGrpcClient.on_status_changed": "(callback: StatusCallback) -> StatusCallback",
+    "RouteGrpcClient.on_status_changed": "(callback: C) -> C",
     "RouteGrpcClient.poll_callbacks": "() -> int",
+    "RouteGrpcClient.remove_hook": _REMOVE_HOOK,
     "RouteGrpcClient.remove_linked_pod": f"async ({_USER}, persist_seconds: int = 60, {_LIMIT})"
     " -> bool",
     "RouteGrpcClient.remove_linked_pod_with_id": f"async ({_USER}, pod_index: int, "
@@ -247,8 +253,8 @@ SIGNATURES = {
     "ServiceLinks.route": f"async (uid: str, {_LIMIT}) -> Route",
     "ServiceLinks.set_cache": "(uid: str, pod_index: int) -> int | None",
     "ServiceLinks.set_linked_pod_if_absent": f"async (uid: str, pod_index: int, {_LIMIT}) -> int",
-    "StatefulObjCallback.on_error": "(error: Exception) -> None",
-    "StatefulObjCallback.on_success": "(result: Any) -> None",
+    "StatefulObjCallback.on_error": "(error: PodlinkError, /) -> None",
+    "StatefulObjCallback.on_success": "(result: Any, /) -> None",
     "Store": "(url: str = 'memory://', **options: StoreOption) -> None",
     "Store.aclose": "async () -> None",
     "Store.ping": f"async ({_LIMIT}) -> None",
@@ -282,6 +288,7 @@ WITH_METHODS = [
     "ServerDriver",
     "ServiceLinks",
     "Snapshot",
+    "StateChanges",
     "Store",
     "Window",
 ]
@@ -343,6 +350,7 @@ DEFAULTS: dict[str, dict[str, object]] = {
 
 # What podlink makes and a program reads.
 VALUES = {
+    "StateChange": ["namespace", "service_name", "pod_index", "previous", "now"],
     "DrainReport": ["released", "handed_over", "kept", "failed", "unfinished", "seconds"],
     "Ownership": [
         "namespace",

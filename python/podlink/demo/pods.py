@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import suppress
@@ -99,7 +100,9 @@ class LocalPod(Pod):
 
     async def kill(self) -> str:
         """Drops the pod."""
-        self._pod = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # it is dropped on purpose
+            self._pod = None
         return "its driver was dropped without a stop, and its renewals ended"
 
     async def close(self) -> None:

@@ -407,6 +407,12 @@ impl ClientDriver {
         self.shared.sweeper.end();
     }
 
+    /// Whether the driver was closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.shared.closed.load(Ordering::SeqCst)
+    }
+
     /// The cached link of the user, whose life is how much longer it is valid; `None`: there is
     /// none. Must be called on the runtime.
     #[must_use]

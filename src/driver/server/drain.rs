@@ -112,6 +112,34 @@ impl ServerDriver {
     }
 }
 
+impl ServerDriver {
+    /// Ends a driver that its program has lost without a stop: nothing is published or renewed any
+    /// more, and no hook is called. The lease is not ended but runs out: what the pod owns may still
+    /// be written by a task that the program has left behind. Returns whether the driver ran. One
+    /// that is being stopped goes on.
+    pub fn abandon(&self) -> bool {
+        let shared = &self.shared;
+        {
+            let mut state = shared.lock();
+            if !matches!(state.phase, Phase::Starting | Phase::Running) {
+                return false;
+            }
+            state.phase = Phase::Stopped;
+        }
+        let (service, pod, users) = (&shared.info.service, shared.info.pod, shared.owned.len());
+        tracing::warn!(%service, pod = pod.get(), users, "a server driver was dropped while it ran; its lease runs out");
+        shared.stopping.send_replace(true);
+        drop(Stopping(Arc::clone(shared)));
+        true
+    }
+
+    /// Whether the stop has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.shared.lock().phase == Phase::Stopped && self.shared.stopped.borrow().is_some()
+    }
+}
+
 /// The drain task keeps its own deadline; its callers wait this much longer.
 const MARGIN: Duration = Duration::from_millis(500);
 

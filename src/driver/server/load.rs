@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::Rng;
 
 use super::{ServerShared, ServerState};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::route::load::weighted;
 use crate::telemetry::count;
 
@@ -19,24 +19,33 @@ impl ServerShared {
         )
     }
 
-    fn take_load(&self, answer: Result<i64>) {
+    /// Takes what the load function has answered. Returns whether to call it again.
+    fn take_load(&self, answer: Result<i64>) -> bool {
         match answer {
             Ok(load) => self.lock().reported_load = load,
+            Err(error) if error.kind() == ErrorKind::Closed => {
+                count(&self.stats.load_failures);
+                let (service, pod) = (&self.info.service, self.info.pod);
+                tracing::warn!(%service, pod = pod.get(), %error, "the load function is called no more; the last value stays");
+                return false;
+            }
             Err(error) => {
                 count(&self.stats.load_failures);
                 let (service, pod) = (&self.info.service, self.info.pod);
                 tracing::warn!(%service, pod = pod.get(), %error, "the load function failed; the last value stays");
             }
         }
+        true
     }
 }
 
 /// The load task: owned by the driver's state, ended by `stop`, when another process takes the
-/// index, and by the driver's end. Its own task, so that a slow load function never delays a
+/// index, by the driver's end, and when there is no load function or loop of it any more. Its own task, so that a slow load function never delays a
 /// renewal. The function is never called twice at a time: one that hangs is called once.
 pub(super) async fn loads(shared: Weak<ServerShared>, period: Duration) {
     loop {
-        let Some(hooks) = shared.upgrade().map(|shared| Arc::clone(&shared.hooks)) else {
+        let hooks = shared.upgrade().map(|shared| Arc::clone(&shared.hooks));
+        let Some(hooks) = hooks.filter(|hooks| hooks.reports_load()) else {
             return;
         };
         let mut answer = hooks.load();
@@ -57,7 +66,9 @@ pub(super) async fn loads(shared: Weak<ServerShared>, period: Duration) {
             else {
                 return;
             };
-            shared.take_load(answer);
+            if hooks.reports_load() && !shared.take_load(answer) {
+                return;
+            }
         }
         let pause = period.mul_f64(rand::rng().random_range(0.9..1.1));
         tokio::time::sleep(pause).await;

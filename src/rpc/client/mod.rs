@@ -140,6 +140,19 @@ impl PeerClient {
         self.shared.hooks().push(hook);
     }
 
+    /// Calls `hook` no more.
+    pub fn off_condition(&self, hook: &Arc<dyn ConditionHook>) {
+        self.shared
+            .hooks()
+            .retain(|other| !Arc::ptr_eq(other, hook));
+    }
+
+    /// Whether the client was closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.shared.closed.load(Ordering::SeqCst)
+    }
+
     /// Asks the endpoints whether they can answer; the first response counts.
     ///
     /// # Errors

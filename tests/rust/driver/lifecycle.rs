@@ -75,6 +75,48 @@ async fn a_driver_that_is_dropped_leaves_no_task() {
     assert_eq!(tasks(), before);
 }
 
+/// A program that had lost its driver, for example by an exception, kept a pod that it could not
+/// stop: the driver was still referred to, and renewed for ever.
+#[tokio::test(start_paused = true)]
+async fn an_abandoned_driver_renews_no_more() {
+    let world = World::new();
+    let before = tasks();
+    let server = world.started(0).await;
+    world.pass(LEASE).await;
+    assert!(server.abandon());
+    settle().await;
+    assert_eq!(tasks(), before);
+    assert!(!server.holds_lease());
+    let (renewed, ended) = (
+        world.store.asked("pod_renew").len(),
+        world.store.asked("pod_end"),
+    );
+    // The lease is not ended: a task that is left behind may still write what it owned.
+    assert!(ended.is_empty());
+    assert_eq!(alive(&world).await, [0]);
+    world.pass(LEASE + GRACE).await;
+    assert_eq!(world.store.asked("pod_renew").len(), renewed);
+    assert!(!server.abandon());
+    assert!(server.is_closed());
+    assert_eq!(start(&server).await.unwrap_err().kind(), ErrorKind::Closed);
+    stop(&world, &server).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_driver_that_runs_is_abandoned() {
+    let world = World::new();
+    let server = world.server(0);
+    assert!(!server.abandon());
+    let starting = spawn_start(&server);
+    settle().await;
+    start(&server).await.unwrap();
+    starting.await.unwrap().unwrap();
+    assert!(!server.is_closed());
+    stop(&world, &server).await;
+    assert!(!server.abandon());
+    assert!(server.is_closed());
+}
+
 /// The first attempt took the index, and its answer was lost. With a nonce for each attempt the
 /// second one found the first alive, and waited for its lease and grace.
 #[tokio::test(start_paused = true)]
