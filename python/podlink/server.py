@@ -94,15 +94,6 @@ class ServerDriver(OwnershipHooks, HookOwner, Closeable):
         check_type("config", config, ServerConfig)
         self.server_info = server_info
         self.config = config
-        check_type("pod_name", server_info.pod_name, str)
-        check_type("pod_uid", server_info.pod_uid, str)
-        check_type("metadata", server_info.metadata, Mapping)
-        metadata = dict(server_info.metadata)
-        for name, value in metadata.items():
-            check_type("metadata", name, str)
-            check_type("metadata", value, str)
-        if server_info.pod_name:
-            metadata.setdefault("podName", server_info.pod_name)
         load_hook = None if load is None else Question("load", load)
         self._peers = dict(peers or {})  # the core does not keep their hooks
         self._core = _podlink.ServerCore(
@@ -111,7 +102,7 @@ class ServerDriver(OwnershipHooks, HookOwner, Closeable):
             server_info.service_name,
             server_info.pod_index,
             server_info.pod_uid,
-            metadata,
+            server_info._published(),
             config._core(),
             log_queue(),
             peer_table(self._peers),

@@ -16,7 +16,7 @@ use tracing::Instrument;
 
 use super::answer::Answer;
 use super::counters::bridge;
-use super::error::{parts, raise};
+use super::error::{out_of_resources, parts};
 use super::hook_call::HookCall;
 use super::runtime::{self, Owned};
 use super::waker::Waker;
@@ -172,13 +172,8 @@ pub(super) struct CompletionQueue {
 impl CompletionQueue {
     #[new]
     fn new(py: Python<'_>) -> PyResult<Self> {
-        let arrivals = Arrivals::new().map_err(|cause| {
-            let error = Error::new(
-                ErrorKind::Internal,
-                "no descriptor for the completion queue",
-            );
-            raise(py, &error.caused_by(cause))
-        })?;
+        let arrivals = Arrivals::new()
+            .map_err(|cause| out_of_resources(py, "descriptor to wake a loop with", cause))?;
         let arrivals = Arc::new(arrivals);
         note_queue(&arrivals);
         Ok(Self {

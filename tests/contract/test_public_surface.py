@@ -35,6 +35,7 @@ EXPORTED = [
     "NoRoutablePodError",
     "NotOwnerError",
     "OperationTimeoutError",
+    "OutOfResourcesError",
     "OverloadedError",
     "Ownership",
     "OwnershipLostError",
@@ -265,13 +266,16 @@ SIGNATURES = {
     "Connection.metrics_text": "() -> str",
     "Connection.stats": "() -> Snapshot",
     "Connection.aclose": "async () -> None",
-    "Connection.server": "(server_info: ServerInfo, config: ServerConfig | None = None)"
-    " -> ServerDriver",
+    "Connection.server": "(server_info: ServerInfo, config: ServerConfig | None = None"
+    ", load: Callable[[], int | Awaitable[int]] | None = None"
+    ", *, callbacks: Literal['thread', 'poll'] | None = None"
+    ", peers: Mapping[str, RouteGrpcClient] | None = None) -> ServerDriver",
     "ClientConfig.from_env": "(environ: Mapping[str, str] | None = None) -> Self",
     "ServerConfig.fast": "() -> ServerConfig",
     "connect": "(url: str = 'memory://', *, namespace: str = 'default'"
     ", config: ClientConfig | None = None, route_info: RouteInfoConfig | None = None"
-    ", **options: StoreOption) -> Connection",
+    ", callbacks: Literal['thread', 'poll'] = 'thread'"
+    ", peers: Mapping[str, RouteGrpcClient] | None = None, **options: StoreOption) -> Connection",
     "hash_uid": "(uid: str) -> str",
     "hook_deadline": "() -> float | None",
 }
