@@ -141,7 +141,7 @@ class ServerDriver(OwnershipHooks, HookOwner, Closeable):
     async def stop(
         self,
         *,
-        deadline: Duration = 25.0,
+        deadline: Duration | None = None,
         drain: Literal["release", "handover", "keep"] | None = None,
     ) -> DrainReport:
         """Drains the pod and withdraws it. A second stop waits for the first one's report.
@@ -155,8 +155,9 @@ class ServerDriver(OwnershipHooks, HookOwner, Closeable):
 
         Args:
             deadline: seconds that it may take, whatever hangs; then the tasks have ended in every
-                case. The last quarter, 2 s at the most, is kept for the withdrawal, and the
-                quarter before it, 5 s at the most, for releasing users.
+                case. ``None``: ``config.stop_deadline``. The last quarter, 2 s at the most, is
+                kept for the withdrawal, and the quarter before it, 5 s at the most, for releasing
+                users.
             drain: what becomes of a user whose hook has ended well: ``"release"`` deletes its
                 link, ``"handover"`` links it to another pod, ``"keep"`` leaves it.
                 ``None``: ``config.drain``.
@@ -274,7 +275,9 @@ class ServerDriver(OwnershipHooks, HookOwner, Closeable):
         await call(self._core, ops.set_routing_state, routing_state, timeout=timeout)
 
     async def get_routing_state(self) -> RoutingState:
-        """Returns the routing state."""
+        """Returns the routing state that was set. While ``config.watchdog`` finds that the program
+        does not answer, other processes see DENY_NEW_CALL in the place of READY.
+        """
         return RoutingState(self._core.get_routing_state())
 
     @property
@@ -525,7 +528,9 @@ class ServerDriver(OwnershipHooks, HookOwner, Closeable):
         }
 
     async def aclose(self) -> None:
-        """The same as ``stop()``, without its report. It ends the hooks, as every stop does."""
+        """The same as ``stop()``, within ``config.stop_deadline`` and without its report. It ends the
+        hooks, as every stop does.
+        """
         await self.stop()
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:

@@ -5,7 +5,7 @@
 //! runtime never sees a Python object: waiters stay here, under a number.
 
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
@@ -35,6 +35,8 @@ pub(super) struct Arrivals {
     abandoned: AtomicBool,
     /// The number of awaited operations, for the metrics only.
     awaited: AtomicUsize,
+    /// How often the queue was drained, for the watchdog only.
+    drains: AtomicU64,
 }
 
 #[derive(Default)]
@@ -56,6 +58,7 @@ impl Arrivals {
             waker: Waker::new()?,
             abandoned: AtomicBool::new(false),
             awaited: AtomicUsize::new(0),
+            drains: AtomicU64::new(0),
         })
     }
 
@@ -104,6 +107,17 @@ impl Arrivals {
                 tracing::warn!("a hook call was dropped: its loop or thread does not keep up");
             }
         });
+    }
+
+    /// How often the queue was drained; has it drained once more, even if it is empty.
+    pub(super) fn answers(&self) -> u64 {
+        self.waker.wake();
+        self.drains.load(Ordering::Relaxed)
+    }
+
+    /// Whether the queue is no longer drained.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
     }
 
     /// Marks the queue as one that is no longer drained.
@@ -208,6 +222,7 @@ impl CompletionQueue {
         // Dropped when the lock is free: that may run a finaliser.
         let _batch = self.batch().take();
         arrivals.clear_waker_if_empty();
+        arrivals.drains.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 

@@ -154,7 +154,7 @@ SIGNATURES = {
     " -> None",
     "ServerDriver.start": f"async ({_LIMIT}) -> None",
     "ServerDriver.stats": "() -> dict[str, int]",
-    "ServerDriver.stop": "async (*, deadline: Duration = 25.0"
+    "ServerDriver.stop": "async (*, deadline: Duration | None = None"
     ", drain: Literal['release', 'handover', 'keep'] | None = None) -> DrainReport",
     "ServerDriver.submit": _SUBMIT,
     "ServerDriver.try_set_linked_pod": f"async ({_USER}, pod_index: int, "
@@ -348,6 +348,8 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "cpu_factor": 0.7,
         "link_grace": 60.0,
         "drain": "release",
+        "stop_deadline": 25.0,
+        "watchdog": 5.0,
         "timeout": 2.0,
     },
 }
