@@ -183,4 +183,5 @@ def test_a_stop_takes_the_configured_deadline() -> None:
                 server.on_drain(lambda _user: hanging.wait())
             return time.monotonic() - began
 
-    assert asyncio.run(main()) < 20
+    # Hooks may take 18 s of a stop that lasts 25 s.
+    assert asyncio.run(main()) < 15
