@@ -95,7 +95,6 @@ class ServerDriver(OwnershipHooks, HookOwner, Closeable):
         self.server_info = server_info
         self.config = config
         load_hook = None if load is None else Question("load", load)
-        self._peers = dict(peers or {})  # the core does not keep their hooks
         self._core = _podlink.ServerCore(
             store._core,
             server_info.namespace,
@@ -105,8 +104,9 @@ class ServerDriver(OwnershipHooks, HookOwner, Closeable):
             server_info._published(),
             config._core(),
             log_queue(),
-            peer_table(self._peers),
+            peer_table(peers),
         )
+        self._peers = dict(peers or {})  # the core does not keep their hooks
         self._hooks = DriverHooks("server driver", self._core)
         if load is not None and load_hook is not None:
             self._hooks.add(load, load_hook, functools.partial(self._core.on, "load"))
@@ -528,8 +528,8 @@ class ServerDriver(OwnershipHooks, HookOwner, Closeable):
         }
 
     async def aclose(self) -> None:
-        """The same as ``stop()``, within ``config.stop_deadline`` and without its report. It ends the
-        hooks, as every stop does.
+        """The same as ``stop()``, within ``config.stop_deadline`` and without its report. It ends
+        the hooks, as every stop does.
         """
         await self.stop()
 
