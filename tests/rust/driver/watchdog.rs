@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use podlink::clock::Tick;
 use podlink::config::{Drain, ServerConfig};
 use podlink::driver::server::{Ownership, PodHooks, ServerDriver, ServerInfo};
 use podlink::error::Result;
@@ -44,7 +45,7 @@ impl PodHooks for Program {
     }
 
     /// Hangs: a drain lasts as long as it may.
-    async fn drain(&self, _user: &Ownership) -> Result<()> {
+    async fn drain(&self, _user: &Ownership, _until: Tick) -> Result<()> {
         std::future::pending().await
     }
 }
