@@ -54,13 +54,15 @@ pub enum ErrorKind {
     Closed,
     /// The object was created before `fork` and is used in the child.
     ForkedProcess,
+    /// This process has no descriptor or thread left that the call needs.
+    OutOfResources,
     /// A bug in podlink.
     Internal,
 }
 
 impl ErrorKind {
     /// Every kind, so that tables can be tested for completeness.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::InvalidParameter,
         Self::ServiceNotFound,
         Self::PodNotFound,
@@ -82,6 +84,7 @@ impl ErrorKind {
         Self::Timeout,
         Self::Closed,
         Self::ForkedProcess,
+        Self::OutOfResources,
         Self::Internal,
     ];
 
@@ -110,6 +113,7 @@ impl ErrorKind {
             Self::Timeout => "TIMEOUT",
             Self::Closed => "CLOSED",
             Self::ForkedProcess => "FORKED_PROCESS",
+            Self::OutOfResources => "OUT_OF_RESOURCES",
             Self::Internal => "INTERNAL_ERROR",
         }
     }
@@ -130,6 +134,7 @@ impl ErrorKind {
                 | Self::PodIndexBusy
                 | Self::PeerUnavailable
                 | Self::Overloaded
+                | Self::OutOfResources
                 | Self::StoreUnavailable
                 | Self::Timeout
         )

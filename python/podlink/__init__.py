@@ -50,6 +50,7 @@ _MODULES = {
         "NoRoutablePodError",
         "NotOwnerError",
         "OperationTimeoutError",
+        "OutOfResourcesError",
         "OverloadedError",
         "OwnershipLostError",
         "PeerUnavailableError",
@@ -68,7 +69,9 @@ _MODULES = {
     "grpc_server": ("RouteGrpcServer",),
     "info": ("RouteInfoDriver",),
     "metrics": ("Sample", "Snapshot", "Window"),
+    "otel": (),
     "ownership": ("Ownership",),
+    "prometheus": (),
     "route": ("Route",),
     "server": ("ServerDriver",),
     "server_info": ("ServerInfo",),
@@ -77,7 +80,8 @@ _MODULES = {
     "store": ("Store",),
 }
 """The modules that are there without being imported by name, and the public names of each. The one
-list of public names; ``__init__.pyi`` is the same for type checkers and editors.
+list of public names; ``__init__.pyi`` is the same for type checkers and editors. ``otel`` and
+``prometheus`` need an extra: where it is missing, they raise an ``ImportError`` that names it.
 """
 
 __all__ = sorted(name for names in _MODULES.values() for name in names)

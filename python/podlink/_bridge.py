@@ -23,7 +23,13 @@ from typing import Any, Final, TypeVar, TypeVarTuple
 from . import _logs, _podlink, _process
 from ._operations import AnyOperation, Operation
 from .config import Duration, seconds
-from .errors import ClosedError, PodlinkError, from_core
+from .errors import (
+    ClosedError,
+    IllegalStateError,
+    OutOfResourcesError,
+    PodlinkError,
+    from_core,
+)
 
 log = _logs.Log("podlink.callbacks")
 
@@ -49,15 +55,22 @@ class LoopBridge:
         self.loop = weakref.ref(loop)
         try:
             loop.add_reader(self.queue.fileno(), self.drain)
+        except OSError as error:
+            raise OutOfResourcesError(
+                f"the system lets no loop watch podlink's descriptor: {error}",
+                retryable=True,
+                details={"cause": str(error)},
+            ) from error
         except NotImplementedError:
             # Such a loop is woken from a thread instead, which ends with this bridge.
-            thread = threading.Thread(
-                target=_wake_from_thread,
-                args=(self.loop, self.queue, weakref.WeakMethod(self.drain)),
-                name="podlink-wake",
-                daemon=True,
+            _start_thread(
+                threading.Thread(
+                    target=_wake_from_thread,
+                    args=(self.loop, self.queue, weakref.WeakMethod(self.drain)),
+                    name="podlink-wake",
+                    daemon=True,
+                )
             )
-            thread.start()
             weakref.finalize(self, self.queue.wake).atexit = False
 
     def drain(self) -> None:
@@ -164,7 +177,10 @@ def call(
 
     Cancelling the future abandons only the waiting: what was started goes on.
     """
-    loop = asyncio.get_running_loop()
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        raise _no_loop() from None
     waiter = loop.create_future()
     limit = seconds(timeout)
     if _observer is None:
@@ -172,6 +188,42 @@ def call(
     else:
         _observer(core, operation, bridge_of(loop).queue, waiter, arguments, limit)
     return waiter
+
+
+def _no_loop() -> IllegalStateError:
+    """Why an operation cannot be awaited here."""
+    trio = sys.modules.get("trio")
+    trio_runs = trio is not None and bool(trio.lowlevel.in_trio_run())
+    found = "trio" if trio_runs else "no running event loop"
+    return IllegalStateError(
+        f"podlink needs asyncio, and found {found}",
+        details={"given": found, "allowed": "a running event loop of asyncio, or submit()"},
+    )
+
+
+def _refuse_eventlet() -> None:
+    """podlink's threads wait in the system: as green threads they would stop all the others."""
+    patcher: Any = sys.modules.get("eventlet.patcher")
+    if patcher is None:
+        return
+    patched = [name for name in ("thread", "select") if patcher.is_monkey_patched(name)]
+    if patched:
+        given = " and ".join(patched)
+        raise IllegalStateError(
+            f"podlink needs threads of the system, and eventlet has patched {given}",
+            details={"given": f"patched by eventlet: {given}", "allowed": "asyncio or threads"},
+        )
+
+
+def _start_thread(thread: threading.Thread) -> None:
+    try:
+        thread.start()
+    except RuntimeError as error:  # "can't start new thread"
+        raise OutOfResourcesError(
+            f"the system gives podlink no thread: {error}",
+            retryable=True,
+            details={"cause": str(error)},
+        ) from error
 
 
 def start(
@@ -206,10 +258,11 @@ class _Reader:
     """A daemon thread that sleeps until its queue has something for it."""
 
     def __init__(self, name: str) -> None:
+        _refuse_eventlet()
         self.queue = _podlink.CompletionQueue()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        _start_thread(self._thread)
 
     def _run(self) -> None:
         poller = select.poll()

@@ -17,6 +17,7 @@ from .config import (
     GrpcServerConfig,
     RouteInfoConfig,
     ServerConfig,
+    may_be_none,
     settings_table,
 )
 
@@ -118,13 +119,15 @@ def add_settings(
                 dest=each.name,
                 metavar=None if each.name in _CHOICES else "X",
                 choices=_CHOICES.get(each.name),
-                type=str if is_text else _number(type(default)),
+                type=str if is_text else _number(type(default), none=may_be_none(each)),
                 help=HELP[each.name] + (f" (default {shown})" if shown else ""),
             )
 
 
-def _number(kind: type) -> Callable[[str], str]:
+def _number(kind: type, *, none: bool) -> Callable[[str], str]:
     def check(text: str) -> str:
+        if none and text.lower() == "none":
+            return text
         try:
             float(text) if kind is float else int(text)
         except ValueError:
@@ -153,7 +156,7 @@ def config_from(
         if text is not None:
             texts[variable] = text
         elif value != each.default:
-            texts[variable] = _text(value)
+            texts[variable] = "none" if value is None else _text(value)
     # All at once: a setting may contradict another one's default, and fit the one given with it.
     return type(default).from_env(texts)
 

@@ -237,7 +237,11 @@ class Submitter:
         """Runs the callbacks that wait; returns how many."""
         count = 0
         while self._polled:
-            self._polled.popleft()()
+            try:
+                callback = self._polled.popleft()
+            except IndexError:
+                break  # another thread polls too, and has taken the last one
+            callback()
             count += 1
         return count
 

@@ -105,7 +105,6 @@ class ClientDriver(ClientLinks, HookOwner):
         self.namespace = namespace
         # The core holds the strategy and the peers' hooks weakly.
         self._chooser = choose = chooser(config.strategy)
-        self._peers = dict(peers or {})
         self._core = _podlink.ClientCore(
             store._core,
             namespace,
@@ -113,8 +112,9 @@ class ClientDriver(ClientLinks, HookOwner):
             self.route_info._core,
             log_queue(),
             None if choose is None else (choose, choose.home),
-            peer_table(self._peers),
+            peer_table(peers),
         )
+        self._peers = dict(peers or {})
         self._hooks = DriverHooks("client driver", self._core)
         self._compute_cached = self._core.compute_cached
 

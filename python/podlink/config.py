@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple, Self, get_args
 
@@ -59,12 +59,14 @@ class _Config:
         values: dict[str, Any] = {}
         for each in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
             value = getattr(self, each.name)
-            values[each.name] = seconds(value) if each.type == "Duration" else value
+            is_time = str(each.type).startswith("Duration")
+            values[each.name] = seconds(value) if is_time else value
         return values
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
-        """Reads each setting from ``PODLINK_<NAME>``; what is not set keeps its default.
+        """Reads each setting from ``PODLINK_<NAME>``; what is not set keeps its default. A setting
+        that may be ``None`` is so by ``none``.
 
         Raises:
             InvalidParameterError: a variable does not hold a number, or its setting is refused.
@@ -74,8 +76,15 @@ class _Config:
         for each in fields(cls):  # type: ignore[arg-type]  # every subclass is a dataclass
             variable = f"PODLINK_{each.name.upper()}"
             if variable in environ:
-                given[each.name] = _from_text(variable, environ[variable], each.default)
+                text = environ[variable]
+                absent = may_be_none(each) and text.lower() == "none"
+                given[each.name] = None if absent else _from_text(variable, text, each.default)
         return cls(**given)
+
+
+def may_be_none(setting: Field[Any]) -> bool:
+    """Whether ``None`` is a value of this field of a configuration."""
+    return str(setting.type).endswith("| None")
 
 
 class Setting(NamedTuple):
@@ -85,7 +94,9 @@ class Setting(NamedTuple):
     """The class that has it."""
     name: str
     kind: str
-    """``seconds``, ``count``, ``ratio``, ``limit`` (or ``None``), ``flag``, ``choice``, ``text``"""
+    """``seconds``, ``seconds_or_none``, ``count``, ``ratio``, ``limit`` (or ``None``), ``flag``,
+    ``choice``, ``text``
+    """
     default: bool | float | str | None
     least: float | None
     most: float | None
@@ -233,6 +244,13 @@ class ServerConfig(_Config):
         drain: what becomes of a user whose ``on_drain`` hook has ended well when the pod stops.
             ``"release"``: its link is deleted. ``"handover"``: its link is handed to another pod.
             ``"keep"``: its link stays as it is.
+        stop_deadline: how long ``stop()`` may take if it names no deadline, and the end of an
+            ``async with`` block.
+        watchdog: if the event loop where ``start`` was awaited has not answered for this long, the
+            pod publishes DENY_NEW_CALL in the place of READY, and READY again when the loop
+            answers. The loop is asked five times within this time, so a block is noticed up to a
+            fifth later. After ``submit("start")`` podlink's own thread is asked. ``None``: off.
+            docs/operations.md says why 5 s, and what it does not notice.
         timeout: the deadline of a call that names none.
 
     Raises:
@@ -248,6 +266,8 @@ class ServerConfig(_Config):
     cpu_factor: float = 0.7
     link_grace: Duration = 60.0
     drain: Literal["release", "handover", "keep"] = "release"
+    stop_deadline: Duration = 25.0
+    watchdog: Duration | None = 5.0
     timeout: Duration = 2.0
 
     @classmethod

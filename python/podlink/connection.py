@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Literal
 
 from ._closeable import Closeable
 from .client import ClientDriver
 from .config import ClientConfig, RouteInfoConfig, ServerConfig
 from .errors import InvalidParameterTypeError
+from .grpc_client import RouteGrpcClient
 from .info import RouteInfoDriver
 from .server import ServerDriver
 from .server_info import ServerInfo
@@ -29,10 +31,20 @@ class Connection(Closeable):
         client: a client driver.
     """
 
-    def __init__(self, store: Store, info: RouteInfoDriver, client: ClientDriver) -> None:
+    def __init__(
+        self,
+        store: Store,
+        info: RouteInfoDriver,
+        client: ClientDriver,
+        *,
+        callbacks: Literal["thread", "poll"] = "thread",
+        peers: Mapping[str, RouteGrpcClient] | None = None,
+    ) -> None:
         self.store = store
         self.info = info
         self.client = client
+        self._callbacks = callbacks
+        self._peers = peers
         self._servers: list[ServerDriver] = []
 
     def __repr__(self) -> str:
@@ -43,9 +55,35 @@ class Connection(Closeable):
         """Whether the connection was closed: its store is the last that ``aclose`` closes."""
         return self.store.is_closed
 
-    def server(self, server_info: ServerInfo, config: ServerConfig | None = None) -> ServerDriver:
-        """A server driver on this store, stopped by ``aclose`` at the latest. Not started yet."""
-        server = ServerDriver(self.store, server_info, config)
+    def server(
+        self,
+        server_info: ServerInfo,
+        config: ServerConfig | None = None,
+        load: Callable[[], int | Awaitable[int]] | None = None,
+        *,
+        callbacks: Literal["thread", "poll"] | None = None,
+        peers: Mapping[str, RouteGrpcClient] | None = None,
+    ) -> ServerDriver:
+        """A server driver on this store, stopped by ``aclose`` at the latest. Not started yet.
+
+        Args:
+            server_info: the pod's identity.
+            config: the driver's settings.
+            load: returns the load that the pod reports; see :class:`~podlink.ServerDriver`.
+            callbacks: ``None``: as :func:`connect` was called with.
+            peers: ``None``: those that :func:`connect` was called with.
+
+        Raises:
+            InvalidParameterError: an argument is wrong.
+        """
+        server = ServerDriver(
+            self.store,
+            server_info,
+            config,
+            load,
+            callbacks=self._callbacks if callbacks is None else callbacks,
+            peers=self._peers if peers is None else peers,
+        )
         self._servers.append(server)
         return server
 
@@ -97,6 +135,8 @@ def connect(
     namespace: str = "default",
     config: ClientConfig | None = None,
     route_info: RouteInfoConfig | None = None,
+    callbacks: Literal["thread", "poll"] = "thread",
+    peers: Mapping[str, RouteGrpcClient] | None = None,
     **options: StoreOption,
 ) -> Connection:
     """Bundles a store and the drivers on it. No I/O: the first call connects.
@@ -106,6 +146,10 @@ def connect(
         namespace: the drivers' namespace.
         config: the client driver's settings.
         route_info: the route info driver's settings.
+        callbacks: what runs the callbacks of every driver's ``submit``; see
+            :class:`~podlink.ClientDriver`.
+        peers: the clients of other namespaces, by name, for every driver. They are not closed with
+            the connection.
         options: the store's options.
 
     Raises:
@@ -118,5 +162,8 @@ def connect(
         ...         return await compute("prod", "user123", "user-service")
     """
     store = Store(url, **options)
-    info = RouteInfoDriver(store, namespace, route_info)
-    return Connection(store, info, ClientDriver(store, namespace, config, route_info=info))
+    info = RouteInfoDriver(store, namespace, route_info, callbacks=callbacks, peers=peers)
+    client = ClientDriver(
+        store, namespace, config, route_info=info, callbacks=callbacks, peers=peers
+    )
+    return Connection(store, info, client, callbacks=callbacks, peers=peers)

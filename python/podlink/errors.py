@@ -20,6 +20,7 @@
     ├── PeerUnavailableError         PEER_UNAVAILABLE       ConnectionError
     ├── PermissionDeniedError        PERMISSION_DENIED      PermissionError
     ├── OverloadedError              OVERLOADED
+    ├── OutOfResourcesError          OUT_OF_RESOURCES       OSError
     ├── StoreError                   REDIS_ERROR
     │   ├── StoreUnavailableError    STORE_UNAVAILABLE      ConnectionError
     │   ├── StoreAuthenticationError STORE_AUTHENTICATION   PermissionError
@@ -48,6 +49,7 @@ __all__ = [
     "NoRoutablePodError",
     "NotOwnerError",
     "OperationTimeoutError",
+    "OutOfResourcesError",
     "OverloadedError",
     "OwnershipLostError",
     "PeerUnavailableError",
@@ -98,7 +100,13 @@ class PodlinkError(Exception):
         return self.details.get("outcome")
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), str(self), self.retryable, self.details)
+        # Notes, and what else the program has attached.
+        attached = {name: value for name, value in vars(self).items() if name not in _FACTS}
+        rebuilt = (type(self), str(self), self.retryable, self.details)
+        return _rebuild, rebuilt, attached or None
+
+
+_FACTS = ("retryable", "details")
 
 
 def _rebuild(
@@ -223,6 +231,14 @@ class OverloadedError(PodlinkError):
     """
 
     code = "OVERLOADED"
+
+
+class OutOfResourcesError(PodlinkError, OSError):
+    """The system gives this process no descriptor or thread that podlink needs. Retryable: once
+    the process has released some, or its limit was raised (``ulimit -n``, ``ulimit -u``).
+    """
+
+    code = "OUT_OF_RESOURCES"
 
 
 class StoreError(PodlinkError):

@@ -15,6 +15,7 @@ from ._hooks import Listener
 from ._submit import Submittable, Submitter
 from .callback import StatefulObjCallback, StatusCallback
 from .config import Duration, GrpcClientConfig, check_type, uid_list
+from .errors import InvalidParameterTypeError
 from .route import Route
 from .state import StatefulServiceState, states_by_pod
 
@@ -90,9 +91,7 @@ class RouteGrpcClient(HookOwner, Closeable):
         check_type("insecure", insecure, bool)
         self.namespace = namespace
         self.config = config
-        self.endpoints: tuple[str, ...] = (
-            (endpoint,) if isinstance(endpoint, str) else tuple(endpoint)
-        )
+        self.endpoints: tuple[str, ...] = _endpoints(endpoint)
         self._core = _podlink.GrpcClientCore(
             list(self.endpoints),
             namespace,
@@ -552,6 +551,22 @@ _OPERATIONS = {
     "set_linked_pod_if_absent": Submittable(ops.set_linked_pod_if_absent),
     "try_set_linked_pod": Submittable(ops.try_set_linked_pod),
 }
+
+
+def _endpoints(given: object) -> tuple[str, ...]:
+    """One endpoint, or several."""
+    endpoints = (given,) if isinstance(given, str) else given
+    wrong = given
+    if isinstance(endpoints, Sequence):
+        others = [each for each in endpoints if not isinstance(each, str)]
+        if not others:
+            return tuple(endpoints)
+        wrong = others[0]
+    name, allowed = type(wrong).__name__, "a str or a sequence of str"
+    raise InvalidParameterTypeError(
+        f"endpoint must be {allowed}, got {name}",
+        details={"parameter": "endpoint", "given": name, "allowed": allowed},
+    )
 
 
 def peer_table(

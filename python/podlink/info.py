@@ -75,10 +75,10 @@ class RouteInfoDriver(HookOwner, Closeable):
         check_type("config", config, RouteInfoConfig)
         self.config = config
         self.namespace = namespace
-        self._peers = dict(peers or {})  # the core does not keep their hooks
         self._core = _podlink.InfoCore(
-            store._core, namespace, config._core(), log_queue(), peer_table(self._peers)
+            store._core, namespace, config._core(), log_queue(), peer_table(peers)
         )
+        self._peers = dict(peers or {})  # the core does not keep their hooks
         self._hooks = DriverHooks("route info driver", self._core)
 
     def __repr__(self) -> str:

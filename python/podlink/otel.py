@@ -20,19 +20,24 @@ import os
 import threading
 from typing import Any
 
-from opentelemetry import context as otel_context, trace
-from opentelemetry.trace import (
-    NonRecordingSpan,
-    Span,
-    SpanContext,
-    SpanKind,
-    Status,
-    StatusCode,
-    Tracer,
-    TracerProvider,
-    TraceState,
-)
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+try:
+    from opentelemetry import context as otel_context, trace
+    from opentelemetry.trace import (
+        NonRecordingSpan,
+        Span,
+        SpanContext,
+        SpanKind,
+        Status,
+        StatusCode,
+        Tracer,
+        TracerProvider,
+        TraceState,
+    )
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+except ModuleNotFoundError as _missing:
+    raise ModuleNotFoundError(
+        "podlink.otel needs opentelemetry-api: pip install 'podlink[otel]'", name=_missing.name
+    ) from _missing
 
 from . import _bridge, _podlink
 from ._logs import Log, hash_uid

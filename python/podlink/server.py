@@ -94,28 +94,19 @@ class ServerDriver(OwnershipHooks, HookOwner, Closeable):
         check_type("config", config, ServerConfig)
         self.server_info = server_info
         self.config = config
-        check_type("pod_name", server_info.pod_name, str)
-        check_type("pod_uid", server_info.pod_uid, str)
-        check_type("metadata", server_info.metadata, Mapping)
-        metadata = dict(server_info.metadata)
-        for name, value in metadata.items():
-            check_type("metadata", name, str)
-            check_type("metadata", value, str)
-        if server_info.pod_name:
-            metadata.setdefault("podName", server_info.pod_name)
         load_hook = None if load is None else Question("load", load)
-        self._peers = dict(peers or {})  # the core does not keep their hooks
         self._core = _podlink.ServerCore(
             store._core,
             server_info.namespace,
             server_info.service_name,
             server_info.pod_index,
             server_info.pod_uid,
-            metadata,
+            server_info._published(),
             config._core(),
             log_queue(),
-            peer_table(self._peers),
+            peer_table(peers),
         )
+        self._peers = dict(peers or {})  # the core does not keep their hooks
         self._hooks = DriverHooks("server driver", self._core)
         if load is not None and load_hook is not None:
             self._hooks.add(load, load_hook, functools.partial(self._core.on, "load"))
@@ -150,7 +141,7 @@ class ServerDriver(OwnershipHooks, HookOwner, Closeable):
     async def stop(
         self,
         *,
-        deadline: Duration = 25.0,
+        deadline: Duration | None = None,
         drain: Literal["release", "handover", "keep"] | None = None,
     ) -> DrainReport:
         """Drains the pod and withdraws it. A second stop waits for the first one's report.
@@ -164,8 +155,9 @@ class ServerDriver(OwnershipHooks, HookOwner, Closeable):
 
         Args:
             deadline: seconds that it may take, whatever hangs; then the tasks have ended in every
-                case. The last quarter, 2 s at the most, is kept for the withdrawal, and the
-                quarter before it, 5 s at the most, for releasing users.
+                case. ``None``: ``config.stop_deadline``. The last quarter, 2 s at the most, is
+                kept for the withdrawal, and the quarter before it, 5 s at the most, for releasing
+                users.
             drain: what becomes of a user whose hook has ended well: ``"release"`` deletes its
                 link, ``"handover"`` links it to another pod, ``"keep"`` leaves it.
                 ``None``: ``config.drain``.
@@ -283,7 +275,9 @@ class ServerDriver(OwnershipHooks, HookOwner, Closeable):
         await call(self._core, ops.set_routing_state, routing_state, timeout=timeout)
 
     async def get_routing_state(self) -> RoutingState:
-        """Returns the routing state."""
+        """Returns the routing state that was set. While ``config.watchdog`` finds that the program
+        does not answer, other processes see DENY_NEW_CALL in the place of READY.
+        """
         return RoutingState(self._core.get_routing_state())
 
     @property
@@ -534,7 +528,9 @@ class ServerDriver(OwnershipHooks, HookOwner, Closeable):
         }
 
     async def aclose(self) -> None:
-        """The same as ``stop()``, without its report. It ends the hooks, as every stop does."""
+        """The same as ``stop()``, within ``config.stop_deadline`` and without its report. It ends
+        the hooks, as every stop does.
+        """
         await self.stop()
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:

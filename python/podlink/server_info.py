@@ -8,7 +8,8 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .errors import InvalidParameterError
+from . import _podlink
+from .errors import InvalidParameterError, InvalidParameterTypeError
 
 __all__ = ["ServerInfo"]
 
@@ -28,6 +29,9 @@ class ServerInfo:
             number, is the pod's share of new users relative to the others.
         pod_uid: the Kubernetes pod UID, if it is known: a container that is restarted inside the
             same pod then need not wait for its own old lease.
+
+    Raises:
+        InvalidParameterError: a part is not of the allowed form; the text names it.
     """
 
     namespace: str
@@ -36,6 +40,23 @@ class ServerInfo:
     pod_name: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     pod_uid: str = ""
+
+    def __post_init__(self) -> None:
+        _podlink.check_pod(self.namespace, self.service_name, self.pod_index)
+        _check("pod_name", "pod_name", self.pod_name)
+        _check("pod_uid", "pod_uid", self.pod_uid)
+        self._published()
+
+    def _published(self) -> dict[str, str]:
+        """The metadata as the pod publishes it. Checked each time: a mapping may be changed."""
+        _check("metadata", "metadata", self.metadata, Mapping)
+        metadata = dict(self.metadata)
+        for key, value in metadata.items():
+            _check("metadata", "a key of metadata", key)
+            _check("metadata", f"metadata[{key[:40]!r}]", value)
+        if self.pod_name:
+            metadata.setdefault("podName", self.pod_name)
+        return metadata
 
     @classmethod
     def from_env(
@@ -76,6 +97,15 @@ metadata={}, pod_uid='')
             pod_name=pod_name,
             metadata=dict(metadata or {}),
             pod_uid=environ.get("POD_UID", ""),
+        )
+
+
+def _check(parameter: str, what: str, given: object, allowed: type = str) -> None:
+    if not isinstance(given, allowed):
+        name = type(given).__name__
+        raise InvalidParameterTypeError(
+            f"{what} must be a {allowed.__name__}, got {name}",
+            details={"parameter": parameter, "given": name, "allowed": allowed.__name__},
         )
 
 

@@ -169,3 +169,15 @@ pub(super) fn timeout(given: &Bound<'_, PyAny>) -> PyResult<Option<Duration>> {
 pub(super) fn check_timeout(timeout: &Bound<'_, PyAny>) -> PyResult<()> {
     self::timeout(timeout).map(|_| ())
 }
+
+/// Checks the parts of a pod's identity.
+#[pyfunction]
+pub(super) fn check_pod(
+    namespace: &Bound<'_, PyAny>,
+    service_name: &Bound<'_, PyAny>,
+    index: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    Namespace::new(text("namespace", namespace)?).or_raise(namespace.py())?;
+    service(service_name)?;
+    pod_index(index).map(|_| ())
+}

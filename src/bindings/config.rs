@@ -106,10 +106,12 @@ fn read<C: SettingsGroup>(values: &Bound<'_, PyDict>) -> PyResult<C> {
 fn value<'a>(setting: &Setting, given: &'a Bound<'_, PyAny>) -> PyResult<SettingValue<'a>> {
     let name = setting.name;
     Ok(match setting.kind {
-        SettingKind::Seconds { .. } | SettingKind::Ratio { .. } => {
-            SettingValue::Number(argument::number(name, given)?)
+        SettingKind::Limit | SettingKind::SecondsOrNone { .. } if given.is_none() => {
+            SettingValue::Absent
         }
-        SettingKind::Limit if given.is_none() => SettingValue::Absent,
+        SettingKind::Seconds { .. }
+        | SettingKind::SecondsOrNone { .. }
+        | SettingKind::Ratio { .. } => SettingValue::Number(argument::number(name, given)?),
         SettingKind::Count { .. } | SettingKind::Limit => {
             SettingValue::Whole(argument::integer(name, given)?)
         }
@@ -148,6 +150,9 @@ fn row(py: Python<'_>, class: &'static str, setting: &Setting) -> PyResult<Setti
     let limit = |limit: f64| limit.is_finite().then_some(limit);
     let (kind, least, most) = match setting.kind {
         SettingKind::Seconds { least, most, .. } => ("seconds", limit(least), limit(most)),
+        SettingKind::SecondsOrNone { least, most, .. } => {
+            ("seconds_or_none", Some(least), limit(most))
+        }
         SettingKind::Count { least, most, .. } => {
             let most = (most < i64::MAX).then_some(most as f64);
             ("count", Some(least as f64), most)

@@ -36,6 +36,13 @@ fn exception<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>>
         .call1(parts(py, error)?)
 }
 
+/// The exception for a descriptor or a thread that the system does not give.
+pub(super) fn out_of_resources(py: Python<'_>, what: &str, cause: std::io::Error) -> PyErr {
+    let text = format!("the system gives podlink no {what}: {cause}");
+    let error = Error::new(ErrorKind::OutOfResources, text);
+    raise(py, &error.caused_by(cause))
+}
+
 /// Converts the error of a result to an exception.
 pub(super) trait OrRaise<T> {
     fn or_raise(self, py: Python<'_>) -> PyResult<T>;

@@ -231,6 +231,15 @@ impl ConditionHook for PythonConditionHook {
 pub(super) struct PythonPodHooks {
     hooks: Mutex<HashMap<&'static str, Vec<(u64, Hook)>>>,
     registered: AtomicU64,
+    program: Mutex<Program>,
+}
+
+/// The loop or thread that runs the pod's program, for the watchdog. It is not kept.
+#[derive(Debug, Default)]
+struct Program {
+    queue: Weak<Arrivals>,
+    /// How often it had answered when it was last asked. It stays when the loop has ended.
+    answers: u64,
 }
 
 /// The hooks that a server driver calls.
@@ -269,6 +278,16 @@ impl PythonPodHooks {
         self.hooks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The program runs on this queue's loop or thread from now on: it has called `start` there, or
+    /// the loop where it did so has ended.
+    pub(super) fn runs_on(&self, queue: &Arc<Arrivals>, starts: bool) {
+        let mut program = self.program.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = program.queue.upgrade();
+        if starts || known.is_none_or(|known| known.is_abandoned()) {
+            program.queue = Arc::downgrade(queue);
+        }
+    }
+
     /// Calls every hook of this name, one after the other; the first failure counts.
     async fn ask(
         &self,
@@ -292,6 +311,14 @@ type HookOutcome = Result<(), Error>;
 impl PodHooks for PythonPodHooks {
     fn reports_load(&self) -> bool {
         self.lock().get("load").is_some_and(|load| !load.is_empty())
+    }
+
+    fn answers(&self) -> Option<u64> {
+        let mut program = self.program.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(queue) = program.queue.upgrade() {
+            program.answers = queue.answers();
+        }
+        Some(program.answers)
     }
 
     async fn load(&self) -> Result<i64, Error> {

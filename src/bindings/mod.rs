@@ -43,7 +43,7 @@ mod _podlink {
     #[pymodule_export]
     use super::admin::AdminCore;
     #[pymodule_export]
-    use super::argument::check_timeout;
+    use super::argument::{check_pod, check_timeout};
     #[pymodule_export]
     use super::client::ClientCore;
     #[pymodule_export]

@@ -288,6 +288,20 @@ impl<'py> Arguments<'_, 'py> {
         seconds_within(what, seconds, least, most).or_raise(given.py())
     }
 
+    /// A number of seconds between these, or `None`.
+    pub(super) fn seconds_if_given(
+        &mut self,
+        what: &'static str,
+        least: f64,
+        most: f64,
+    ) -> PyResult<Option<Duration>> {
+        if self.given.get_item(self.taken)?.is_none() {
+            self.taken += 1;
+            return Ok(None);
+        }
+        self.seconds(what, least, most).map(Some)
+    }
+
     /// The timeout, or `None` for the driver's own.
     pub(super) fn timeout(&self) -> PyResult<Option<Duration>> {
         argument::timeout(self.timeout)

@@ -5,7 +5,7 @@
 //! runtime never sees a Python object: waiters stay here, under a number.
 
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
@@ -16,7 +16,7 @@ use tracing::Instrument;
 
 use super::answer::Answer;
 use super::counters::bridge;
-use super::error::{parts, raise};
+use super::error::{out_of_resources, parts};
 use super::hook_call::HookCall;
 use super::runtime::{self, Owned};
 use super::waker::Waker;
@@ -35,6 +35,8 @@ pub(super) struct Arrivals {
     abandoned: AtomicBool,
     /// The number of awaited operations, for the metrics only.
     awaited: AtomicUsize,
+    /// How often the queue was drained, for the watchdog only.
+    drains: AtomicU64,
 }
 
 #[derive(Default)]
@@ -56,6 +58,7 @@ impl Arrivals {
             waker: Waker::new()?,
             abandoned: AtomicBool::new(false),
             awaited: AtomicUsize::new(0),
+            drains: AtomicU64::new(0),
         })
     }
 
@@ -104,6 +107,17 @@ impl Arrivals {
                 tracing::warn!("a hook call was dropped: its loop or thread does not keep up");
             }
         });
+    }
+
+    /// How often the queue was drained; has it drained once more, even if it is empty.
+    pub(super) fn answers(&self) -> u64 {
+        self.waker.wake();
+        self.drains.load(Ordering::Relaxed)
+    }
+
+    /// Whether the queue is no longer drained.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
     }
 
     /// Marks the queue as one that is no longer drained.
@@ -172,13 +186,8 @@ pub(super) struct CompletionQueue {
 impl CompletionQueue {
     #[new]
     fn new(py: Python<'_>) -> PyResult<Self> {
-        let arrivals = Arrivals::new().map_err(|cause| {
-            let error = Error::new(
-                ErrorKind::Internal,
-                "no descriptor for the completion queue",
-            );
-            raise(py, &error.caused_by(cause))
-        })?;
+        let arrivals = Arrivals::new()
+            .map_err(|cause| out_of_resources(py, "descriptor to wake a loop with", cause))?;
         let arrivals = Arc::new(arrivals);
         note_queue(&arrivals);
         Ok(Self {
@@ -213,6 +222,7 @@ impl CompletionQueue {
         // Dropped when the lock is free: that may run a finaliser.
         let _batch = self.batch().take();
         arrivals.clear_waker_if_empty();
+        arrivals.drains.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use pyo3::prelude::*;
 use tokio::runtime::{Builder, Handle};
 
-use super::error::raise;
+use super::error::{out_of_resources, raise};
 use crate::error::{Error, ErrorKind};
 
 /// Increases with every fork, in the child.
@@ -37,18 +37,16 @@ pub(super) fn handle(py: Python<'_>) -> PyResult<Handle> {
     {
         return Ok(handle.clone());
     }
+    // tokio panics if its first thread cannot be started.
+    std::thread::Builder::new()
+        .spawn(|| ())
+        .map_err(|cause| out_of_resources(py, "thread", cause))?;
     let started = Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .thread_name("podlink")
         .enable_all()
         .build();
-    let started = started.map_err(|cause| {
-        let error = Error::new(
-            ErrorKind::Internal,
-            "the runtime's threads could not be started",
-        );
-        raise(py, &error.caused_by(cause))
-    })?;
+    let started = started.map_err(|cause| out_of_resources(py, "descriptor for its I/O", cause))?;
     let handle = started.handle().clone();
     // It ends with the process: its threads never touch Python, so no shutdown has to wait for
     // them. After a fork the parent's runtime has no threads here, and dropping it would wait for

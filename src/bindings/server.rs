@@ -86,6 +86,8 @@ impl ServerCore {
         let py = arguments.py();
         let (started, mut given) = started(queue, waiter, operation, arguments, timeout)?;
         let driver = self.driver(py)?;
+        let starts = matches!(started.name, OperationName::Start);
+        self.hooks.get(py)?.runs_on(&queue.arrivals(py)?, starts);
         let deadline = driver.deadline(given.timeout()?);
         match started.name {
             OperationName::Start => {
@@ -96,10 +98,10 @@ impl ServerCore {
                 })
             }
             OperationName::Stop => {
-                let given_time = given.seconds("deadline", 0.001, 3600.0)?;
+                let given_time = given.seconds_if_given("deadline", 0.001, 3600.0)?;
                 let rule = given.parsed_if_given("drain", Drain::parse)?;
                 let rule = rule.unwrap_or_else(|| driver.drain_rule());
-                let until = driver.deadline(Some(given_time));
+                let until = driver.stop_deadline(given_time);
                 started.run(py, async move {
                     let report = driver.stop(rule, until).await;
                     report.map(Answer::Drained)

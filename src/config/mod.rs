@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::id::invalid;
 use crate::route::address::AddressTemplate;
 use crate::route::pick::Strategy;
-use setting::SettingKind::{Choice, Count, Flag, Limit, Ratio, Seconds, Text};
+use setting::SettingKind::{Choice, Count, Flag, Limit, Ratio, Seconds, SecondsOrNone, Text};
 use setting::{choice, choices, settings};
 
 pub use crate::op::LeaseTimes;
@@ -236,6 +236,10 @@ settings! {
             link_grace: Duration = Seconds { default: 60.0, least: 0.0, most: HUNDRED_YEARS },
             /// What happens to the links that the pod still owns when it stops.
             drain: Drain = Choice { default: "release", names: Drain::NAMES },
+            /// How long a stop may take that sets no deadline.
+            stop_deadline: Duration = Seconds { default: 25.0, least: 0.001, most: 3600.0 },
+            /// A pod whose program has not answered for this long takes no new users.
+            watchdog: Option<Duration> = SecondsOrNone { default: 5.0, least: 0.1, most: 3600.0 },
             /// The deadline of a call that sets none.
             timeout: Duration = CALL_TIMEOUT,
         }

@@ -25,6 +25,15 @@ pub enum SettingKind {
         /// The largest value; infinite if there is none.
         most: f64,
     },
+    /// A number of seconds, or none: then what it sets is off.
+    SecondsOrNone {
+        /// What it is if it is not set.
+        default: f64,
+        /// The smallest value.
+        least: f64,
+        /// The largest value.
+        most: f64,
+    },
     /// A number of things.
     Count {
         /// What it is if it is not set.
@@ -103,9 +112,9 @@ impl Setting {
     #[must_use]
     pub const fn default(&self) -> SettingValue<'static> {
         match self.kind {
-            SettingKind::Seconds { default, .. } | SettingKind::Ratio { default } => {
-                SettingValue::Number(default)
-            }
+            SettingKind::Seconds { default, .. }
+            | SettingKind::SecondsOrNone { default, .. }
+            | SettingKind::Ratio { default } => SettingValue::Number(default),
             SettingKind::Count { default, .. } => SettingValue::Whole(default),
             SettingKind::Limit => SettingValue::Absent,
             SettingKind::Flag { default } => SettingValue::Flag(default),
@@ -122,6 +131,9 @@ impl Setting {
                 format!("at least {least} seconds")
             }
             SettingKind::Seconds { least, most, .. } => format!("{least} to {most} seconds"),
+            SettingKind::SecondsOrNone { least, most, .. } => {
+                format!("{least} to {most} seconds, or none")
+            }
             SettingKind::Count { least, most, .. } if most == i64::MAX => {
                 let noun = if least == 1 { "entry" } else { "entries" };
                 format!("at least {least} {noun}")
@@ -142,7 +154,8 @@ impl Setting {
 
     fn number(&self, given: SettingValue<'_>) -> Result<f64> {
         let range = match self.kind {
-            SettingKind::Seconds { least, most, .. } => Some(least..=most),
+            SettingKind::Seconds { least, most, .. }
+            | SettingKind::SecondsOrNone { least, most, .. } => Some(least..=most),
             SettingKind::Ratio { .. } => Some(0.0..=1.0),
             _ => None,
         };
@@ -199,6 +212,21 @@ impl SettingType for Duration {
 
     fn value(&self) -> SettingValue<'static> {
         SettingValue::Number(self.as_secs_f64())
+    }
+}
+
+impl SettingType for Option<Duration> {
+    fn read(setting: &Setting, given: SettingValue<'_>) -> Result<Self> {
+        match given {
+            SettingValue::Absent => Ok(None),
+            given => Duration::read(setting, given).map(Some),
+        }
+    }
+
+    fn value(&self) -> SettingValue<'static> {
+        self.map_or(SettingValue::Absent, |set| {
+            SettingValue::Number(set.as_secs_f64())
+        })
     }
 }
 

@@ -26,7 +26,7 @@ pub(super) const fn code(kind: ErrorKind) -> Code {
         | ErrorKind::OwnershipLost
         | ErrorKind::IllegalState => Code::FailedPrecondition,
         ErrorKind::PermissionDenied => Code::PermissionDenied,
-        ErrorKind::Overloaded => Code::ResourceExhausted,
+        ErrorKind::Overloaded | ErrorKind::OutOfResources => Code::ResourceExhausted,
         ErrorKind::PeerUnavailable | ErrorKind::StoreUnavailable | ErrorKind::Closed => {
             Code::Unavailable
         }

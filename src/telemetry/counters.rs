@@ -173,6 +173,8 @@ counters!(
         clock_steps,
         /// Reported steps of the store's clock that the store did not believe.
         clock_steps_unbelieved,
+        /// Times that the program did not answer, and the pod published DENY_NEW_CALL.
+        program_stalls,
         /// Failures and timeouts of the load function; the last value was kept.
         load_failures,
         /// Failures and timeouts of drain hooks.
@@ -351,6 +353,7 @@ impl MetricSource for ServerStats {
             (&names::REASSERTED, &self.reasserted),
             (&names::CLOCK_STEPS, &self.clock_steps),
             (&names::CLOCK_STEPS_UNBELIEVED, &self.clock_steps_unbelieved),
+            (&names::PROGRAM_STALLS, &self.program_stalls),
         ];
         put(snapshot, &plain);
         let claims = [

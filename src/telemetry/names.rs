@@ -304,6 +304,8 @@ metrics! {
         "Leases lost for good: declared dead, or the pod index taken by another process.";
     SUSPENSIONS = Counter, "podlink_lease_suspensions" []
         "Leases that were not renewed in time; what the pod owns then waits for a confirmation.";
+    PROGRAM_STALLS = Counter, "podlink_program_stalls" []
+        "Times that the event loop or thread of a pod's program did not answer within watchdog; the pod then took no new users until it did.";
     INDEX_BUSY = Counter, "podlink_index_busy" []
         "Attempts to take the pod index that found an earlier process alive.";
     CLOCK_STEPS = Counter, "podlink_clock_steps" []

@@ -17,6 +17,7 @@ BASES = {
     "LEASE_LOST": (podlink.LeaseLostError, Exception),
     "NAMESPACE_UNREACHABLE": (podlink.NamespaceUnreachableError, LookupError),
     "NOT_OWNER": (podlink.NotOwnerError, Exception),
+    "OUT_OF_RESOURCES": (podlink.OutOfResourcesError, OSError),
     "OVERLOADED": (podlink.OverloadedError, Exception),
     "OWNERSHIP_LOST": (podlink.OwnershipLostError, Exception),
     "PEER_UNAVAILABLE": (podlink.PeerUnavailableError, ConnectionError),
@@ -34,6 +35,7 @@ BASES = {
 }
 
 RETRYABLE = {
+    "OUT_OF_RESOURCES",
     "OVERLOADED",
     "PEER_UNAVAILABLE",
     "POD_INDEX_BUSY",
@@ -101,6 +103,16 @@ def test_a_wrong_type_is_a_type_error_and_a_value_error() -> None:
     assert isinstance(made, TypeError)
     assert isinstance(made, ValueError)
     assert made.code == "INVALID_PARAMETER"
+
+
+@pytest.mark.parametrize("way", ["pickle", "copy"])
+def test_notes_go_to_another_process(way: str) -> None:
+    error = podlink.StoreUnavailableError("no answer", retryable=True, details={"uid": "u1"})
+    error.add_note("while the lobby was opened")
+    back = pickle.loads(pickle.dumps(error)) if way == "pickle" else copy.copy(error)
+    assert back.__notes__ == ["while the lobby was opened"]
+    assert (back.retryable, back.details) == (True, {"uid": "u1"})
+    assert back.details is not error.details
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)

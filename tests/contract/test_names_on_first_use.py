@@ -109,6 +109,25 @@ def test_a_submodule_is_reachable(module: str) -> None:
     assert run_program(f"import podlink; print(podlink.{module}.__name__)") == f"podlink.{module}\n"
 
 
+EXTRAS = {"otel": "opentelemetry", "prometheus": "prometheus_client"}
+
+
+@pytest.mark.parametrize(("module", "needed"), EXTRAS.items())
+def test_a_missing_extra_is_named(module: str, needed: str) -> None:
+    printed = run_program(f"""
+        import sys, podlink
+
+        sys.modules[{needed!r}] = None  # as if it was not installed
+        assert {module!r} in dir(podlink)
+        try:
+            podlink.{module}
+        except ImportError as error:
+            print(error)
+    """)
+    assert printed.endswith(f"pip install 'podlink[{module}]'\n")
+    assert printed.startswith(f"podlink.{module} needs ")
+
+
 def test_a_star_brings_every_name() -> None:
     printed = run_program("""
         from podlink import *

@@ -35,6 +35,7 @@ EXPORTED = [
     "NoRoutablePodError",
     "NotOwnerError",
     "OperationTimeoutError",
+    "OutOfResourcesError",
     "OverloadedError",
     "Ownership",
     "OwnershipLostError",
@@ -153,7 +154,7 @@ SIGNATURES = {
     " -> None",
     "ServerDriver.start": f"async ({_LIMIT}) -> None",
     "ServerDriver.stats": "() -> dict[str, int]",
-    "ServerDriver.stop": "async (*, deadline: Duration = 25.0"
+    "ServerDriver.stop": "async (*, deadline: Duration | None = None"
     ", drain: Literal['release', 'handover', 'keep'] | None = None) -> DrainReport",
     "ServerDriver.submit": _SUBMIT,
     "ServerDriver.try_set_linked_pod": f"async ({_USER}, pod_index: int, "
@@ -265,13 +266,16 @@ SIGNATURES = {
     "Connection.metrics_text": "() -> str",
     "Connection.stats": "() -> Snapshot",
     "Connection.aclose": "async () -> None",
-    "Connection.server": "(server_info: ServerInfo, config: ServerConfig | None = None)"
-    " -> ServerDriver",
+    "Connection.server": "(server_info: ServerInfo, config: ServerConfig | None = None"
+    ", load: Callable[[], int | Awaitable[int]] | None = None"
+    ", *, callbacks: Literal['thread', 'poll'] | None = None"
+    ", peers: Mapping[str, RouteGrpcClient] | None = None) -> ServerDriver",
     "ClientConfig.from_env": "(environ: Mapping[str, str] | None = None) -> Self",
     "ServerConfig.fast": "() -> ServerConfig",
     "connect": "(url: str = 'memory://', *, namespace: str = 'default'"
     ", config: ClientConfig | None = None, route_info: RouteInfoConfig | None = None"
-    ", **options: StoreOption) -> Connection",
+    ", callbacks: Literal['thread', 'poll'] = 'thread'"
+    ", peers: Mapping[str, RouteGrpcClient] | None = None, **options: StoreOption) -> Connection",
     "hash_uid": "(uid: str) -> str",
     "hook_deadline": "() -> float | None",
 }
@@ -344,6 +348,8 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "cpu_factor": 0.7,
         "link_grace": 60.0,
         "drain": "release",
+        "stop_deadline": 25.0,
+        "watchdog": 5.0,
         "timeout": 2.0,
     },
 }

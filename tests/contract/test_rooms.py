@@ -288,6 +288,7 @@ MAY_IMPORT_COMPILED = {
     "otel",
     "prometheus",
     "server",
+    "server_info",
     "service",
     "store",
 }

@@ -27,6 +27,7 @@ CONFIGS = sorted({setting.config for setting in TABLE})
 # What a field of each kind is annotated with.
 ANNOTATIONS = {
     "seconds": config.Duration,
+    "seconds_or_none": config.Duration | None,
     "count": int,
     "ratio": float,
     "limit": int | None,
@@ -89,7 +90,8 @@ def limits(setting: Setting) -> str:
     least, most = (f"{limit:.15g}" for limit in (setting.least or 0.0, setting.most or 0.0))
     if setting.most is None:
         return f"at least {least} {'seconds' if setting.kind == 'seconds' else 'entry'}"
-    return f"{least} to {most}" + " seconds" * (setting.kind == "seconds")
+    unit = {"seconds": " seconds", "seconds_or_none": " seconds, or none"}
+    return f"{least} to {most}{unit.get(setting.kind, '')}"
 
 
 def beyond(setting: Setting) -> Iterator[Any]:
@@ -100,7 +102,7 @@ def beyond(setting: Setting) -> Iterator[Any]:
         yield int(setting.most) + 1
     if setting.kind != "count":
         yield from (float("nan"), float("inf"), float("-inf"))
-    if setting.kind == "seconds":
+    if setting.kind.startswith("seconds"):
         yield timedelta(seconds=-1)
 
 
@@ -116,6 +118,7 @@ def test_a_value_beyond_its_limits_is_refused(setting: Setting) -> None:
 
 WRONG_TYPES: dict[str, list[Any]] = {
     "seconds": ["1", None, True, []],
+    "seconds_or_none": ["1", True, []],
     "count": ["1", None, True, 1.5, timedelta(seconds=1)],
     "ratio": ["1", None, True, timedelta(seconds=1)],
     "limit": ["1", True, 1.5, timedelta(seconds=1)],
@@ -155,6 +158,17 @@ def test_each_setting_has_a_variable(setting: Setting) -> None:
     text = "1" if setting.default is None else str(setting.default)
     read = found.from_env({f"PODLINK_{setting.name.upper()}": text})
     assert getattr(read, setting.name) == (1 if setting.default is None else setting.default)
+
+
+OPTIONAL = [setting for setting in TABLE if setting.kind in ("limit", "seconds_or_none")]
+
+
+@pytest.mark.parametrize("setting", OPTIONAL, ids=name_of)
+def test_a_setting_is_turned_off_by_a_variable(setting: Setting) -> None:
+    found = getattr(podlink, setting.config)
+    read = found.from_env({f"PODLINK_{setting.name.upper()}": "none"})
+    assert getattr(read, setting.name) is None
+    assert read == found(**{setting.name: None})
 
 
 # --- The compiled module --------------------------------------------------------------------------

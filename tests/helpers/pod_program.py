@@ -8,7 +8,9 @@ when the test that started it has died.
 import asyncio
 import json
 import sys
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import podlink
@@ -66,6 +68,15 @@ class PodCalls:
             except podlink.PodlinkError as error:
                 ends.append(error.code)
         return ends
+
+    async def block(self, path: str) -> None:
+        """Blocks the event loop until the file is there."""
+        while not Path(path).exists():  # noqa: ASYNC240 (a blocked loop is the point)
+            time.sleep(0.01)  # noqa: ASYNC251
+
+    async def stats(self) -> dict[str, int]:
+        """What the driver has counted."""
+        return self._server.stats()
 
     async def _save(self, user: podlink.Ownership) -> None:
         self._hooks += 1

@@ -98,11 +98,25 @@ def test_what_is_not_to_be_found_is_named_with_where_it_was_looked_for(
         ("metadata", {5: "zone"}),
     ],
 )
-def test_a_driver_refuses_a_wrong_identity_by_the_fields_name(field: str, given: Any) -> None:
+def test_a_wrong_identity_is_refused_by_the_fields_name(field: str, given: Any) -> None:
     identity: dict[str, Any] = {"namespace": "ns", "service_name": "svc", "pod_index": 0}
     with pytest.raises(podlink.InvalidParameterError, match=field) as caught:
-        podlink.ServerDriver(podlink.Store(), podlink.ServerInfo(**(identity | {field: given})))
+        podlink.ServerInfo(**(identity | {field: given}))
     assert caught.value.details["parameter"] == field
+
+
+def test_an_error_of_metadata_names_the_key() -> None:
+    with pytest.raises(podlink.InvalidParameterTypeError) as caught:
+        podlink.ServerInfo("ns", "svc", 0, metadata={"zone": "a", "weight": 3})  # type: ignore[dict-item]
+    assert str(caught.value) == "metadata['weight'] must be a str, got int"
+
+
+def test_metadata_that_was_changed_is_checked_again() -> None:
+    metadata: dict[str, Any] = {"zone": "a"}
+    info = podlink.ServerInfo("ns", "svc", 0, metadata=metadata)
+    metadata["zone"] = 5
+    with pytest.raises(podlink.InvalidParameterTypeError, match="zone"):
+        podlink.ServerDriver(podlink.Store(), info)
 
 
 def test_a_driver_wants_an_identity() -> None:

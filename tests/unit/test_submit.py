@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import logging
 import threading
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, assert_type, cast
@@ -224,6 +225,23 @@ def test_a_program_that_polls_is_told_when_it_polls(polled: podlink.ClientDriver
     assert eventually(polled.poll_callbacks) == 1
     assert told.results == [7]
     assert told.threads == [threading.current_thread().name]
+    assert polled.poll_callbacks() == 0
+
+
+def test_a_thread_that_polls_too_late_runs_nothing(polled: podlink.ClientDriver) -> None:
+    # Two threads found one callback waiting; the one that did not get it raised IndexError. Which
+    # one waits between look and take cannot be chosen, so the other thread's take is simulated.
+    class Contended(deque[Any]):
+        def __bool__(self) -> bool:
+            waits = len(self) > 0
+            if waits:
+                self.popleft()  # the other thread
+            return waits
+
+    waiting: Any = polled._submitter
+    waiting._polled = Contended()
+    polled.submit("get_linked_pod", *USER, callback=Told()).result(SOON)
+    eventually(lambda: len(waiting._polled) == 1)
     assert polled.poll_callbacks() == 0
 
 

@@ -89,7 +89,7 @@ impl ServerShared {
             pod_id: self.info.pod,
             state: readiness,
             load_state: self.weighted_load(&state),
-            routing_state: state.routing,
+            routing_state: state.routing_shown(),
             update_time: 0,
             incarnation: state.incarnation,
             metadata: self.info.metadata.clone(),

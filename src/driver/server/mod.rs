@@ -13,6 +13,7 @@ mod permit;
 mod report;
 mod start;
 mod validity;
+mod watchdog;
 mod workload;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -69,6 +70,12 @@ pub trait PodHooks: Send + Sync + std::fmt::Debug + 'static {
     /// The load that the application reports now.
     async fn load(&self) -> Result<i64> {
         Ok(0)
+    }
+
+    /// How often the program's event loop or thread has answered so far; asks it to answer again.
+    /// `None`: there is none to ask. Must not wait.
+    fn answers(&self) -> Option<u64> {
+        None
     }
 
     /// The pod is stopping and owns this user: time to save. Dropping the future cancels the hook.
@@ -172,7 +179,10 @@ struct ServerState {
     /// begins a new one.
     dead: bool,
     validity: Validity,
+    /// What the program has set.
     routing: RoutingState,
+    /// The program does not answer: a pod that is READY publishes DENY_NEW_CALL.
+    stalled: bool,
     /// What the application reports.
     reported_load: i64,
     /// How busy the CPU was when the lease was last renewed, in percent.
@@ -270,6 +280,7 @@ impl ServerDriver {
             dead: false,
             validity: Validity::default(),
             routing: RoutingState::Ready,
+            stalled: false,
             reported_load: 0,
             cpu_percent: 0.0,
             tasks: Vec::new(),
@@ -345,6 +356,13 @@ impl ServerDriver {
         self.shared.clock.deadline(timeout.unwrap_or(wait))
     }
 
+    /// The deadline of a stop that may take this long, or of one that names none.
+    #[must_use]
+    pub fn stop_deadline(&self, given: Option<Duration>) -> Tick {
+        let time = given.unwrap_or(self.shared.config.stop_deadline);
+        self.shared.clock.deadline(time)
+    }
+
     /// Sets the load that the application reports; lower is better. The next renewal publishes it.
     pub fn set_load_state(&self, load: i64) {
         self.shared.lock().reported_load = load;
@@ -384,7 +402,7 @@ impl ServerDriver {
         self.shared.publish(deadline).await
     }
 
-    /// The routing state.
+    /// The routing state that the program has set. The watchdog does not change it.
     #[must_use]
     pub fn routing_state(&self) -> RoutingState {
         self.shared.lock().routing

@@ -8,6 +8,7 @@ use super::events::deliver;
 use super::lease::renewals;
 use super::load::loads;
 use super::validity::lapses;
+use super::watchdog::watch;
 use super::{Phase, ServerDriver, ServerShared};
 use crate::clock::Tick;
 use crate::driver::with_deadline;
@@ -108,6 +109,9 @@ impl Starting {
         }
         if shared.hooks.reports_load() {
             state.own(tokio::spawn(loads(Arc::downgrade(shared), renew)));
+        }
+        if let Some(limit) = shared.config.watchdog {
+            state.own(tokio::spawn(watch(Arc::downgrade(shared), limit)));
         }
         Ok(true)
     }

@@ -12,4 +12,5 @@ mod owned_drain;
 mod ownership;
 mod placer;
 mod protocol;
+mod watchdog;
 mod world;
