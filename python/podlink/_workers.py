@@ -6,7 +6,11 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from ._logs import Log
+
 __all__ = ["ThreadPool"]
+
+_log = Log("podlink.hooks")
 
 
 class ThreadPool:
@@ -24,13 +28,25 @@ class ThreadPool:
         self._idle = 0
 
     def run(self, work: Callable[[], None]) -> None:
-        """Queues the work, which must not raise."""
+        """Queues the work, which must not raise.
+
+        If the system refuses a thread and the pool has none, the work waits for the next call that
+        gets one.
+        """
         with self._changed:
             self._work.append(work)
             self._changed.notify()
             if len(self._work) > self._idle and self._threads < self._size:
-                self._threads += 1
-                threading.Thread(target=self._serve, name=self._name, daemon=True).start()
+                self._start_thread()
+
+    def _start_thread(self) -> None:
+        try:
+            threading.Thread(target=self._serve, name=self._name, daemon=True).start()
+        except RuntimeError as error:  # the system's limit of threads
+            if self._threads == 0:
+                _log.error("no thread for the program's function: it waits", error)
+        else:
+            self._threads += 1
 
     def _serve(self) -> None:
         while (work := self._next()) is not None:
