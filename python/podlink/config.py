@@ -147,10 +147,11 @@ class ClientConfig(_Config):
             the cache off.
         cache_capacity: how many links the local cache holds.
         strategy: how a new user's pod is chosen. ``"p2c"``: the better of two random pods, by
-            load. ``"least_load"``, ``"round_robin"``, ``"weighted"`` (at random, in proportion to
-            each pod's metadata ``weight``), ``"rendezvous"`` (by uid). Or a function ``(uid,
-            candidates) -> pod_index | None``: it runs on a thread of podlink's, so it must be
-            quick; if it raises, or names no candidate, ``p2c`` chooses.
+            load. ``"least_load"``: the best of all. Both add the users that this driver has just
+            sent to the load that a pod published. ``"round_robin"``, ``"weighted"`` (at random, in
+            proportion to each pod's metadata ``weight``), ``"rendezvous"`` (by uid). Or a function
+            ``(uid, candidates) -> pod_index | None``: it runs on a thread of podlink's, so it must
+            be quick; if it raises, or names no candidate, ``p2c`` chooses.
         timeout: the deadline of a call that names none.
         on_restart: ``"same_pod"``: a user stays with a pod that came back as a new process.
             ``"best_pod"``: a user that this driver remembers with the earlier process is placed
