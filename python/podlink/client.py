@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from . import _operations as ops, _podlink
 from ._bridge import log_queue
 from ._driver_hooks import DriverHooks, HookOwner
-from ._hooks import Failures, Listener, chooser
+from ._hooks import Failures, Listener
 from ._links import ClientLinks, explanation
+from ._strategy import chooser
 from ._submit import Submittable, Submitter
 from .callback import PodLostCallback, Registration, StatefulObjCallback
 from .config import (
