@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, TypeVar, final
+
+_T = TypeVar("_T")
 
 __all__ = [
     "AdminCore",
@@ -272,6 +274,9 @@ class InfoCore:
     def is_closed(self) -> bool: ...
     def is_pod_available(self, namespace: Any, service_name: Any, pod_index: Any) -> bool: ...
     def is_pod_routable(self, namespace: Any, service_name: Any, pod_index: Any) -> bool: ...
+    def pod(
+        self, namespace: Any, service_name: Any, pod_index: Any, make: Callable[[_StateFields], _T]
+    ) -> _T | None: ...
     def register(
         self, queue: CompletionQueue, namespace: Any, service_name: Any, hook: Any
     ) -> Registration: ...

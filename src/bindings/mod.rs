@@ -18,6 +18,7 @@ mod grpc_server;
 mod hook;
 mod hook_call;
 mod info;
+mod known_pods;
 mod log;
 mod operations;
 mod queue;

@@ -276,6 +276,7 @@ MAY_IMPORT_COMPILED = {
     "_links",
     "_logs",
     "_ownership_hooks",
+    "_strategy",
     "_submit",
     "admin",
     "grpc_client",
