@@ -23,6 +23,8 @@ __all__ = [
     "ServerSettings",
     "ServiceCore",
     "StoreCore",
+    "UidBatch",
+    "UsersByPod",
     "__version__",
     "after_fork_in_child",
     "check_pod",
@@ -282,6 +284,17 @@ class InfoCore:
     ) -> Registration: ...
     def routable_pods(self, namespace: Any, service_name: Any) -> dict[int, _StateFields]: ...
     def stats(self) -> dict[str, int]: ...
+
+@final
+class UidBatch:
+    def __new__(cls, expected: int) -> UidBatch: ...
+    def __len__(self) -> int: ...
+    def add(self, piece: list[str]) -> None: ...
+    def age(self) -> float: ...
+
+@final
+class UsersByPod:
+    def take(self) -> dict[int, list[str]] | None: ...
 
 @final
 class GrpcClientSettings:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple, Self, SupportsIndex, get_args
@@ -395,30 +395,3 @@ def check_type(what: str, given: object, allowed: type) -> None:
             f"{what} must be a {allowed.__name__}, got {name}",
             details={"parameter": what, "given": name, "allowed": allowed.__name__},
         )
-
-
-def uid_list(uids: object) -> list[str]:
-    """The users of ``batch_get_linked_pod``."""
-    if isinstance(uids, str):
-        # A str is an iterable of one-letter users, which is never what the caller means.
-        raise InvalidParameterTypeError(
-            "uids must be an iterable of str, got a str",
-            details={
-                "operation": "batch_get_linked_pod",
-                "parameter": "uids",
-                "given": "a str",
-                "allowed": "an iterable of str",
-            },
-        )
-    if not isinstance(uids, Iterable):
-        name = type(uids).__name__
-        raise InvalidParameterTypeError(
-            f"uids must be an iterable of str, got {name}",
-            details={
-                "operation": "batch_get_linked_pod",
-                "parameter": "uids",
-                "given": name,
-                "allowed": "an iterable of str",
-            },
-        )
-    return list(uids)
