@@ -1,7 +1,7 @@
 //! Batches of many users: they cross between Python and the core in pieces, so that neither way keeps
 //! an event loop, or the GIL, for long.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,6 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use tokio::runtime::Handle;
 
-use super::answer::users_by_pod;
 use super::argument;
 use super::runtime::{self, Owned};
 use crate::clock::{Clock, Tick};
@@ -205,4 +204,23 @@ impl UsersByPod {
         let (uids, pods) = (uids.get(piece.clone()), pods.get(piece));
         users_by_pod(py, uids.unwrap_or_default(), pods.unwrap_or_default()).map(Some)
     }
+}
+
+/// Users by pod, in the order in which they were asked for; users without a link are left out.
+pub(super) fn users_by_pod<'py>(
+    py: Python<'py>,
+    uids: &[Uid],
+    pods: &[Option<PodIndex>],
+) -> PyResult<Bound<'py, PyDict>> {
+    let mut users: BTreeMap<PodIndex, Vec<&str>> = BTreeMap::new();
+    for (uid, pod) in uids.iter().zip(pods) {
+        if let Some(pod) = pod {
+            users.entry(*pod).or_default().push(uid.as_str());
+        }
+    }
+    let table = PyDict::new(py);
+    for (pod, uids) in users {
+        table.set_item(pod.get(), PyList::new(py, uids)?)?;
+    }
+    Ok(table)
 }
