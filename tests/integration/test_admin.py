@@ -184,11 +184,13 @@ def test_a_dropped_server_listens_no_more() -> None:
 
 def test_podlink_serve_logs_to_stderr() -> None:
     # It wrote no log at all, and a program of ours has no place to configure one.
-    command = [PODLINK, "serve", "--store", "memory://", "--listen", "127.0.0.1:0"]
+    options = ("--store", "memory://", "--listen", "127.0.0.1:0")
     pipe = subprocess.PIPE
     for level, said in [(None, True), ("error", False)]:
         env = environment() | ({} if level is None else {"PODLINK_LOG": level})
-        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env) as serving:
+        with subprocess.Popen(
+            [PODLINK, "serve", *options], stdout=pipe, stderr=pipe, text=True, env=env
+        ) as serving:
             assert serving.stdout is not None
             address = serving.stdout.readline().split()[-1]
             serving.terminate()

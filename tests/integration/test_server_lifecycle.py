@@ -276,7 +276,7 @@ async def test_a_start_that_waits_says_for_whom(caplog: pytest.LogCaptureFixture
     # A pod whose index was taken hung in its start for as long as its deadline, and said nothing.
     def waits() -> list[dict[str, Any]]:
         said = [record for record in caplog.records if "a starting pod waits" in record.message]
-        return [record.podlink for record in said]
+        return [vars(record)["podlink"] for record in said]
 
     store = podlink.Store()
     with caplog.at_level(logging.WARNING, "podlink"):

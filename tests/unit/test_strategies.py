@@ -317,6 +317,22 @@ class Indexed:
         return self._number
 
 
+async def test_a_strategy_can_ask_how_long_it_may_take() -> None:
+    left: list[float] = []
+
+    def choose(_uid: str, _candidates: object) -> None:
+        deadline = podlink.hook_deadline()
+        assert deadline is not None
+        left.append(deadline - time.monotonic())
+
+    store = podlink.Store()
+    async with running(store, 0):
+        client = client_on(store, choose)
+        await client.compute_linked_pod(None, "u", SERVICE, timeout=60)
+        assert client.stats()["chooser_failures"] == 0
+    assert 0 < left[0] <= 30
+
+
 async def test_any_integer_is_an_index() -> None:
     # A strategy that computed with NumPy returned an ``int64``, which was refused.
     store = podlink.Store()

@@ -87,7 +87,7 @@ impl ChooserQueue {
         left: Duration,
     ) -> Option<(WaitingCompute, oneshot::Receiver<Result<Option<PodIndex>>>)> {
         let mut calls = self.load.calls();
-        let begin_by = now.after(left / QUEUE_SHARE);
+        let (begin_by, until) = (now.after(left / QUEUE_SHARE), now.after(left / 2));
         if !calls.admits(now, begin_by) {
             return None;
         }
@@ -99,7 +99,8 @@ impl ChooserQueue {
         // It goes on when the compute stops waiting, so that the queue knows what the function is
         // at. It ends with the function, with its place in the queue, or with the queue.
         let task = tokio::spawn(async move {
-            let choice = chooser.choose(&link.service, &link.uid, candidates).await;
+            let choice = chooser.choose(&link.service, &link.uid, candidates, until);
+            let choice = choice.await;
             running.answered(clock.now());
             let _gone = sender.send(choice);
         });

@@ -54,7 +54,7 @@ const REFUSALS_MAX: usize = 65_536;
 /// A function of the program's own that chooses a pod for a new user.
 #[async_trait]
 pub trait PodChooser: Send + Sync + std::fmt::Debug + 'static {
-    /// Chooses among `candidates`, which is never empty. `None`, a pod that is not among them,
+    /// Chooses among `candidates`, which is never empty; the compute waits until `until`. `None`, a pod that is not among them,
     /// and an error all mean: choose by `p2c`. Errors are logged and counted, never fatal. A driver
     /// expects one call to begin when the one before it has ended.
     async fn choose(
@@ -62,6 +62,7 @@ pub trait PodChooser: Send + Sync + std::fmt::Debug + 'static {
         service: &ServiceId,
         uid: &Uid,
         candidates: Vec<Pod>,
+        until: Tick,
     ) -> Result<Option<PodIndex>>;
 }
 
