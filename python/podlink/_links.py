@@ -311,7 +311,7 @@ class ClientLinks(Closeable):
 
         Not one snapshot: a link that changes meanwhile may be seen before or after. Any number of
         users: many are handed over in pieces, between which other tasks of the loop run, and their
-        time counts from the call.
+        time counts from the call. ``submit`` reads all of them on the calling thread.
 
         Returns:
             pod index → users in the order given, each once. Users without a link are left out. So

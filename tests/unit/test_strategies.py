@@ -248,6 +248,17 @@ async def test_an_overloaded_function_chooses_what_it_can(
     assert len(warned) <= 1 + stats["chooser_overloads"] // 100
 
 
+async def test_a_quick_function_chooses_for_a_burst_of_users() -> None:
+    # How long the first call takes to reach the thread says nothing of how quick the function is.
+    store = podlink.Store()
+    async with running(store, 0, 1):
+        client = client_on(store, lambda _uid, candidates: candidates[-1].pod_id, timeout=60)
+        compute = client.compute_linked_pod
+        users = (compute(None, f"u{user}", SERVICE) for user in range(1_000))
+        assert await asyncio.gather(*users) == [1] * 1_000
+        assert client.stats()["chooser_overloads"] == 0
+
+
 async def test_one_driver_s_strategy_does_not_delay_another_s() -> None:
     # All strategies ran on one thread: one that hung made every other one time out.
     let_go = threading.Event()

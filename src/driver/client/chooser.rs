@@ -201,7 +201,10 @@ struct QueuedCalls {
     next: u64,
     /// Since when the function is at the first call.
     began: Tick,
-    /// How long a call takes, on average over the last ones; `None`: none was answered yet.
+    /// Whether the first call waited while the function was at the one before it.
+    followed: bool,
+    /// How long a call takes, on average over the last ones that followed another; `None`: none did
+    /// yet. What a call takes to reach an idle thread is not part of it.
     each: Option<Duration>,
     logged: Option<Tick>,
     /// The overloads since then.
@@ -240,7 +243,7 @@ impl QueuedCalls {
 
     fn push(&mut self, now: Tick, begin_by: Tick, task: Option<AbortHandle>) {
         if self.waiting.is_empty() {
-            self.began = now;
+            (self.began, self.followed) = (now, false);
         }
         let call = QueuedCall { begin_by, task };
         self.waiting.insert(self.next, call);
@@ -254,8 +257,10 @@ impl QueuedCalls {
         let was_first = self.first() == Some(number);
         self.waiting.remove(&number);
         if was_first {
-            self.each = Some(self.each.map_or(took, |each| (each * 7 + took) / 8));
-            self.began = now;
+            if self.followed {
+                self.each = Some(self.each.map_or(took, |each| (each * 7 + took) / 8));
+            }
+            (self.began, self.followed) = (now, true);
         }
         let mut given_up = Vec::new();
         // The function is at the first one already.
@@ -301,33 +306,42 @@ mod tests {
         admitted.count()
     }
 
-    #[test]
-    fn only_calls_that_begin_in_time_are_admitted() {
+    /// Calls that were answered one after the other, 2 ms each.
+    fn seasoned() -> QueuedCalls {
         let mut calls = QueuedCalls::default();
-        calls.push(at(0), at(100), None);
-        assert!(calls.answered(0, at(2)).is_empty());
-        // 2 ms each: the 51st call begins after 100 ms.
-        assert_eq!(push_many(&mut calls, 1_000, at(10), at(110)), 51);
-        assert!(!calls.admits(at(11), at(111)));
-        calls.answered(calls.first().unwrap(), at(12));
-        assert!(calls.admits(at(12), at(112)));
+        assert_eq!(push_many(&mut calls, 2, at(0), at(100)), 2);
+        calls.answered(0, at(50));
+        calls.answered(1, at(52));
+        calls
     }
 
     #[test]
-    fn the_first_answer_ends_what_cannot_begin_in_time() {
+    fn only_calls_that_begin_in_time_are_admitted() {
+        let mut calls = seasoned();
+        // The 51st call begins after 100 ms.
+        assert_eq!(push_many(&mut calls, 1_000, at(100), at(200)), 51);
+        assert!(!calls.admits(at(101), at(201)));
+        calls.answered(2, at(102));
+        assert!(calls.admits(at(102), at(202)));
+    }
+
+    #[test]
+    fn the_second_answer_ends_what_cannot_begin_in_time() {
         let mut calls = QueuedCalls::default();
         // Not knowing how long a call takes, the queue takes all.
         assert_eq!(push_many(&mut calls, 1_000, at(0), at(100)), 1_000);
-        assert_eq!(calls.answered(0, at(2)).len(), 1_000 - 1 - 50);
-        assert_eq!(calls.first(), Some(1), "the oldest are served");
+        // The first call took long to reach the thread, which says nothing of the others.
+        assert!(calls.answered(0, at(20)).is_empty());
+        assert_eq!(calls.answered(1, at(22)).len(), 1_000 - 2 - 40);
+        assert_eq!(calls.first(), Some(2), "the oldest are served");
     }
 
     #[test]
     fn the_call_that_the_function_is_at_is_not_given_up() {
-        let mut calls = QueuedCalls::default();
-        assert_eq!(push_many(&mut calls, 2, at(0), at(100)), 2);
-        assert!(calls.answered(0, at(200)).is_empty());
-        assert_eq!(calls.first(), Some(1));
+        let mut calls = seasoned();
+        assert_eq!(push_many(&mut calls, 2, at(100), at(200)), 2);
+        assert!(calls.answered(2, at(300)).is_empty());
+        assert_eq!(calls.first(), Some(3));
     }
 
     #[test]
@@ -336,7 +350,7 @@ mod tests {
         calls.push(at(0), at(100), None);
         assert!(calls.admits(at(50), at(150)));
         assert!(!calls.admits(at(200), at(300)));
-        // It has ended after all: the next one is admitted whatever the average says.
+        // It has ended after all: the next one is admitted.
         calls.answered(0, at(10_000));
         assert!(calls.admits(at(10_000), at(10_100)));
     }
