@@ -4,15 +4,17 @@
 use std::collections::{BTreeMap, HashSet};
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use tokio::runtime::Handle;
 
 use super::argument;
+use super::error::{OrRaise, raise};
 use super::runtime::{self, Owned};
 use crate::clock::{Clock, Tick};
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::{PodIndex, Uid};
 
 /// The most users that cross at once.
@@ -70,7 +72,8 @@ impl ArrivedUsers {
         }
     }
 
-    fn add(&mut self, uid: Uid) {
+    fn add(&mut self, text: &str) -> Result<()> {
+        let uid = Uid::new(text)?;
         let hash = self.hash.hash_one(&uid);
         let seen = SeenUid {
             hash,
@@ -82,6 +85,27 @@ impl ArrivedUsers {
         if table.is_none_or(|table| table.insert(seen)) {
             self.uids.push(uid);
         }
+        Ok(())
+    }
+}
+
+/// Many texts in one.
+#[derive(Default)]
+struct Texts {
+    all: String,
+    ends: Vec<usize>,
+}
+
+impl Texts {
+    fn push(&mut self, text: &str) {
+        self.all.push_str(text);
+        self.ends.push(self.all.len());
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &str> {
+        let begins = std::iter::once(0).chain(self.ends.iter().copied());
+        let places = begins.zip(&self.ends);
+        places.map(|(begin, end)| self.all.get(begin..*end).unwrap_or_default())
     }
 }
 
@@ -132,12 +156,29 @@ impl UidBatch {
 
     /// Adds users; one that is there already is left out.
     fn add(&self, piece: &Bound<'_, PyList>) -> PyResult<()> {
-        let uids: PyResult<Vec<Uid>> = piece.iter().map(|uid| argument::uid(&uid)).collect();
-        let uids = uids?;
-        if let Some(users) = &mut self.users().value {
-            uids.into_iter().for_each(|uid| users.add(uid));
+        let py = piece.py();
+        let mut texts = Texts::default();
+        for uid in piece.iter() {
+            texts.push(argument::text("uid", &uid)?);
         }
-        Ok(())
+        let (users, runtime) = {
+            let mut users = self.users();
+            (users.value.take(), users.runtime.get(py)?.clone())
+        };
+        let mut users = users.unwrap_or_else(|| ArrivedUsers::new(0));
+        let (done, answer) = mpsc::channel();
+        // On the threads that drop them, too: the allocator gives a thread of its own back what
+        // another one has dropped, a million users at once.
+        drop(runtime.spawn_blocking(move || {
+            let added = texts.iter().try_for_each(|text| users.add(text));
+            let _gone = done.send((users, added));
+        }));
+        let (users, added) = py.detach(move || answer.recv()).map_err(|_| {
+            let text = "the thread that reads users ended";
+            raise(py, &Error::new(ErrorKind::Internal, text))
+        })?;
+        self.users().value = Some(users);
+        added.or_raise(py)
     }
 
     fn __len__(&self) -> usize {

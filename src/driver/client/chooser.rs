@@ -21,6 +21,8 @@ const QUEUE_MAX: usize = 4_096;
 const QUEUE_SHARE: u32 = 20;
 /// The share after which a call that has not begun is given up: the function became slower.
 const GIVE_UP_SHARE: u32 = 10;
+/// The average is over so many calls.
+const SAMPLES: u32 = 16;
 /// How often an overload is logged.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
@@ -203,9 +205,11 @@ struct QueuedCalls {
     began: Tick,
     /// Whether the first call waited while the function was at the one before it.
     followed: bool,
-    /// How long a call takes, on average over the last ones that followed another; `None`: none did
-    /// yet. What a call takes to reach an idle thread is not part of it.
-    each: Option<Duration>,
+    /// How long a call takes, on average over the last ones that followed another. What a call takes
+    /// to reach an idle thread is not part of it.
+    each: Duration,
+    /// The calls that the average is made of, `SAMPLES` at the most.
+    samples: u32,
     logged: Option<Tick>,
     /// The overloads since then.
     unlogged: u64,
@@ -233,7 +237,9 @@ impl QueuedCalls {
         let Some(others) = before.checked_sub(1) else {
             return now;
         };
-        let each = self.each.unwrap_or_default();
+        // A few calls may have waited for the interpreter: they say little of the others.
+        let known = self.samples == SAMPLES;
+        let each = if known { self.each } else { Duration::ZERO };
         // A call that takes longer than usual may take as long again.
         let elapsed = now.since(self.began);
         let first = each.checked_sub(elapsed).unwrap_or(elapsed);
@@ -258,7 +264,8 @@ impl QueuedCalls {
         self.waiting.remove(&number);
         if was_first {
             if self.followed {
-                self.each = Some(self.each.map_or(took, |each| (each * 7 + took) / 8));
+                self.each = (self.each * self.samples + took) / (self.samples + 1);
+                self.samples = (self.samples + 1).min(SAMPLES);
             }
             (self.began, self.followed) = (now, true);
         }
@@ -309,9 +316,10 @@ mod tests {
     /// Calls that were answered one after the other, 2 ms each.
     fn seasoned() -> QueuedCalls {
         let mut calls = QueuedCalls::default();
-        assert_eq!(push_many(&mut calls, 2, at(0), at(100)), 2);
-        calls.answered(0, at(50));
-        calls.answered(1, at(52));
+        assert_eq!(push_many(&mut calls, 17, at(0), at(100)), 17);
+        for number in 0..17 {
+            calls.answered(number, at(50 + 2 * number));
+        }
         calls
     }
 
@@ -321,27 +329,29 @@ mod tests {
         // The 51st call begins after 100 ms.
         assert_eq!(push_many(&mut calls, 1_000, at(100), at(200)), 51);
         assert!(!calls.admits(at(101), at(201)));
-        calls.answered(2, at(102));
+        calls.answered(17, at(102));
         assert!(calls.admits(at(102), at(202)));
     }
 
     #[test]
-    fn the_second_answer_ends_what_cannot_begin_in_time() {
+    fn the_first_answers_end_what_cannot_begin_in_time() {
         let mut calls = QueuedCalls::default();
         // Not knowing how long a call takes, the queue takes all.
         assert_eq!(push_many(&mut calls, 1_000, at(0), at(100)), 1_000);
         // The first call took long to reach the thread, which says nothing of the others.
-        assert!(calls.answered(0, at(20)).is_empty());
-        assert_eq!(calls.answered(1, at(22)).len(), 1_000 - 2 - 40);
-        assert_eq!(calls.first(), Some(2), "the oldest are served");
+        for number in 0..16 {
+            assert!(calls.answered(number, at(20 + 2 * number)).is_empty());
+        }
+        assert_eq!(calls.answered(16, at(52)).len(), 1_000 - 17 - 25);
+        assert_eq!(calls.first(), Some(17), "the oldest are served");
     }
 
     #[test]
     fn the_call_that_the_function_is_at_is_not_given_up() {
         let mut calls = seasoned();
         assert_eq!(push_many(&mut calls, 2, at(100), at(200)), 2);
-        assert!(calls.answered(2, at(300)).is_empty());
-        assert_eq!(calls.first(), Some(3));
+        assert!(calls.answered(17, at(300)).is_empty());
+        assert_eq!(calls.first(), Some(18));
     }
 
     #[test]
