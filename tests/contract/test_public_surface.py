@@ -184,12 +184,8 @@ SIGNATURES = {
     ", *, limit: int = 1000) -> StateChanges",
     "StateChanges.aclose": "async () -> None",
     "RouteInfoDriver.on_routing_state_changed": "(namespace: str | None = None"
-<<<<<<< HEAD
     ", service_name: str | None = None) -> Callable[[S], S]",
-=======
-    ", service_name: str | None = None) -> Callable[[StateCallback], StateCallback]",
     "RouteInfoDriver.pod": f"({_SERVICE}, pod_index: int) -> StatefulServiceState | None",
->>>>>>> a4ef1b3 (A batch of many users blocks no event loop, and its deadline counts from the call)
     "RouteInfoDriver.poll_callbacks": "() -> int",
     "RouteInfoDriver.remove_hook": _REMOVE_HOOK,
     "RouteInfoDriver.register_routing_state_changed_event": "(namespace: str | None"
