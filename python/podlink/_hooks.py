@@ -13,7 +13,7 @@ import inspect
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from . import _podlink
@@ -21,8 +21,7 @@ from ._bridge import answer_thread, bridge_of
 from ._call_time import CallTime, current_call
 from ._logs import Log
 from ._workers import ThreadPool
-from .config import Strategy, check_callable
-from .state import StatefulServiceState
+from .config import check_callable
 
 _log = Log("podlink.hooks")
 
@@ -135,37 +134,6 @@ class Question(Hook):
             reply.answer(_run_to_end(self._context_of(reply), self._function, arguments))
         except BaseException as error:  # not even sys.exit() may end the thread
             self._fail(reply, error)
-
-
-class Quick(Hook):
-    """A hook that runs on podlink's hook thread wherever it was registered, because the core needs
-    its answer in the middle of a compute, and a loop may be busy.
-    """
-
-    @property
-    def home(self) -> _podlink.CompletionQueue:
-        """The queue of podlink's own thread."""
-        return answer_thread().queue
-
-    def __call__(self, reply: _podlink.Reply, *arguments: Any) -> None:
-        """Runs the function at once; the answer goes to ``reply``."""
-        if reply.cancels:
-            return  # it runs on this very thread, so it has ended
-        try:
-            reply.answer(self._context_of(reply).run(self._function, *arguments))
-        except BaseException as error:  # not even sys.exit() may end the thread
-            self._fail(reply, error)
-
-
-def chooser(strategy: Strategy) -> Quick | None:
-    """The hook of a strategy that is a function; ``None``: it is a name."""
-    if not callable(strategy):
-        return None
-
-    def choose(uid: str, candidates: Sequence[Any]) -> int | None:
-        return strategy(uid, [StatefulServiceState._from_core(fields) for fields in candidates])
-
-    return Quick("strategy", choose)
 
 
 class Listener(Hook):

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from . import _operations as ops, _podlink
+from ._batches import linked_pods
 from ._bridge import call
 from ._closeable import Closeable
 from ._operations import AnyOperation
-from .config import Duration, seconds, uid_list
+from .config import ClientConfig, Duration, seconds
 from .errors import PodlinkError
 from .route import Route
 
@@ -25,6 +26,7 @@ class ClientLinks(Closeable):
     """
 
     _core: _podlink.ClientCore
+    config: ClientConfig
     _compute_cached: Callable[[str | None, str, str], int | None]
 
     async def compute_linked_pod(
@@ -307,7 +309,9 @@ class ClientLinks(Closeable):
     ) -> dict[int, list[str]]:
         """Returns the pods of many users, from the store; the cache is neither read nor changed.
 
-        Not one snapshot: a link that changes meanwhile may be seen before or after.
+        Not one snapshot: a link that changes meanwhile may be seen before or after. Any number of
+        users: many are handed over in pieces, between which other tasks of the loop run, and their
+        time counts from the call. ``submit`` reads all of them on the calling thread.
 
         Returns:
             pod index → users in the order given, each once. Users without a link are left out. So
@@ -318,13 +322,8 @@ class ClientLinks(Closeable):
             >>> async def rooms(client: ClientDriver) -> dict[int, list[str]]:
             ...     return await client.batch_get_linked_pod(None, ["a", "b"], "user-service")
         """
-        return await call(
-            self._core,
-            ops.batch_get_linked_pod,
-            namespace,
-            uid_list(uids),
-            service_name,
-            timeout=timeout,
+        return await linked_pods(
+            self._core, namespace, uids, service_name, timeout, self.config.timeout
         )
 
     async def set_linked_pod_if_absent(

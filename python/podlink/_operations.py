@@ -15,6 +15,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, TypeVarTuple, cast
 
 if TYPE_CHECKING:
+    from ._podlink import UidBatch, UsersByPod
     from .route import RouteFields
     from .state import RoutingState, StateFields
 
@@ -122,8 +123,8 @@ def get_linked_pod_not_cache(namespace: str | None, uid: str, service_name: str)
 
 @operation
 def batch_get_linked_pod(
-    namespace: str | None, uids: list[str], service_name: str
-) -> dict[int, list[str]]: ...
+    namespace: str | None, uids: list[str] | UidBatch, service_name: str
+) -> dict[int, list[str]] | UsersByPod: ...
 
 
 @operation

@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, TypeVar, final
+
+_T = TypeVar("_T")
 
 __all__ = [
     "AdminCore",
@@ -21,6 +23,8 @@ __all__ = [
     "ServerSettings",
     "ServiceCore",
     "StoreCore",
+    "UidBatch",
+    "UsersByPod",
     "__version__",
     "after_fork_in_child",
     "check_pod",
@@ -272,11 +276,25 @@ class InfoCore:
     def is_closed(self) -> bool: ...
     def is_pod_available(self, namespace: Any, service_name: Any, pod_index: Any) -> bool: ...
     def is_pod_routable(self, namespace: Any, service_name: Any, pod_index: Any) -> bool: ...
+    def pod(
+        self, namespace: Any, service_name: Any, pod_index: Any, make: Callable[[_StateFields], _T]
+    ) -> _T | None: ...
     def register(
         self, queue: CompletionQueue, namespace: Any, service_name: Any, hook: Any
     ) -> Registration: ...
     def routable_pods(self, namespace: Any, service_name: Any) -> dict[int, _StateFields]: ...
     def stats(self) -> dict[str, int]: ...
+
+@final
+class UidBatch:
+    def __new__(cls, expected: int) -> UidBatch: ...
+    def __len__(self) -> int: ...
+    def add(self, piece: list[str]) -> None: ...
+    def age(self) -> float: ...
+
+@final
+class UsersByPod:
+    def take(self) -> dict[int, list[str]] | None: ...
 
 @final
 class GrpcClientSettings:

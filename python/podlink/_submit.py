@@ -14,10 +14,11 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 from . import _bridge, _podlink
+from ._batches import all_uids
 from ._operations import AnyOperation
 from ._workers import ThreadPool
 from .callback import StatefulObjCallback
-from .config import Duration, seconds, uid_list
+from .config import Duration, seconds
 from .errors import (
     IllegalStateError,
     InternalError,
@@ -33,7 +34,7 @@ _CALLBACK_THREADS = 4
 """How many callbacks of one driver run at a time, if no loop runs them."""
 
 # Arguments that the core takes in another form, in every operation that has them.
-_PREPARE: Mapping[str, Callable[[Any], Any]] = {"deadline": seconds, "uids": uid_list}
+_PREPARE: Mapping[str, Callable[[Any], Any]] = {"deadline": seconds, "uids": all_uids}
 
 
 class Submittable(NamedTuple):

@@ -7,10 +7,12 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from . import _operations as ops, _podlink
+from ._batches import joined
 from ._bridge import log_queue
 from ._driver_hooks import DriverHooks, HookOwner
-from ._hooks import Failures, Listener, chooser
+from ._hooks import Failures, Listener
 from ._links import ClientLinks, explanation
+from ._strategy import chooser
 from ._submit import Submittable, Submitter
 from .callback import PodLostCallback, Registration, StatefulObjCallback
 from .config import (
@@ -313,7 +315,7 @@ class ClientDriver(ClientLinks, HookOwner):
 
 
 _OPERATIONS = {
-    "batch_get_linked_pod": Submittable(ops.batch_get_linked_pod),
+    "batch_get_linked_pod": Submittable(ops.batch_get_linked_pod, joined),
     "compute_linked_pod": Submittable(ops.compute_linked_pod),
     "explain": Submittable(ops.explain, explanation),
     "get_link_service": Submittable(ops.get_link_service),

@@ -7,11 +7,13 @@ Each configuration can be read from the environment: ``ClientConfig.from_env()``
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from datetime import timedelta
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, SupportsIndex, get_args
 
 from . import _podlink
 from .errors import InvalidParameterError, InvalidParameterTypeError
@@ -31,7 +33,7 @@ Duration = float | timedelta
 """Seconds, or a ``timedelta``."""
 
 StrategyName = Literal["p2c", "least_load", "round_robin", "weighted", "rendezvous"]
-Strategy = StrategyName | Callable[[str, Sequence[StatefulServiceState]], int | None]
+Strategy = StrategyName | Callable[[str, Sequence[StatefulServiceState]], SupportsIndex | None]
 """How a new user's pod is chosen: a name, or a function ``(uid, candidates) -> pod_index``."""
 
 
@@ -147,10 +149,14 @@ class ClientConfig(_Config):
             the cache off.
         cache_capacity: how many links the local cache holds.
         strategy: how a new user's pod is chosen. ``"p2c"``: the better of two random pods, by
-            load. ``"least_load"``, ``"round_robin"``, ``"weighted"`` (at random, in proportion to
-            each pod's metadata ``weight``), ``"rendezvous"`` (by uid). Or a function ``(uid,
-            candidates) -> pod_index | None``: it runs on a thread of podlink's, so it must be
-            quick; if it raises, or names no candidate, ``p2c`` chooses.
+            load. ``"least_load"``: the best of all. Both add the users that this driver has just
+            sent to the load that a pod published. ``"round_robin"``, ``"weighted"`` (at random, in
+            proportion to each pod's metadata ``weight``), ``"rendezvous"`` (by uid). Or a function
+            ``(uid, candidates) -> pod_index | None``, not ``async``: the driver calls it on a
+            thread of its own, for one user after the other. If it raises or names no candidate,
+            ``p2c`` chooses; so it does, at once, for users whose turn would not come within a
+            twentieth of their timeout (``stats()["chooser_overloads"]``). A call that has begun may
+            take half of the timeout. The index may be any integer, also one of NumPy's.
         timeout: the deadline of a call that names none.
         on_restart: ``"same_pod"``: a user stays with a pod that came back as a new process.
             ``"best_pod"``: a user that this driver remembers with the earlier process is placed
@@ -185,6 +191,12 @@ class ClientConfig(_Config):
             raise InvalidParameterError(
                 f"strategy must be {allowed}, got 'custom'",
                 details={"parameter": "strategy", "given": "'custom'", "allowed": allowed},
+            )
+        if _is_async(strategy):
+            allowed = "a name or a function that is not async"
+            raise InvalidParameterTypeError(
+                f"strategy must be {allowed}, got an async one",
+                details={"parameter": "strategy", "given": "async def", "allowed": allowed},
             )
         values = self._values()
         if callable(strategy):
@@ -355,6 +367,16 @@ class GrpcServerConfig(_Config):
         return _podlink.GrpcServerSettings(self._values())
 
 
+def _is_async(function: object) -> bool:
+    """Whether calling this makes a coroutine or an async generator."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    called = (function, getattr(type(function), "__call__", None))  # noqa: B004 - not whether, but how
+    return any(
+        inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in called
+    )
+
+
 def check_callable(what: str, given: object) -> None:
     """Refuses what cannot be called."""
     if not callable(given):
@@ -373,30 +395,3 @@ def check_type(what: str, given: object, allowed: type) -> None:
             f"{what} must be a {allowed.__name__}, got {name}",
             details={"parameter": what, "given": name, "allowed": allowed.__name__},
         )
-
-
-def uid_list(uids: object) -> list[str]:
-    """The users of ``batch_get_linked_pod``."""
-    if isinstance(uids, str):
-        # A str is an iterable of one-letter users, which is never what the caller means.
-        raise InvalidParameterTypeError(
-            "uids must be an iterable of str, got a str",
-            details={
-                "operation": "batch_get_linked_pod",
-                "parameter": "uids",
-                "given": "a str",
-                "allowed": "an iterable of str",
-            },
-        )
-    if not isinstance(uids, Iterable):
-        name = type(uids).__name__
-        raise InvalidParameterTypeError(
-            f"uids must be an iterable of str, got {name}",
-            details={
-                "operation": "batch_get_linked_pod",
-                "parameter": "uids",
-                "given": name,
-                "allowed": "an iterable of str",
-            },
-        )
-    return list(uids)

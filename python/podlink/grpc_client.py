@@ -8,13 +8,14 @@ from concurrent.futures import Future
 from typing import Any, Literal, TypeVar, overload
 
 from . import _operations as ops, _podlink
+from ._batches import joined, linked_pods
 from ._bridge import call
 from ._closeable import Closeable
 from ._driver_hooks import DriverHooks, HookOwner
 from ._hooks import Listener
 from ._submit import Submittable, Submitter
 from .callback import StatefulObjCallback, StatusCallback
-from .config import Duration, GrpcClientConfig, check_type, uid_list
+from .config import Duration, GrpcClientConfig, check_type
 from .errors import InvalidParameterTypeError
 from .route import Route
 from .state import StatefulServiceState, states_by_pod
@@ -232,13 +233,8 @@ class RouteGrpcClient(HookOwner, Closeable):
         Users without a link are left out, and users whose link another program spoilt: the peer
         logs and counts those. Any number of users: they travel in several requests.
         """
-        return await call(
-            self._core,
-            ops.batch_get_linked_pod,
-            namespace,
-            uid_list(uids),
-            service_name,
-            timeout=timeout,
+        return await linked_pods(
+            self._core, namespace, uids, service_name, timeout, self.config.timeout
         )
 
     async def get_link_service(
@@ -535,7 +531,7 @@ class RouteGrpcClient(HookOwner, Closeable):
 
 
 _OPERATIONS = {
-    "batch_get_linked_pod": Submittable(ops.batch_get_linked_pod),
+    "batch_get_linked_pod": Submittable(ops.batch_get_linked_pod, joined),
     "check_health": Submittable(ops.check_health),
     "compute_linked_pod": Submittable(ops.compute_linked_pod),
     "get_all_service_state": Submittable(ops.get_all_service_state, states_by_pod),

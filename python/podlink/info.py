@@ -185,6 +185,33 @@ class RouteInfoDriver(HookOwner, Closeable):
         """
         return self._core.is_pod_available(namespace, service_name, pod_index)
 
+    def pod(
+        self, namespace: str | None, service_name: str, pod_index: int
+    ) -> StatefulServiceState | None:
+        """Returns one alive pod, by the last reading; ``None``: it is not known, or has left.
+
+        Never waits, no I/O, and takes no longer where there are many pods: for the address of a pod
+        with each request. ``None`` too for a service that was never read: this call starts the
+        reading. The object is the same until the pod publishes its state again; its ``metadata``
+        must not be changed.
+
+        Args:
+            namespace: the namespace; ``None`` or ``""`` is the driver's own.
+            service_name: the stateful service.
+            pod_index: the pod; 0 is a pod.
+
+        Raises:
+            InvalidParameterError: a name or the index is wrong.
+            NamespaceUnreachableError: the driver has no peer for the namespace.
+            ClosedError: the driver was closed.
+
+        Example:
+            >>> def address(info: RouteInfoDriver, index: int) -> str | None:
+            ...     pod = info.pod("default", "user-service", index)
+            ...     return None if pod is None else pod.metadata["address"]
+        """
+        return self._core.pod(namespace, service_name, pod_index, StatefulServiceState._from_core)
+
     def alive_pods(
         self, namespace: str | None, service_name: str
     ) -> dict[int, StatefulServiceState]:

@@ -245,7 +245,7 @@ def _attributes(core: object, given: dict[str, Any]) -> dict[str, Any]:
     for name, value in (("namespace", namespace), ("service", given.get("service_name"))):
         if isinstance(value, str):
             attributes[f"podlink.{name}"] = value[:63]
-    if isinstance(given.get("uids"), list | tuple):
+    if isinstance(given.get("uids"), list | tuple | _podlink.UidBatch):
         attributes["podlink.users"] = len(given["uids"])
     try:
         if "uid" in given:

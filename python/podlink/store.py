@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from . import _operations as ops, _podlink
 from ._bridge import call
 from ._closeable import Closeable
+from ._logs import Log
 from .config import Duration, seconds
 from .errors import InvalidParameterTypeError
 
@@ -27,7 +28,8 @@ class Store(Closeable):
     URLs:
 
     - ``memory://``: in this process, a store of its own. ``memory://name``: the same store for
-      every ``Store`` of that name in this process.
+      every ``Store`` of that name in this process. Other processes do not see it: in a pod of
+      Kubernetes (``POD_NAME`` is set) the first one is logged as a warning.
     - ``redis://[[user]:password@]host[:port][/db]``, ``valkey://…``: one server.
     - ``rediss://…``, ``valkeys://…``: the same with TLS.
     - ``redis+unix:///path/to/socket?db=0``, ``valkey+unix://…``: a Unix domain socket.
@@ -51,6 +53,8 @@ class Store(Closeable):
     def __init__(self, url: str = "memory://", **options: StoreOption) -> None:
         given = {name: _text(name, value) for name, value in options.items() if value is not None}
         self._core = _podlink.StoreCore(url, given)
+        if self.url.startswith("memory:"):
+            _warn_in_kubernetes(self.url)
 
     @property
     def url(self) -> str:
@@ -123,6 +127,19 @@ class Store(Closeable):
         Drivers that use the store are not closed by it: close them first.
         """
         await call(self._core, ops.close)
+
+
+_log = Log("podlink.store")
+_warned = False
+
+
+def _warn_in_kubernetes(url: str) -> None:
+    """Says once in a process that what is in its memory is seen by no other pod."""
+    global _warned
+    pod = os.environ.get("POD_NAME")
+    if pod and not _warned:
+        _warned = True
+        _log.warning("a store in memory is seen by no other pod", store=url, POD_NAME=pod)
 
 
 def _text(name: str, value: StoreOption) -> str:

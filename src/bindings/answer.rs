@@ -6,6 +6,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
+use super::batch::{PIECE, UsersByPod, users_by_pod};
 use crate::driver::client::Route;
 use crate::driver::info::States;
 use crate::driver::server::{DrainReport, Ownership};
@@ -90,6 +91,10 @@ impl Answer {
                 }
                 table.into_any().unbind()
             }
+            Self::Users(uids, pods) if uids.len() > PIECE => {
+                let users = UsersByPod::new(py, uids, pods)?;
+                Py::new(py, users)?.into_any()
+            }
             Self::Users(uids, pods) => users_by_pod(py, &uids, &pods)?.into_any().unbind(),
             Self::Name(name) => {
                 let name = name.as_ref().map(ServiceName::as_str);
@@ -116,25 +121,6 @@ impl Answer {
             Self::Owned(user) => ownership_fields(py, &user)?.into_any().unbind(),
         })
     }
-}
-
-/// Users by pod, in the order in which they were asked for; users without a link are left out.
-fn users_by_pod<'py>(
-    py: Python<'py>,
-    uids: &[Uid],
-    pods: &[Option<PodIndex>],
-) -> PyResult<Bound<'py, PyDict>> {
-    let mut users: BTreeMap<PodIndex, Vec<&str>> = BTreeMap::new();
-    for (uid, pod) in uids.iter().zip(pods) {
-        if let Some(pod) = pod {
-            users.entry(*pod).or_default().push(uid.as_str());
-        }
-    }
-    let table = PyDict::new(py);
-    for (pod, uids) in users {
-        table.set_item(pod.get(), PyList::new(py, uids)?)?;
-    }
-    Ok(table)
 }
 
 /// An ownership as the fields of `podlink.Ownership`.

@@ -76,10 +76,15 @@ pub(super) fn link(
     Ok(LinkId { service, uid })
 }
 
-/// A whole number that is not a `bool`.
+/// A whole number that is not a `bool`: an `int`, or another type's number that has `__index__`.
 pub(super) fn integer(what: &'static str, given: &Bound<'_, PyAny>) -> PyResult<i64> {
-    let whole = given.is_instance_of::<PyInt>() && !given.is_instance_of::<PyBool>();
-    if !whole {
+    let index = || given.call_method0("__index__");
+    let indexed = match given.is_instance_of::<PyInt>() {
+        true => None,
+        false => Some(index().map_err(|_| wrong_type(what, given, "an int"))?),
+    };
+    let given = indexed.as_ref().unwrap_or(given);
+    if given.is_instance_of::<PyBool>() || !given.is_instance_of::<PyInt>() {
         return Err(wrong_type(what, given, "an int"));
     }
     given.extract().map_err(|_| {

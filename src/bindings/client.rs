@@ -356,9 +356,10 @@ impl ClientCore {
             }
             OperationName::BatchGetLinkedPod => {
                 let (service, uids) = given.batch(resolve)?;
+                let deadline = given.counted_from_call(deadline);
                 started.run(py, async move {
                     let asked = Arc::clone(&uids);
-                    let pods = driver.batch_get_linked_pod(&service, asked, deadline);
+                    let pods = driver.batch_get_linked_pod(&service, asked, deadline?);
                     Ok(Answer::Users(uids, pods.await?))
                 })
             }

@@ -108,8 +108,9 @@ impl GrpcClientCore {
         }
         let resolve = |name: Option<&str>| self.resolve(name);
         let (call, answer) = call_of(py, &started, &mut given, resolve)?;
+        let deadline = given.counted_from_call(deadline);
         started.run(py, async move {
-            let reply = client.call(&call, deadline).await?;
+            let reply = client.call(&call, deadline?).await?;
             answer_of(reply, answer)
         })
     }

@@ -175,9 +175,10 @@ impl PodChooser for PythonChooser {
         _service: &ServiceId,
         uid: &Uid,
         candidates: Vec<Pod>,
+        until: Tick,
     ) -> Result<Option<PodIndex>, Error> {
         let arguments = HookArguments::Choose(uid.clone(), candidates);
-        self.0.call(arguments, None, Recipient::Pod).await
+        self.0.call(arguments, Some(until), Recipient::Pod).await
     }
 }
 

@@ -13,6 +13,7 @@ use super::config::RouteInfoSettings;
 use super::error::OrRaise;
 use super::grpc_client::{GrpcClientCore, peer_table};
 use super::hook::{Hook, PythonChangeListener};
+use super::known_pods::KnownPods;
 use super::log;
 use super::operations::started;
 use super::queue::CompletionQueue;
@@ -29,6 +30,7 @@ use crate::op::OperationName;
 pub(super) struct InfoCore {
     driver: Owned<InfoDriver>,
     timeout: Duration,
+    known_pods: KnownPods,
 }
 
 #[pymethods]
@@ -52,6 +54,7 @@ impl InfoCore {
         Ok(Self {
             driver: Owned::new(driver),
             timeout: config.0.timeout,
+            known_pods: KnownPods::default(),
         })
     }
 
@@ -132,6 +135,23 @@ impl InfoCore {
         let py = namespace.py();
         let states = self.known(namespace, service_name, InfoDriver::alive_pods)?;
         states_to_python(py, &states)
+    }
+
+    /// One alive pod, as `make` makes it of the fields, or None. The object is made once for each
+    /// published state.
+    fn pod<'py>(
+        &self,
+        namespace: &Bound<'py, PyAny>,
+        service_name: &Bound<'py, PyAny>,
+        pod_index: &Bound<'py, PyAny>,
+        make: &Bound<'py, PyAny>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let pod = argument::pod_index(pod_index)?;
+        let state = self.known(namespace, service_name, |driver, service| {
+            driver.alive_pod(service, pod)
+        })?;
+        let object = state.map(|state| self.known_pods.object(&state, make));
+        object.transpose()
     }
 
     fn routable_pods<'py>(

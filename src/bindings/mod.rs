@@ -7,6 +7,7 @@
 mod admin;
 mod answer;
 mod argument;
+mod batch;
 mod calls;
 mod client;
 mod config;
@@ -18,6 +19,7 @@ mod grpc_server;
 mod hook;
 mod hook_call;
 mod info;
+mod known_pods;
 mod log;
 mod operations;
 mod queue;
@@ -44,6 +46,8 @@ mod _podlink {
     use super::admin::AdminCore;
     #[pymodule_export]
     use super::argument::{check_pod, check_timeout};
+    #[pymodule_export]
+    use super::batch::{UidBatch, UsersByPod};
     #[pymodule_export]
     use super::client::ClientCore;
     #[pymodule_export]

@@ -10,11 +10,13 @@ use pyo3::types::{PyList, PyTuple};
 
 use super::answer::Answer;
 use super::argument;
+use super::batch::UidBatch;
 use super::error::{OrRaise, raise};
 use super::queue::CompletionQueue;
+use crate::clock::{Clock, Tick};
 use crate::config::seconds_within;
 use crate::driver::server::Ownership;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, WriteOutcome};
 use crate::id::{
     Incarnation, LinkId, Namespace, PodIndex, ServiceId, ServiceName, Tag, Token, Uid, invalid,
     shown,
@@ -71,6 +73,8 @@ pub(super) struct Arguments<'a, 'py> {
     given: &'a Bound<'py, PyTuple>,
     taken: usize,
     timeout: &'a Bound<'py, PyAny>,
+    /// When the program made the call, if its arguments took time to arrive.
+    began: Option<Tick>,
 }
 
 /// Parses a call from Python.
@@ -94,6 +98,7 @@ pub(super) fn started<'a, 'py>(
         given,
         taken: 0,
         timeout,
+        began: None,
     };
     Ok((started, arguments))
 }
@@ -172,6 +177,10 @@ impl<'py> Arguments<'_, 'py> {
     ) -> PyResult<(ServiceId, Arc<[Uid]>)> {
         let (namespace, given) = (self.namespace(resolve)?, self.next()?);
         let service = self.service()?;
+        if let Ok(batch) = given.cast::<UidBatch>() {
+            self.began = Some(batch.get().began);
+            return Ok((ServiceId { namespace, service }, batch.get().take()));
+        }
         let given = given.cast::<PyList>()?;
         let uids: PyResult<Vec<Uid>> = given.iter().map(|uid| argument::uid(&uid)).collect();
         let uids = uids?;
@@ -300,6 +309,28 @@ impl<'py> Arguments<'_, 'py> {
             return Ok(None);
         }
         self.seconds(what, least, most).map(Some)
+    }
+
+    /// The deadline of a call whose arguments took time to arrive: it counts from when the program
+    /// made the call.
+    ///
+    /// # Errors
+    /// `Timeout`: it has passed already.
+    pub(super) fn counted_from_call(&self, deadline: Tick) -> Result<Tick> {
+        let Some(began) = self.began else {
+            return Ok(deadline);
+        };
+        let now = Clock::System.now();
+        let late = now.since(began);
+        match deadline.since(now).checked_sub(late) {
+            Some(left) if !left.is_zero() => Ok(now.after(left)),
+            _ => {
+                let what = "the arguments of the call";
+                let text = format!("the deadline passed while waiting for {what}");
+                let error = Error::new(ErrorKind::Timeout, text).with("waited_for", what);
+                Err(error.with_outcome(WriteOutcome::NotSent))
+            }
+        }
     }
 
     /// The timeout, or `None` for the driver's own.

@@ -248,6 +248,18 @@ impl InfoDriver {
         })
     }
 
+    /// One pod, if it is alive as far as is known. Never waits. Must be called on the runtime.
+    ///
+    /// # Errors
+    /// `Closed`, or `NamespaceUnreachable`.
+    pub fn alive_pod(&self, service: &ServiceId, pod: PodIndex) -> Result<Option<Arc<PodState>>> {
+        self.known(service, |view| {
+            let judged = view.snapshot.judged(pod, self.shared.clock.now());
+            let alive = judged.filter(|(_, standing)| standing.is_alive());
+            alive.map(|(pod, _)| Arc::clone(&pod.state))
+        })
+    }
+
     /// The pods that take new users, as far as is known. Never waits. Must be called on the
     /// runtime.
     ///

@@ -342,17 +342,17 @@ mod tests {
         most / (users as f64 / capacity)
     }
 
-    /// With loads a second old, all clients that pick the least loaded pod pick the same one. Two
-    /// choices, corrected by the users just sent, do not herd.
+    /// With loads a second old, all clients that pick the least loaded pod would pick the same one.
+    /// Corrected by the users just sent, neither that nor two choices herds.
     #[test]
     #[allow(clippy::print_stdout, reason = "the measured ratios are worth reading")]
-    fn p2c_does_not_herd_and_least_load_does() {
+    fn neither_p2c_nor_least_load_herds() {
         let (empty, equal) = ([0; 10], [1.0; 10]);
         let two_choices = max_over_mean(&simulate(Strategy::P2c, &empty, &equal));
         let least = max_over_mean(&simulate(Strategy::LeastLoad, &empty, &equal));
         println!("max/mean: p2c {two_choices:.3}, least_load {least:.3}");
         assert!(two_choices <= 1.05, "p2c: {two_choices:.3}");
-        assert!(least > two_choices, "least_load {least:.3} is no worse");
+        assert!(least <= 1.05, "least_load: {least:.3}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::id::{PodIndex, invalid, shown};
 pub enum Strategy {
     /// The better of two random pods.
     P2c,
-    /// The least loaded pod.
+    /// The least loaded pod, counting the users just sent there.
     LeastLoad,
     /// In turn.
     RoundRobin,
@@ -97,7 +97,7 @@ pub fn pick(
         Strategy::LeastLoad => least(
             candidates,
             (0..=last).collect::<Vec<_>>().as_slice(),
-            |at| load(candidates, at, 0.0),
+            |at| load(candidates, at, sent(at)),
         ),
         Strategy::RoundRobin => position(chance.turn, candidates.len()),
         Strategy::Weighted => weighted(candidates, chance.random.0),
@@ -108,7 +108,7 @@ pub fn pick(
 
 /// The better of two random pods by load. Unlike picking the least loaded of all, this does not
 /// herd when loads are old (Mitzenmacher, "How Useful Is Old Information?", 2000). The users that
-/// this process has just sent are added to the published load.
+/// this process has just sent are added to the published load, as for `LeastLoad`.
 fn two_choices(candidates: &[Candidate], sent: impl Fn(usize) -> f64, random: (u64, u64)) -> usize {
     let first = position(random.0, candidates.len());
     if candidates.len() == 1 {
@@ -252,6 +252,14 @@ mod tests {
         assert_eq!(choose(Strategy::P2c, &pods, "u", chance(0, 0, 0)), Some(1));
         let sent = |at| if at == 1 { 2.0 } else { 0.0 };
         let picked = pick(Strategy::P2c, &pods, "u", sent, chance(0, 0, 0));
+        assert_eq!(picked.map(PodIndex::get), Some(0));
+    }
+
+    #[test]
+    fn least_load_counts_what_was_sent() {
+        let pods = candidates(&[5, 4, 9]);
+        let sent = |at| if at == 1 { 2.0 } else { 0.0 };
+        let picked = pick(Strategy::LeastLoad, &pods, "u", sent, chance(0, 0, 0));
         assert_eq!(picked.map(PodIndex::get), Some(0));
     }
 

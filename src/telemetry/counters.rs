@@ -77,6 +77,8 @@ counters!(
         degraded_choices,
         /// Calls of the application's strategy that failed or returned no candidate.
         chooser_failures,
+        /// Choices that podlink made because the application's strategy was too slow for all of them.
+        chooser_overloads,
         /// Computes that found no routable pod.
         no_routable_pod,
         /// Links with a value that no pod wrote, which were left out of batches and lists.
@@ -281,6 +283,7 @@ impl MetricSource for ClientStats {
             (&names::MISROUTED, &self.misrouted),
             (&names::HINTS_REPLACED, &self.hints_replaced),
             (&names::DEGRADED_CHOICES, &self.degraded_choices),
+            (&names::STRATEGY_OVERLOADS, &self.chooser_overloads),
             (&names::LINK_CORRUPT, &self.corrupt_links),
         ];
         put(snapshot, &plain);

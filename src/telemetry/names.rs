@@ -232,6 +232,8 @@ metrics! {
         "Users for whom a pod's 'not mine' is remembered.";
     DEGRADED_CHOICES = Counter, "podlink_degraded_choices" []
         "Pods chosen while every pod was over the overload limit.";
+    STRATEGY_OVERLOADS = Counter, "podlink_strategy_overloads" []
+        "Choices that podlink made because the application's strategy was too slow for all of them.";
     LINK_CORRUPT = Counter, "podlink_link_corrupt" []
         "Links that could not be read and were left out of batches and lists.";
 

@@ -185,6 +185,7 @@ SIGNATURES = {
     "StateChanges.aclose": "async () -> None",
     "RouteInfoDriver.on_routing_state_changed": "(namespace: str | None = None"
     ", service_name: str | None = None) -> Callable[[S], S]",
+    "RouteInfoDriver.pod": f"({_SERVICE}, pod_index: int) -> StatefulServiceState | None",
     "RouteInfoDriver.poll_callbacks": "() -> int",
     "RouteInfoDriver.remove_hook": _REMOVE_HOOK,
     "RouteInfoDriver.register_routing_state_changed_event": "(namespace: str | None"

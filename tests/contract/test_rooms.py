@@ -271,11 +271,14 @@ EXTRAS = {
 }
 # The compiled module is used only by the thin modules below the public ones.
 MAY_IMPORT_COMPILED = {
+    "_batches",
     "_bridge",
     "_hooks",
     "_links",
     "_logs",
+    "_operations",
     "_ownership_hooks",
+    "_strategy",
     "_submit",
     "admin",
     "grpc_client",

@@ -11,7 +11,7 @@ from contextlib import closing
 import pytest
 
 import podlink
-from helpers.commands import PODLINK
+from helpers.commands import PODLINK, environment
 from helpers.pods import FRESH, NAMESPACE, SERVICE, running
 from helpers.scrape import Scrape
 from helpers.wait import eventually
@@ -180,6 +180,23 @@ def test_a_dropped_server_listens_no_more() -> None:
         return False
 
     assert eventually(gone)
+
+
+def test_podlink_serve_logs_to_stderr() -> None:
+    # It wrote no log at all, and a program of ours has no place to configure one.
+    options = ("--store", "memory://", "--listen", "127.0.0.1:0")
+    pipe = subprocess.PIPE
+    for level, said in [(None, True), ("error", False)]:
+        env = environment() | ({} if level is None else {"PODLINK_LOG": level})
+        with subprocess.Popen(
+            [PODLINK, "serve", *options], stdout=pipe, stderr=pipe, text=True, env=env
+        ) as serving:
+            assert serving.stdout is not None
+            address = serving.stdout.readline().split()[-1]
+            serving.terminate()
+            _, log = serving.communicate()
+        served = f"INFO podlink.rpc.server: the gRPC server listens address={address}"
+        assert (served in log) is said, log
 
 
 def test_podlink_serve_has_one_on_request() -> None:

@@ -1,6 +1,7 @@
 """A pod's life: it begins once, ends once, and leaves nothing behind, whatever comes between."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -21,7 +22,7 @@ from helpers.pods import (
     running,
 )
 from helpers.servers import Server
-from helpers.wait import LATE, eventually_async
+from helpers.wait import LATE, eventually, eventually_async
 
 # How long a killed process holds its index: its lease, its grace, and one look.
 TAKEOVER = 2.0 + 0.8 + 0.4
@@ -269,6 +270,30 @@ async def test_a_stop_ends_a_start_that_waits(store_url: str) -> None:
         assert (await alive(store))[0].incarnation == third.incarnation
         await third.stop()
     await store.aclose()
+
+
+async def test_a_start_that_waits_says_for_whom(caplog: pytest.LogCaptureFixture) -> None:
+    # A pod whose index was taken hung in its start for as long as its deadline, and said nothing.
+    def waits() -> list[dict[str, Any]]:
+        said = [record for record in caplog.records if "a starting pod waits" in record.message]
+        return [vars(record)["podlink"] for record in said]
+
+    store = podlink.Store()
+    with caplog.at_level(logging.WARNING, "podlink"):
+        async with running(store, 0) as [first]:
+            second = driver(store)
+            starting = asyncio.create_task(second.start(timeout=600))
+            # At once, and again some seconds later.
+            await eventually_async(lambda: len(waits()) >= 2)
+            incarnation = first.incarnation
+        await starting
+    told, again = waits()[:2]
+    assert (told["service"], told["pod"]) == (f"{NAMESPACE}/{SERVICE}", 0)
+    assert told["earlier"] == again["earlier"] == incarnation
+    assert told["waited_seconds"] < again["waited_seconds"] < LATE
+    assert told["left_seconds"] > 0
+    eventually(lambda: "the pod has its index" in caplog.text)
+    await second.stop()
 
 
 async def test_a_stop_right_behind_a_start_leaves_no_pod(store_url: str) -> None:

@@ -1,6 +1,7 @@
 """A store that is down, dies, comes back, or stops in the middle: errors in time, no link lost."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 
 import pytest
@@ -125,6 +126,32 @@ async def test_a_store_that_is_killed_and_comes_back_has_lost_nothing(
     server.restart()
     users = [f"u{at}" for at in range(300)]
     assert await client.batch_get_linked_pod(None, users, SERVICE, timeout=30) == {0: users}
+
+
+async def test_an_outage_is_two_lines_in_the_log(
+    server: Server, client: podlink.ClientDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The store was lost and found again in silence: only the calls that failed said so.
+    def lines(text: str) -> list[logging.LogRecord]:
+        return [record for record in caplog.records if text in record.message]
+
+    with caplog.at_level(logging.WARNING, "podlink"):
+        await linked(client, 1)
+        assert lines("store") == []
+        server.kill()
+        await failures(client)
+        await eventually_async(lambda: lines("the store is away"))
+        await failures(client)
+        server.restart()
+        await client.get_linked_pod_not_cache(*USER, timeout=30)
+        await eventually_async(lambda: lines("the store is back"))
+    [lost], [found] = lines("the store is away"), lines("the store is back")
+    assert lost.name == found.name == "podlink.store.redis.supervisor"
+    port = server.url.rpartition(":")[2]
+    assert port in lost.message
+    facts = vars(found)["podlink"]
+    assert port in facts["store"]
+    assert float(facts["away_seconds"]) > 0
 
 
 async def test_calls_under_way_when_the_store_is_killed(

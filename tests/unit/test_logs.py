@@ -11,6 +11,24 @@ from podlink import _logs
 from podlink._logs import Log, Repeats
 
 
+def test_a_store_in_memory_warns_once_in_a_pod() -> None:
+    # In a pod of Kubernetes it looks as if it worked, until there is a second pod.
+    program = """
+        import logging, sys
+        import podlink
+        logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(name)s %(message)s")
+        podlink.Store("memory://game")
+        podlink.Store()
+        podlink.Store("redis://localhost")
+        """
+    assert run_program(program) == ""
+    said = run_program(program, env={"POD_NAME": "game-0"})
+    assert said == (
+        "WARNING podlink.store a store in memory is seen by no other pod "
+        "store=memory://game POD_NAME=game-0\n"
+    )
+
+
 class Now:
     """A clock that the test moves."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -291,7 +292,15 @@ def _add_serve(commands: Any) -> None:
     parser.set_defaults(run=_serve)
 
 
+def _log_to_stderr() -> None:
+    """Writes podlink's records to stderr, from INFO on or as ``PODLINK_LOG`` says."""
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if "PODLINK_LOG" not in os.environ:
+        logging.getLogger("podlink").setLevel(logging.INFO)
+
+
 async def _serve(options: argparse.Namespace) -> None:
+    _log_to_stderr()
     store = Store(options.store)
     client = ClientDriver(
         store,

@@ -2,6 +2,7 @@
 
 mod cached;
 mod caller;
+mod chooser;
 mod explain;
 mod lookup;
 mod misrouted;
@@ -39,6 +40,7 @@ use crate::telemetry::{ClientStats, count};
 pub use cached::ServiceLinks;
 use cached::{KnownService, ServiceTable};
 pub use caller::{Caller, Inbox, Numbered, Routed};
+use chooser::ChooserQueue;
 pub use explain::Explanation;
 pub use misrouted::Misrouted;
 use placer::{ComputeRequest, Requests};
@@ -52,13 +54,15 @@ const REFUSALS_MAX: usize = 65_536;
 /// A function of the program's own that chooses a pod for a new user.
 #[async_trait]
 pub trait PodChooser: Send + Sync + std::fmt::Debug + 'static {
-    /// Chooses among `candidates`, which is never empty. `None`, a pod that is not among them,
-    /// and an error all mean: choose by `p2c`. Errors are logged and counted, never fatal.
+    /// Chooses among `candidates`, which is never empty; the compute waits until `until`. `None`, a pod that is not among them,
+    /// and an error all mean: choose by `p2c`. Errors are logged and counted, never fatal. A driver
+    /// expects one call to begin when the one before it has ended.
     async fn choose(
         &self,
         service: &ServiceId,
         uid: &Uid,
         candidates: Vec<Pod>,
+        until: Tick,
     ) -> Result<Option<PodIndex>>;
 }
 
@@ -113,7 +117,7 @@ pub struct ClientDriver {
 struct ClientShared {
     clock: Clock,
     config: ClientConfig,
-    chooser: Option<Arc<dyn PodChooser>>,
+    chooser: Option<ChooserQueue>,
     cache: LinkCache,
     /// The users whose pod said "not mine".
     refusals: Refusals,
@@ -186,7 +190,7 @@ impl ClientDriver {
             sweeper: Sweeper::default(),
             clock,
             config,
-            chooser,
+            chooser: chooser.map(ChooserQueue::new),
             requests: Requests::default(),
             places: Namespaces::new(namespace, here, foreign),
             numbers: AtomicU32::new(0),

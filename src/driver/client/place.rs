@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::caller::Routed;
+use super::chooser::Asked;
 use super::{ClientShared, Target};
 use crate::cache::Ticket;
 use crate::clock::Tick;
 use crate::config::OnRestart;
 use crate::driver::view::View;
-use crate::driver::with_deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Incarnation, PodIndex, ServiceId};
 use crate::op::{Compute, Get, LinkSource, OperationName, PodCertify, Relink};
@@ -333,13 +333,15 @@ impl Placing<'_> {
             return None;
         }
         let names: Vec<PodIndex> = candidates.iter().map(|pod| pod.state.pod_id).collect();
-        let (service, uid) = (&self.target.link.service, &self.target.link.uid);
-        // Half of the time left: a strategy that does not answer must not fail the compute.
-        let now = self.shared.clock.now();
-        let until = now.after(self.deadline.since(now) / 2);
-        let choice = chooser.choose(service, uid, candidates);
-        let choice = with_deadline(&self.shared.clock, until, "the strategy", choice).await;
-        match choice.flatten() {
+        let service = &self.target.link.service;
+        let (clock, link) = (&self.shared.clock, &self.target.link);
+        let Asked::Chosen(choice) = chooser.ask(clock, link, candidates, self.deadline).await
+        else {
+            count(&self.shared.stats.chooser_overloads);
+            chooser.note_overload(clock.now());
+            return None;
+        };
+        match choice {
             Ok(Some(pod)) if names.contains(&pod) => {
                 view.count_sent(pod, 1);
                 return Some(pod);

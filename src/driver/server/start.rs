@@ -20,6 +20,10 @@ use crate::telemetry::count;
 
 /// The start keeps its own deadline; its caller waits this much longer for the outcome.
 const MARGIN: Duration = Duration::from_millis(500);
+/// How often a start that waits says so.
+const REPORT_EVERY: Duration = Duration::from_secs(5);
+/// How long the store may take before that is worth a line.
+const REPORT_STORE_AFTER: Duration = Duration::from_secs(1);
 
 impl ServerDriver {
     /// Takes an incarnation, publishes the first state, then renews the lease until `stop`. Waits
@@ -145,10 +149,14 @@ impl ServerShared {
             times: self.config.times,
         };
         let mut earlier = None;
+        let mut waits = StartingWait::new(self);
         loop {
-            let begun = self.store.ask(begin.clone(), deadline).await;
+            let begun = waits
+                .for_store(self.store.ask(begin.clone(), deadline))
+                .await;
             match (begun, earlier) {
                 (Ok(Begun::Started(incarnation)), _) => {
+                    waits.ended(incarnation);
                     self.begin_validity();
                     let mut state = self.lock();
                     (state.incarnation, state.dead) = (incarnation, false);
@@ -156,6 +164,7 @@ impl ServerShared {
                 }
                 (Ok(Begun::Busy { incarnation, wait }), _) => {
                     count(&self.stats.index_busy);
+                    waits.for_process(incarnation, wait);
                     self.outwait(incarnation, wait, deadline).await?;
                     earlier = Some(incarnation);
                 }
@@ -171,7 +180,8 @@ impl ServerShared {
         const LEAST: Duration = Duration::from_millis(10);
         // Asking at least every half gap keeps the store's clock going, so that the silence of a
         // dead service is not taken for an outage (docs/decisions/0006).
-        let pause = wait.min(self.config.times.gap / 2).max(LEAST);
+        let pause = wait.min(self.config.times.gap / 2);
+        let pause = pause.min(REPORT_EVERY).max(LEAST);
         let mut stopping = self.stopping.subscribe();
         let pause = async {
             tokio::select! {
@@ -214,4 +224,72 @@ impl ServerShared {
         }
         ended.is_ok()
     }
+}
+
+/// Reports what a starting pod waits for: at once, and every few seconds.
+struct StartingWait<'a> {
+    pod: &'a ServerShared,
+    began: Tick,
+    reported: Option<Tick>,
+}
+
+impl<'a> StartingWait<'a> {
+    fn new(pod: &'a ServerShared) -> Self {
+        Self {
+            pod,
+            began: pod.clock.now(),
+            reported: None,
+        }
+    }
+
+    /// The earlier process may be alive for so much longer.
+    fn for_process(&mut self, earlier: Incarnation, left: Duration) {
+        let now = self.pod.clock.now();
+        // A timer may fire a little early.
+        let again = REPORT_EVERY * 9 / 10;
+        if self.reported.is_some_and(|at| now.since(at) < again) {
+            return;
+        }
+        self.reported = Some(now);
+        let (service, pod) = (&self.pod.info.service, self.pod.info.pod.get());
+        let waited_seconds = rounded(now.since(self.began));
+        let left_seconds = rounded(left);
+        tracing::warn!(
+            %service, pod, earlier = earlier.get(), waited_seconds, left_seconds,
+            "a starting pod waits for an earlier process of its index, which may be alive"
+        );
+    }
+
+    /// Waits for the store's answer to the start.
+    async fn for_store<T>(&mut self, answer: impl Future<Output = T>) -> T {
+        tokio::pin!(answer);
+        loop {
+            tokio::select! {
+                answer = &mut answer => return answer,
+                () = tokio::time::sleep(REPORT_STORE_AFTER) => {}
+            }
+            let now = self.pod.clock.now();
+            if self.reported.is_none_or(|at| now.since(at) >= REPORT_EVERY) {
+                self.reported = Some(now);
+                let (service, pod) = (&self.pod.info.service, self.pod.info.pod.get());
+                let waited_seconds = rounded(now.since(self.began));
+                tracing::warn!(%service, pod, waited_seconds, "a starting pod waits for the store");
+            }
+        }
+    }
+
+    /// The pod has its index.
+    fn ended(&self, incarnation: Incarnation) {
+        if self.reported.is_some() {
+            let (service, pod) = (&self.pod.info.service, self.pod.info.pod.get());
+            let waited_seconds = rounded(self.pod.clock.now().since(self.began));
+            let incarnation = incarnation.get();
+            tracing::warn!(%service, pod, incarnation, waited_seconds, "the pod has its index");
+        }
+    }
+}
+
+/// Seconds to a tenth.
+fn rounded(time: Duration) -> f64 {
+    (time.as_secs_f64() * 10.0).round() / 10.0
 }

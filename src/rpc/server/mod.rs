@@ -130,6 +130,7 @@ impl Server {
         })?;
         shared.check_startable()?;
         shared.run(listener, address, files, first).await;
+        tracing::info!(%address, "the gRPC server listens");
         Ok(address)
     }
 

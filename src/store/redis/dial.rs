@@ -341,6 +341,11 @@ impl Dialer {
         DialFailure::permanent(self.with_endpoint(invalid("db", &given, &allowed)))
     }
 
+    /// The server's address as users see it.
+    pub(super) fn endpoint(&self) -> impl std::fmt::Display + '_ {
+        EndpointText(&self.address.endpoint)
+    }
+
     /// A `StoreUnavailable` that names the endpoint and no other part of the address.
     pub(super) fn unavailable(&self, why: &str) -> Error {
         let text = format!(

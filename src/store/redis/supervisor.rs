@@ -8,6 +8,7 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use super::connection::Connection;
 use super::dial::{DialFailure, DialedConnection};
 use super::node_state::{NodeShared, NodeState};
+use crate::clock::Tick;
 
 /// The backoff after the first failed attempt to connect...
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -33,16 +34,21 @@ pub(super) async fn supervise(shared: Arc<NodeShared>) {
     let shared = &guard.0;
     let mut backoff = backoff();
     let mut failed = None;
+    let mut outage = Outage::default();
     loop {
         shared.transition(NodeState::Dialing(failed.take()));
         let began = shared.clock.now();
         let (failure, connected) = match shared.dialer.dial().await {
-            Ok(dialed) => (serve(shared, dialed).await, true),
+            Ok(dialed) => {
+                outage.ended(shared);
+                (serve(shared, dialed).await, true)
+            }
             Err(failure) => {
                 shared.stats.count_failed_dial();
                 (failure, false)
             }
         };
+        outage.goes_on(shared, &failure);
         if connected && shared.clock.now().since(began) >= STABLE_AFTER {
             backoff = self::backoff();
         } else {
@@ -50,6 +56,29 @@ pub(super) async fn supervise(shared: Arc<NodeShared>) {
             back_off(shared, &failure, &mut backoff).await;
         }
         failed = Some(failure);
+    }
+}
+
+/// Since when the store is away: one log line when it is lost, one when it is found again.
+#[derive(Default)]
+struct Outage(Option<Tick>);
+
+impl Outage {
+    fn goes_on(&mut self, shared: &NodeShared, failure: &DialFailure) {
+        if self.0.is_none() {
+            self.0 = Some(shared.clock.now());
+            let why = &failure.error;
+            tracing::warn!(%why, "the store is away: calls wait for it until their deadlines");
+        }
+    }
+
+    fn ended(&mut self, shared: &NodeShared) {
+        if let Some(since) = self.0.take() {
+            let away = shared.clock.now().since(since).as_secs_f64();
+            let store = shared.dialer.endpoint();
+            // As visible as its loss.
+            tracing::warn!(%store, away_seconds = %format_args!("{away:.3}"), "the store is back");
+        }
     }
 }
 
