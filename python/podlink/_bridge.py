@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import queue
 import select
 import sys
 import threading
@@ -35,9 +34,6 @@ log = _logs.Log("podlink.callbacks")
 
 A = TypeVarTuple("A")
 T = TypeVar("T")
-
-HookCall = tuple[Callable[..., Any], tuple[Any, ...], _podlink.Reply]
-"""A Python function that the core calls, its arguments, and where its answer goes."""
 
 Observer = Callable[[Any, AnyOperation, _podlink.CompletionQueue, Any, tuple[Any, ...], Any], None]
 """Starts an operation: ``(core, operation, queue, waiter, arguments, timeout)``."""
@@ -293,7 +289,6 @@ class AnswerThread(_Reader):
 
     def __init__(self) -> None:
         self._settled: deque[tuple[Any, object]] = deque()
-        self._hooks: queue.SimpleQueue[HookCall] | None = None
         super().__init__("podlink-answers")
 
     def is_current(self) -> bool:
@@ -307,7 +302,7 @@ class AnswerThread(_Reader):
         for waiter, error in failures:
             _settle(waiter, waiter.set_exception, from_core(*error))
         for call in calls:
-            self._hook_calls().put(call)
+            _hand_on(*call)
         self.queue.delivered()
         # After it: from there on a wake-up is not cleared before it is seen.
         while self._settled:
@@ -318,14 +313,6 @@ class AnswerThread(_Reader):
         """Settles ``waiter`` with a value that is there already, on this thread like any other."""
         self._settled.append((waiter, value))
         self.queue.wake()
-
-    def _hook_calls(self) -> queue.SimpleQueue[HookCall]:
-        if self._hooks is None:
-            self._hooks = queue.SimpleQueue()
-            threading.Thread(
-                target=_run_hooks, args=(self._hooks,), name="podlink-hooks", daemon=True
-            ).start()
-        return self._hooks
 
 
 class LogThread(_Reader):
@@ -351,19 +338,20 @@ class LogThread(_Reader):
             threading.excepthook(raised)
 
 
+def _hand_on(hook: Callable[..., Any], arguments: tuple[Any, ...], reply: _podlink.Reply) -> None:
+    """Has a hook run on a thread of its own, which catches what the function raises."""
+    try:
+        _begin(hook, arguments, reply)
+    except BaseException as error:  # noqa: BLE001 - nothing may end the thread that serves all
+        log.error("a hook was not called", error)
+
+
 def _settle(waiter: Any, settle: Callable[[Any], None], outcome: object) -> None:
     try:
         if not waiter.done():
             settle(outcome)
     except BaseException:  # noqa: BLE001 - not even sys.exit() may end the thread that serves all
         log.debug("what ended a callback ends here")
-
-
-def _run_hooks(calls: queue.SimpleQueue[HookCall]) -> None:
-    while True:
-        call = calls.get()
-        _begin(*call)  # catches what the program's own function raises
-        del call  # or this thread would keep the hook, and its driver
 
 
 class _Threads:

@@ -155,7 +155,7 @@ class ClientConfig(_Config):
             ``(uid, candidates) -> pod_index | None``, not ``async``: the driver calls it on a
             thread of its own, for one user after the other. If it raises or names no candidate,
             ``p2c`` chooses; so it does, at once, for users whose turn would not come within a
-            twentieth of their timeout (``stats()["chooser_overloads"]``). A call that has begun may
+            eighth of their timeout (``stats()["chooser_overloads"]``). A call that has begun may
             take half of the timeout. The index may be any integer, also one of NumPy's.
         timeout: the deadline of a call that names none.
         on_restart: ``"same_pod"``: a user stays with a pod that came back as a new process.

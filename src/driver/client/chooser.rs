@@ -18,9 +18,9 @@ use crate::route::snapshot::Pod;
 /// The most calls that wait for the function. Only a function that takes microseconds gets so many.
 const QUEUE_MAX: usize = 4_096;
 /// The share of a compute's time in which its call must be expected to begin.
-const QUEUE_SHARE: u32 = 20;
+const QUEUE_SHARE: u32 = 8;
 /// The share after which a call that has not begun is given up: the function became slower.
-const GIVE_UP_SHARE: u32 = 10;
+const GIVE_UP_SHARE: u32 = 4;
 /// The average is over so many calls.
 const SAMPLES: u32 = 16;
 /// How often an overload is logged.
