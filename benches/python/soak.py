@@ -26,9 +26,9 @@ from _store import NAMESPACE, SERVICE, Server, valkey
 
 import podlink
 
-USERS, PODS, TASKS = 2_000, 3, 48
+USERS, PODS, TASKS = 2_000, 3, 16
 FAST = podlink.ServerConfig.fast()
-WARM_UP = 60.0
+EVERY = 60.0
 """Seconds between two rows."""
 
 
@@ -132,7 +132,7 @@ class Soak:
                     await self.client.compute_linked_pod(None, uid, SERVICE)
                     await self.client.get_linked_pod_not_cache(None, uid, SERVICE)
             self.note("computes")
-        await asyncio.sleep(0.02)
+            await asyncio.sleep(0.01)
 
     async def watch(self) -> None:
         """A route info driver with hooks, for some seconds."""
@@ -199,7 +199,7 @@ class Soak:
             raise SoftLimit
 
         signal.signal(signal.SIGALRM, interrupt)
-        due = began + WARM_UP
+        due = began + EVERY
         while self.goes_on():
             try:
                 signal.setitimer(signal.ITIMER_REAL, random.uniform(0.05, 0.5))
@@ -210,7 +210,7 @@ class Soak:
                 self.note("interrupted loops")
             signal.setitimer(signal.ITIMER_REAL, 0)
             if time.monotonic() >= due:
-                due += WARM_UP
+                due += EVERY
                 rows.append(Row.now(began))
                 print(rows[-1], flush=True)
         thread.join()
@@ -227,6 +227,8 @@ class Soak:
 def judge(rows: list[Row]) -> None:
     """Compares the last third of the time with the second."""
     third = len(rows) // 3
+    if third == 0:
+        return  # too short to compare
     for name in ("resident_mb", "descriptors", "threads", "objects"):
         parts = (rows[third : 2 * third], rows[-third:])
         middle, last = (statistics.median(getattr(row, name) for row in part) for part in parts)
