@@ -184,6 +184,15 @@ class Soak:
             self.fill(running)
             await asyncio.sleep(0.1)
 
+    def turn(self, loop: asyncio.AbstractEventLoop, running: dict[str, asyncio.Task[None]]) -> None:
+        """Runs the loop for a while, with one signal at a random moment."""
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.01, 0.5))
+            with contextlib.suppress(TimeoutError):
+                loop.run_until_complete(asyncio.wait_for(self.supervise(running), 0.5))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
     def run(self) -> list[Row]:
         """Runs it all on this thread, which the signals interrupt; returns the rows."""
         began, rows = time.monotonic(), list[Row]()
@@ -194,7 +203,6 @@ class Soak:
         thread.start()
 
         def interrupt(*_frame: object) -> None:
-            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.05, 0.5))
             self.note("signals")
             raise SoftLimit
 
@@ -202,13 +210,9 @@ class Soak:
         due = began + EVERY
         while self.goes_on():
             try:
-                signal.setitimer(signal.ITIMER_REAL, random.uniform(0.05, 0.5))
-                wait = asyncio.wait_for(self.supervise(running), 5)
-                with contextlib.suppress(TimeoutError):
-                    loop.run_until_complete(wait)
+                self.turn(loop, running)
             except SoftLimit:
                 self.note("interrupted loops")
-            signal.setitimer(signal.ITIMER_REAL, 0)
             if time.monotonic() >= due:
                 due += EVERY
                 rows.append(Row.now(began))
