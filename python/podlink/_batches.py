@@ -63,13 +63,19 @@ async def _handed_over(uids: Iterable[str], timeout: Duration) -> _podlink.UidBa
     return batch
 
 
-def all_uids(uids: Iterable[str]) -> list[str] | _podlink.UidBatch:
-    """The users for a call without a loop. Between the pieces, other threads run."""
+def all_uids(uids: Iterable[str], timeout: Duration) -> list[str] | _podlink.UidBatch:
+    """The users for a call without a loop. Between the pieces, other threads run. Once the time is
+    over, those that were read: the core refuses the call then.
+    """
     if isinstance(uids, list | tuple) and len(uids) <= PIECE:
         return list(uids)
     batch = _podlink.UidBatch(len(uids) if isinstance(uids, Sized) else 0)
+    limit = seconds(timeout)
+    _podlink.check_timeout(limit)
     for piece in _pieces(uids):
         batch.add(piece)
+        if batch.age() >= limit:
+            break
     return batch
 
 

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TypeVar, TypeVarTuple
 
-from . import _logs, _podlink, _process
+from . import _logs, _podlink, _process, _workers
 from ._operations import AnyOperation, Operation
 from .config import Duration, seconds
 from .errors import (
@@ -135,7 +135,7 @@ def _wake_from_thread(
 
 _bridges: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopBridge]
 _bridges = weakref.WeakKeyDictionary()
-_bridges_lock = threading.Lock()
+_bridges_lock = threading.RLock()
 
 
 class _Last(threading.local):
@@ -250,6 +250,10 @@ def observe(observer: Observer | None, flush: Callable[[], None] | None) -> None
     _observer, _flush = observer, flush
 
 
+_RETRY_SECONDS = 0.1
+"""How often a thread is tried again that the system has refused."""
+
+
 class _Reader:
     """A daemon thread that sleeps until its queue has something for it."""
 
@@ -291,6 +295,9 @@ class AnswerThread(_Reader):
         self._settled: deque[tuple[Any, object]] = deque()
         super().__init__("podlink-answers")
 
+    def _seconds(self) -> float | None:
+        return _RETRY_SECONDS if _workers.starving() else None
+
     def is_current(self) -> bool:
         """Whether the caller runs on this thread (a finaliser may)."""
         return threading.current_thread() is self._thread
@@ -308,6 +315,7 @@ class AnswerThread(_Reader):
         while self._settled:
             waiter, value = self._settled.popleft()
             _settle(waiter, waiter.set_result, value)
+        _workers.feed()
 
     def settle(self, waiter: Any, value: object) -> None:
         """Settles ``waiter`` with a value that is there already, on this thread like any other."""
@@ -358,7 +366,7 @@ class _Threads:
     """The threads of this process, each started by the first that needs it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call `submit` in the middle
         self._callbacks: AnswerThread | None = None
         self._logs: LogThread | None = None
         self._ended = False
@@ -367,7 +375,9 @@ class _Threads:
         with self._lock:
             self._check()
             if self._callbacks is None:
-                self._callbacks = AnswerThread()
+                made = AnswerThread()
+                if self._callbacks is None:  # no signal handler has made it meanwhile
+                    self._callbacks = made
             return self._callbacks
 
     def is_delivering(self) -> bool:
@@ -435,7 +445,7 @@ def _after_fork_in_child() -> None:
     global _bridges, _bridges_lock, _last, _threads
     _podlink.after_fork_in_child()
     _logs.reset()
-    _bridges_lock = threading.Lock()
+    _bridges_lock = threading.RLock()
     _inherited.append((_bridges, _threads))
     _bridges, _threads, _last = weakref.WeakKeyDictionary(), _Threads(), _Last()
 

@@ -8,6 +8,7 @@ a slow one delays neither routing nor other hooks.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import time
@@ -27,6 +28,9 @@ _log = Log("podlink.hooks")
 
 Arguments = tuple[Any, ...]
 
+_AT_ONCE = 64
+"""How many calls of one hook run at a time on threads: as many as the core makes."""
+
 
 class Failures:
     """How often the hooks of a driver raised, for its ``stats()``."""
@@ -45,6 +49,7 @@ class Hook:
         check_callable(what, function)
         self._function = function
         self._context = contextvars.copy_context()
+        self._context.run(current_call.set, None)  # registered in a hook, it is not that hook's
         self.failures: int = 0
         self._loop: Callable[[], asyncio.AbstractEventLoop | None] | None
         try:
@@ -75,7 +80,7 @@ class Hook:
     def _fail(self, reply: _podlink.Reply, error: BaseException) -> None:
         # The core counts and logs it, with the arguments of the call.
         self._count_failure()
-        reply.fail(f"{type(error).__name__}: {error}")
+        reply.fail(_described(error))
 
 
 class Question(Hook):
@@ -85,16 +90,14 @@ class Question(Hook):
 
     def __init__(self, what: str, function: Callable[..., Any]) -> None:
         super().__init__(what, function)
-        self._pool = ThreadPool(8, "podlink-hook")
+        self._pool = ThreadPool(_AT_ONCE, "podlink-hook")
         # By the number of the call. The loop itself holds its tasks weakly.
         self._tasks: dict[int, asyncio.Task[Any]] = {}
 
     def __call__(self, reply: _podlink.Reply, *arguments: Any) -> None:
         """Runs the function on its loop or on a thread; the answer goes to ``reply``."""
         if reply.cancels:
-            task = self._tasks.get(reply.number)
-            if task is not None:
-                task.cancel()
+            self._cancel(self._tasks.get(reply.number))
             return
         if self._loop is None:
             self._pool.run(lambda: self._on_thread(reply, arguments))
@@ -109,31 +112,63 @@ class Question(Hook):
             return
         if inspect.isawaitable(answer):
             loop = asyncio.get_running_loop()
-            wanted = _while_wanted(reply, answer)
-            task = _podlink.start_coroutine(loop, context, wanted)
+            task = _podlink.start_coroutine(loop, context, self._answering(reply, answer))
             self._tasks[reply.number] = task
-            task.add_done_callback(lambda task: self._answered(reply, task))
-            if inspect.iscoroutine(answer):
-                # Closed without a warning if the task was cancelled before its first step.
-                task.add_done_callback(lambda _task: answer.close())
+            task.add_done_callback(lambda _task: self._ended(reply, answer))
         else:
             reply.answer(answer)
 
-    def _answered(self, reply: _podlink.Reply, task: asyncio.Task[Any]) -> None:
-        self._tasks.pop(reply.number, None)
-        error = asyncio.CancelledError("cancelled") if task.cancelled() else task.exception()
-        if error is None:
-            reply.answer(task.result())
-        else:
+    async def _answering(self, reply: _podlink.Reply, answer: Any) -> None:
+        """Answers when the function ends, not a step of the loop later: others may block it."""
+        try:
+            result = await _while_wanted(reply, answer)
+        except (Exception, asyncio.CancelledError) as error:
             self._fail(reply, error)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        else:
+            reply.answer(result)
+        finally:
+            self._tasks.pop(reply.number, None)
+
+    def _ended(self, reply: _podlink.Reply, answer: Any) -> None:
+        if self._tasks.pop(reply.number, None) is not None:  # cancelled before its first step
+            self._fail(reply, asyncio.CancelledError("cancelled"))
+        if inspect.iscoroutine(answer):
+            answer.close()  # without a warning if it was not begun
+
+    def _cancel(self, task: asyncio.Task[Any] | None) -> None:
+        if task is None:
+            return
+        if self._loop is None:  # the task has a loop and a thread of its own
+            with contextlib.suppress(RuntimeError):  # the loop has closed
+                task.get_loop().call_soon_threadsafe(task.cancel)
+        else:
+            task.cancel()
 
     def _on_thread(self, reply: _podlink.Reply, arguments: Arguments) -> None:
         if reply.abandoned():
             return
         try:
-            reply.answer(_run_to_end(self._context_of(reply), self._function, arguments))
+            context = self._context_of(reply)
+            answer = _called(context, self._function, arguments)
+            if inspect.isawaitable(answer):
+                answer = context.run(asyncio.run, self._cancellable(reply, answer))
+            reply.answer(answer)
         except BaseException as error:  # not even sys.exit() may end the thread
             self._fail(reply, error)
+        finally:
+            self._tasks.pop(reply.number, None)
+
+    async def _cancellable(self, reply: _podlink.Reply, answer: Any) -> Any:
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks[reply.number] = task
+        try:
+            return await _while_wanted(reply, answer)
+        finally:
+            if inspect.iscoroutine(answer):
+                answer.close()  # without a warning if it was not begun
 
 
 class Listener(Hook):
@@ -157,6 +192,7 @@ class Listener(Hook):
         self._worker: asyncio.Task[Any] | None = None
         self._pool = ThreadPool(1, "podlink-hook")
         self._closed = False
+        self._is_called = False
 
     def __call__(self, reply: _podlink.Reply, *arguments: Any) -> None:
         """Queues the event for the function, unless ``prepare`` filters it out."""
@@ -186,17 +222,21 @@ class Listener(Hook):
 
     def _work(self) -> None:
         """Calls the function with what is queued; hands over to a task when it is async."""
-        while self._waiting:
+        # A function that runs its loop inside itself is not called again before it has returned.
+        while self._waiting and not self._is_called:
             arguments = self._waiting.popleft()
             if self._closed:
                 continue
             began = self._began = time.monotonic()
+            self._is_called = True
             try:
-                answer = self._context.copy().run(self._function, *arguments)
-            except Exception as error:
+                answer = _called(self._context.copy(), self._function, arguments)
+            except (Exception, asyncio.CancelledError) as error:
                 self.failed(error)
                 self._ended(began, well=False)
                 continue
+            finally:
+                self._is_called = False
             if not inspect.isawaitable(answer):
                 self._ended(began, well=True)
             else:
@@ -264,6 +304,14 @@ def _run_to_end(
 ) -> Any:
     """Calls a function on a thread without a loop; a coroutine runs to its end there."""
     answer = _called(context, function, arguments)
-    if inspect.iscoroutine(answer):
-        return context.run(asyncio.run, answer)
+    if inspect.isawaitable(answer):
+        return context.run(asyncio.run, _coroutine(answer))
     return answer
+
+
+def _described(error: BaseException) -> str:
+    """An exception in words, whatever its own methods raise."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except BaseException:
+        return type(error).__name__

@@ -61,7 +61,7 @@ class Repeats:
         self.interval = interval
         self._most, self._now = most, now
         self._messages: dict[tuple[str, str], _Message] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may log in the middle
 
     def admit(self, logger: str, level: int, message: str) -> bool:
         """Whether this message is to be written now, or only counted."""
@@ -148,7 +148,10 @@ def _shown(value: object) -> object:
     """A value as a record shows it: numbers as they are, texts on one line and not too long."""
     if isinstance(value, bool | int | float):
         return value
-    text = value if isinstance(value, str) else repr(value)
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except Exception:  # noqa: BLE001 - a program's own `__repr__`
+        text = f"<{type(value).__name__}, whose repr raises>"
     shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text[:_SHOWN_MAX])
     return shown if len(text) <= _SHOWN_MAX else f"{shown}… ({len(text)} characters)"
 

@@ -33,9 +33,6 @@ __all__ = ["Submittable", "Submitter"]
 _CALLBACK_THREADS = 4
 """How many callbacks of one driver run at a time, if no loop runs them."""
 
-# Arguments that the core takes in another form, in every operation that has them.
-_PREPARE: Mapping[str, Callable[[Any], Any]] = {"deadline": seconds, "uids": all_uids}
-
 
 class Submittable(NamedTuple):
     """How a coroutine method of a driver is submitted.
@@ -57,7 +54,7 @@ class SubmittedFuture(Future[Any]):
     def __init__(self, pool: ThreadPool) -> None:
         super().__init__()
         self._pool = pool
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may come in the middle
         self._after: list[Callable[[Future[Any]], object]] | None = None
         self._settled = False
 
@@ -118,7 +115,7 @@ class _Waiter:
         self,
         future: SubmittedFuture,
         callback: StatefulObjCallback | None,
-        deliver: Callable[[Callable[[], None]], object] | None,
+        deliver: Callable[[Callable[[], object]], object] | None,
         convert: Callable[[Any], Any] | None,
     ) -> None:
         self.future = future
@@ -171,7 +168,7 @@ class Submitter:
                 False,
                 {"parameter": "callbacks", "given": repr(mode), "allowed": "'thread' or 'poll'"},
             )
-        self._polled: deque[Callable[[], None]] | None = deque() if mode == "poll" else None
+        self._polled: deque[Callable[[], object]] | None = deque() if mode == "poll" else None
         self._operations = operations
         self._pool = ThreadPool(_CALLBACK_THREADS, "podlink-callback")
         self.failures = 0
@@ -206,14 +203,16 @@ class Submitter:
         timeout: Duration | None,
     ) -> Future[Any]:
         core_operation, convert = self._operations[name]
-        given = _given(_declared(driver, name), name, arguments, named)
+        given = _given(_declared(driver, name), name, arguments, named, timeout)
         if timeout is not None and (core_operation is None or not core_operation.timed):
             instead = "no timeout=" if core_operation is None else "deadline=, not timeout="
             raise InvalidParameterError(
                 f"{name} takes {instead}",
                 details={"parameter": "timeout", "given": repr(timeout), "allowed": "None"},
             )
-        if callback is not None and not isinstance(callback, StatefulObjCallback):
+        # A class has the methods as well, but no object to call them on.
+        usable = isinstance(callback, StatefulObjCallback) and not isinstance(callback, type)
+        if callback is not None and not usable:
             raise InvalidParameterTypeError(
                 f"callback must have on_success and on_error, got {type(callback).__name__}",
                 details={
@@ -260,7 +259,7 @@ class Submitter:
             details={"parameter": "operation", "given": repr(operation), "allowed": allowed},
         )
 
-    def _deliver(self) -> Callable[[Callable[[], None]], object]:
+    def _deliver(self) -> Callable[[Callable[[], object]], object]:
         """What runs the callback, with the context variables of the caller: the running loop, else
         threads of the driver or ``poll``.
         """
@@ -277,7 +276,7 @@ class Submitter:
         self,
         loop: asyncio.AbstractEventLoop,
         context: contextvars.Context,
-        callback: Callable[[], None],
+        callback: Callable[[], object],
     ) -> None:
         try:
             loop.call_soon_threadsafe(self._run, callback, context=context)
@@ -285,17 +284,20 @@ class Submitter:
             _bridge.log.warning("a callback was not called: the loop that it belongs to has closed")
             self.failures += 1
 
-    def _run_here(self, context: contextvars.Context, callback: Callable[[], None]) -> None:
+    def _run_here(self, context: contextvars.Context, callback: Callable[[], object]) -> None:
         try:
             context.run(self._run, callback)
         except BaseException:  # noqa: BLE001 - not even sys.exit() may end the thread
             _bridge.log.debug("what ended a callback ends here")
 
-    def _run(self, callback: Callable[[], None]) -> None:
+    def _run(self, callback: Callable[[], object]) -> None:
         _podlink.hook_called("callback")
         began, well = time.monotonic(), False
         try:
-            callback()
+            answer = callback()
+            if inspect.iscoroutine(answer):
+                answer.close()
+                raise TypeError("a callback of submit must not be async: nothing of it has run")
             well = True
         except BaseException as error:
             _bridge.log.error("a callback raised", error)
@@ -306,7 +308,7 @@ class Submitter:
             _podlink.hook_ended("callback", time.monotonic() - began, well)
 
 
-def _declared(driver: object, name: str) -> Callable[..., Any]:
+def _declared(driver: object, name: str) -> functools.partial[Any]:
     """The driver's own method. A program's override, which may take other arguments, is not
     submitted: what is submitted starts in the core.
     """
@@ -318,7 +320,11 @@ def _declared(driver: object, name: str) -> Callable[..., Any]:
 
 
 def _given(
-    method: Callable[..., Any], name: str, arguments: tuple[Any, ...], named: dict[str, Any]
+    method: functools.partial[Any],
+    name: str,
+    arguments: tuple[Any, ...],
+    named: dict[str, Any],
+    timeout: Duration | None,
 ) -> tuple[Any, ...]:
     """The arguments of a method in order, defaults filled in, without its ``timeout``."""
     try:
@@ -328,8 +334,12 @@ def _given(
             f"{name}: {error}", details={"parameter": "args", "operation": name}
         ) from None
     given.apply_defaults()
+    prepare: dict[str, Callable[[Any], Any]] = {"deadline": seconds}
+    if "uids" in given.arguments:
+        limit = method.args[0].config.timeout if timeout is None else timeout
+        prepare["uids"] = functools.partial(all_uids, timeout=limit)
     return tuple(
-        _PREPARE[each](value) if each in _PREPARE else value
+        prepare[each](value) if each in prepare else value
         for each, value in given.arguments.items()
         if each != "timeout"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 
@@ -11,6 +12,21 @@ from ._logs import Log
 __all__ = ["ThreadPool"]
 
 _log = Log("podlink.hooks")
+
+_starving: weakref.WeakSet[ThreadPool] = weakref.WeakSet()
+"""The pools whose work waits because the system refused a thread."""
+
+
+def starving() -> bool:
+    """Whether any work waits for a thread that the system refused."""
+    return bool(_starving)
+
+
+def feed() -> None:
+    """Tries again to start the threads that the system refused."""
+    for pool in list(_starving):
+        _starving.discard(pool)
+        pool.feed()
 
 
 class ThreadPool:
@@ -30,8 +46,7 @@ class ThreadPool:
     def run(self, work: Callable[[], None]) -> None:
         """Queues the work, which must not raise.
 
-        If the system refuses a thread and the pool has none, the work waits for the next call that
-        gets one.
+        If the system refuses a thread and the pool has none, the work waits until one is free.
         """
         with self._changed:
             self._work.append(work)
@@ -44,13 +59,23 @@ class ThreadPool:
             threading.Thread(target=self._serve, name=self._name, daemon=True).start()
         except RuntimeError as error:  # the system's limit of threads
             if self._threads == 0:
+                _starving.add(self)
                 _log.error("no thread for the program's function: it waits", error)
         else:
             self._threads += 1
 
+    def feed(self) -> None:
+        """Tries again to start a thread for work that waits for one."""
+        with self._changed:
+            if self._work and self._threads == 0:
+                self._start_thread()
+
     def _serve(self) -> None:
         while (work := self._next()) is not None:
-            work()
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 - the thread is the next call's as well
+                _log.error("a call ended with an exception of its own", error)
             del work  # or this thread would keep the hook, and its driver, until it ends
 
     def _next(self) -> Callable[[], None] | None:

@@ -36,8 +36,9 @@ class StatefulObjCallback(Protocol):
     """Receives the result of a ``submit``.
 
     Exactly one of the two is called, once; neither, if the future was cancelled first. What they
-    raise is logged and counted, never fatal. The arguments are passed by position, so a class may
-    name them as it likes.
+    raise is logged and counted. ``SystemExit`` and ``KeyboardInterrupt`` then go on: to the loop,
+    or to the caller of ``poll_callbacks``. They must not be async. The arguments are passed by
+    position, so a class may name them as it likes.
 
     Example:
         >>> class Print:

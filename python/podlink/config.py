@@ -154,7 +154,7 @@ class ClientConfig(_Config):
             proportion to each pod's metadata ``weight``), ``"rendezvous"`` (by uid). Or a function
             ``(uid, candidates) -> pod_index | None``, not ``async``: the driver calls it on a
             thread of its own, for one user after the other. If it raises or names no candidate,
-            ``p2c`` chooses; so it does, at once, for users whose turn would not come within a
+            ``p2c`` chooses; so it does, at once, for users whose turn would not come within an
             eighth of their timeout (``stats()["chooser_overloads"]``). A call that has begun may
             take half of the timeout. The index may be any integer, also one of NumPy's.
         timeout: the deadline of a call that names none.

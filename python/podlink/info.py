@@ -16,6 +16,7 @@ from ._submit import Submittable, Submitter
 from .callback import Registration, StateCallback, StatefulObjCallback
 from .changes import StateChanges
 from .config import Duration, RouteInfoConfig, check_type, seconds
+from .errors import InvalidParameterTypeError
 from .grpc_client import RouteGrpcClient, peer_table
 from .state import StatefulServiceState, states_by_pod
 from .store import Store
@@ -329,12 +330,26 @@ class RouteInfoDriver(HookOwner, Closeable):
         """The same as ``register_routing_state_changed_event``, as a decorator. It returns the
         function as it is; ``remove_hook(function)`` ends the calls.
 
+        Raises:
+            InvalidParameterTypeError: it was used without parentheses, so ``namespace`` is the
+                function.
+
         Example:
             >>> info = RouteInfoDriver(Store())
             >>> @info.on_routing_state_changed("default")
             ... async def show(namespace, service, pod, previous, now):
             ...     print(service, pod, now)
         """
+
+        if callable(namespace):
+            raise InvalidParameterTypeError(
+                "namespace must be a str or None, got a function: the decorator needs parentheses",
+                details={
+                    "parameter": "namespace",
+                    "given": type(namespace).__name__,
+                    "allowed": "a str or None",
+                },
+            )
 
         def register(callback: S) -> S:
             self.register_routing_state_changed_event(namespace, callback, service_name)

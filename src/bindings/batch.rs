@@ -15,7 +15,7 @@ use super::error::{OrRaise, raise};
 use super::runtime::{self, Owned};
 use crate::clock::{Clock, Tick};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{PodIndex, Uid};
+use crate::id::{PodIndex, UID_MAX, Uid};
 
 /// The most users that cross at once.
 pub(super) const PIECE: usize = 2_048;
@@ -51,6 +51,9 @@ pub(super) struct UidBatch {
     pub(super) began: Tick,
     users: Mutex<DroppedElsewhere<ArrivedUsers>>,
 }
+
+/// The most users that room is made for before they have arrived.
+const EXPECTED_MAX: usize = 1 << 20;
 
 /// One large table would take long to grow.
 const TABLES: usize = 256;
@@ -147,7 +150,8 @@ impl UidBatch {
     /// A batch without users, in which so many are expected: a table that grows is copied.
     #[new]
     fn new(py: Python<'_>, expected: usize) -> PyResult<Self> {
-        let users = DroppedElsewhere::new(py, ArrivedUsers::new(expected))?;
+        // A length is only what an iterable says of itself.
+        let users = DroppedElsewhere::new(py, ArrivedUsers::new(expected.min(EXPECTED_MAX)))?;
         Ok(Self {
             began: Clock::System.now(),
             users: Mutex::new(users),
@@ -159,7 +163,11 @@ impl UidBatch {
         let py = piece.py();
         let mut texts = Texts::default();
         for uid in piece.iter() {
-            texts.push(argument::text("uid", &uid)?);
+            let text = argument::text("uid", &uid)?;
+            if text.len() > UID_MAX {
+                Uid::new(text).or_raise(py)?; // before it is copied
+            }
+            texts.push(text);
         }
         let (users, runtime) = {
             let mut users = self.users();

@@ -322,6 +322,12 @@ impl PodHooks for PythonPodHooks {
         Some(program.answers)
     }
 
+    fn saves(&self) -> bool {
+        self.lock()
+            .get("drain")
+            .is_some_and(|hooks| !hooks.is_empty())
+    }
+
     async fn load(&self) -> Result<i64, Error> {
         match self.of("load").first() {
             Some(load) => {

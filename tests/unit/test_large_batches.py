@@ -53,6 +53,39 @@ async def test_a_good_batch_lets_the_loop_run(client: podlink.ClientDriver, kind
     assert heart.beats >= MANY // PIECE
 
 
+async def test_what_a_batch_says_of_its_length_makes_no_room(
+    client: podlink.ClientDriver,
+) -> None:
+    # The core made room for so many users: it ended in a panic.
+    class Boastful:
+        def __len__(self) -> int:
+            return 2**62
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(names(3))
+
+    boastful: Any = Boastful()
+    assert await client.batch_get_linked_pod(None, boastful, SERVICE, timeout=60) == {}
+    assert client.submit("batch_get_linked_pod", None, boastful, SERVICE).result(60) == {}
+
+
+async def test_a_user_that_is_too_long_is_refused_before_it_is_copied(
+    client: podlink.ClientDriver,
+) -> None:
+    users = ["x" * 1_000_000 for _ in range(PIECE + 1)]
+    with pytest.raises(podlink.InvalidParameterError, match="uid"):
+        await client.batch_get_linked_pod(None, users, SERVICE, timeout=60)
+
+
+def test_users_without_an_end_end_with_the_deadline_of_a_submit(
+    client: podlink.ClientDriver,
+) -> None:
+    endless = (f"user-{number}" for number in itertools.count())
+    future = client.submit("batch_get_linked_pod", None, endless, SERVICE, timeout=0.2)
+    with pytest.raises(podlink.OperationTimeoutError):
+        future.result(60)
+
+
 @pytest.mark.parametrize("wrong", ["wr{ng", 7, "\ud800", ""])
 async def test_a_bad_batch_lets_the_loop_run(client: podlink.ClientDriver, wrong: Any) -> None:
     users = [*names(MANY), wrong]

@@ -14,7 +14,7 @@ use crate::clock::Tick;
 use crate::config::Drain;
 use crate::driver::view::View;
 use crate::driver::with_deadline;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::{LinkId, ServiceId, Uid};
 use crate::op::Rewrite;
 use crate::route::link::Persist;
@@ -164,6 +164,8 @@ impl Drop for Stopping {
 /// What became of the users so far.
 #[derive(Debug, Default)]
 struct DrainProgress {
+    /// The program had a hook that saves users when the stop began.
+    saves: bool,
     released: AtomicU64,
     handed_over: AtomicU64,
     kept: AtomicU64,
@@ -245,7 +247,10 @@ impl ServerShared {
         };
         let _in_doubt = with_deadline(&self.clock, hooks_until, "the owned users", confirmed).await;
         *self.given_away() = Some(HashSet::new());
-        let progress = DrainProgress::default();
+        let progress = DrainProgress {
+            saves: self.hooks.saves(),
+            ..DrainProgress::default()
+        };
         let targets = Targets::default();
         let drain_one = |(uid, held)| {
             let ownership = self.ownership(&self.own_link(&uid), held);
@@ -318,6 +323,10 @@ impl ServerShared {
             // Nor for a user that may be another's by now.
             if self.clock.now() >= until || !self.holds_lease() {
                 return Err(HookEnd::Late);
+            }
+            if progress.saves && !self.hooks.saves() {
+                let text = "the drain hook was removed while the pod stops";
+                return Ok(Err(Error::new(ErrorKind::IllegalState, text)));
             }
             let hook = self.hooks.drain(ownership, until);
             let hook = with_deadline(&self.clock, until, "the drain hook", hook).await;

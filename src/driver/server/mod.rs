@@ -78,6 +78,11 @@ pub trait PodHooks: Send + Sync + std::fmt::Debug + 'static {
         None
     }
 
+    /// Whether the program has a hook that saves users when the pod stops.
+    fn saves(&self) -> bool {
+        false
+    }
+
     /// The pod is stopping and owns this user: time to save. Dropping the future cancels the hook.
     async fn drain(&self, _user: &Ownership, _until: Tick) -> Result<()> {
         Ok(())

@@ -136,9 +136,10 @@ local function incarnation_of(pod)
   local shown = read and type(state) == 'table' and state.incarnation
   return type(shown) == 'number' and parse(text(shown), 2 ^ 52) or 0
 end
--- The pod's deadline. One that is invalid becomes a new lease.
+-- The pod's deadline. One that is missing or invalid becomes a new lease.
 local function deadline_of(pod, stored, lease)
-  local deadline = parse(stored or '0', 2 ^ 53)
+  local none = field('i:' .. pod) and '' or '0' -- without a lease there is no deadline to miss
+  local deadline = parse(stored or none, 2 ^ 53)
   if not deadline or (own_times and deadline > now + 10 * lease) then
     deadline = now + lease
     put('d:' .. pod, text(deadline))

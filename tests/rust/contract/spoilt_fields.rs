@@ -18,6 +18,7 @@ use crate::stage::{Stage, key_of, link, pod, user};
 
 on_every_server!(
     a_lease_field_harms_its_pod_only,
+    a_lease_field_that_is_missing_harms_nobody,
     a_pod_that_never_was_stops_no_service,
     a_state_harms_its_pod_only,
     a_states_field_harms_its_pod_only,
@@ -134,6 +135,24 @@ async fn a_lease_field_harms_its_pod_only(stage: Stage) {
                 .pod_end(&service, pod(2), third, stage.deadline())
                 .await;
             assert!(stopped.unwrap(), "{what}");
+        }
+    }
+}
+
+/// Story: without `d:1` a living pod was declared dead at once, and lost all its users.
+async fn a_lease_field_that_is_missing_harms_nobody(stage: Stage) {
+    let mut raw = stage.as_server().unwrap().raw();
+    pods(&stage).await;
+    for name in fields(&mut raw, LEASES) {
+        let two = pods(&stage).await;
+        raw.run(&["HDEL", LEASES, &name]);
+        for (index, incarnation) in (0..).zip(two) {
+            let certificate = certify(&stage, index).await;
+            assert!(
+                matches!(certificate, Certificate::Alive { .. }),
+                "{name}: {certificate:?}"
+            );
+            lives(&stage, index, incarnation, &name).await;
         }
     }
 }
