@@ -173,10 +173,7 @@ def call(
 
     Cancelling the future abandons only the waiting: what was started goes on.
     """
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        raise _no_loop() from None
+    loop = running_loop()
     waiter = loop.create_future()
     limit = seconds(timeout)
     if _observer is None:
@@ -184,6 +181,18 @@ def call(
     else:
         _observer(core, operation, bridge_of(loop).queue, waiter, arguments, limit)
     return waiter
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """The loop that runs here.
+
+    Raises:
+        IllegalStateError: there is none; it names what was found instead.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise _no_loop() from None
 
 
 def _no_loop() -> IllegalStateError:

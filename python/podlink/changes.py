@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
+from ._bridge import running_loop
 from ._closeable import Closeable
 from .errors import IllegalStateError, InvalidParameterError, OverloadedError
 from .state import StatefulServiceState
@@ -48,9 +49,9 @@ class _Feed:
     so it ends with its reader.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, loop: asyncio.AbstractEventLoop) -> None:
         self.limit = limit
-        self.loop = weakref.ref(asyncio.get_running_loop())
+        self.loop = weakref.ref(loop)
         self.waiting: deque[StateChange] = deque()
         # Changes that came while the queue was full. They belong behind all that waits.
         self.dropped = 0
@@ -146,10 +147,7 @@ def _feed(limit: object) -> _Feed:
             f"limit must be {allowed}, got {limit!r}",
             details={"parameter": "limit", "given": repr(limit), "allowed": allowed},
         )
-    try:
-        return _Feed(limit)
-    except RuntimeError:
-        raise IllegalStateError("changes() needs a running event loop") from None
+    return _Feed(limit, running_loop())
 
 
 def _overflow(feed: _Feed) -> OverloadedError:

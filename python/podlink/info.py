@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, Literal, TypeVar, overload
 
 from . import _operations as ops, _podlink
-from ._bridge import bridge_of, call, log_queue
+from ._bridge import bridge_of, call, log_queue, running_loop
 from ._closeable import Closeable
 from ._driver_hooks import DriverHooks, HookOwner
 from ._hooks import Failures, Listener
@@ -392,7 +391,7 @@ class RouteInfoDriver(HookOwner, Closeable):
         """
 
         def register(feed: Any) -> _podlink.Registration:
-            home = bridge_of(asyncio.get_running_loop()).queue
+            home = bridge_of(running_loop()).queue
             registration = self._core.register(home, namespace, service_name, feed)
             self._hooks.add_end(feed)
             return registration

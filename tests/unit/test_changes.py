@@ -133,7 +133,9 @@ async def test_a_limit_is_checked(limit: Any) -> None:
 
 
 def test_changes_need_a_loop() -> None:
-    with pytest.raises(podlink.IllegalStateError, match="running event loop"):
+    with pytest.raises(
+        podlink.IllegalStateError, match="needs asyncio, and found no running event loop"
+    ):
         podlink.RouteInfoDriver(podlink.Store()).changes()
 
 
