@@ -2,9 +2,13 @@
 //! so a compute waits for it only if its turn comes soon; otherwise podlink chooses at once.
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
@@ -98,15 +102,20 @@ impl ChooserQueue {
         let running = RunningCall { load, number };
         let (sender, answer) = oneshot::channel();
         let (chooser, link, clock) = (Arc::clone(&self.chooser), link.clone(), clock.clone());
+        let choice = async move {
+            let choice = chooser.choose(&link.service, &link.uid, candidates, until);
+            choice.await
+        };
+        let choice = Droppable::new(choice);
+        let droppable = choice.clone();
         // It goes on when the compute stops waiting, so that the queue knows what the function is
         // at. It ends with the function, with its place in the queue, or with the queue.
         let task = tokio::spawn(async move {
-            let choice = chooser.choose(&link.service, &link.uid, candidates, until);
-            let choice = choice.await;
+            let choice = choice.ended().await;
             running.answered(clock.now());
             let _gone = sender.send(choice);
         });
-        calls.push(now, begin_by, Some(task.abort_handle()));
+        calls.push(now, begin_by, Some((droppable, task.abort_handle())));
         Some((
             WaitingCompute {
                 load: waits,
@@ -180,9 +189,47 @@ impl Drop for RunningCall {
 
 fn end(calls: impl IntoIterator<Item = QueuedCall>) {
     for call in calls {
-        if let Some(task) = call.task {
+        if let Some((choice, task)) = call.task {
+            choice.drop_now();
             task.abort();
         }
+    }
+}
+
+type Choice = Result<Option<PodIndex>>;
+
+/// A call that another task may drop: at once, where an aborted task is dropped when the runtime
+/// gets to it. Until then Python would begin what no caller waits for.
+#[derive(Clone)]
+struct Droppable(Arc<Mutex<Option<BoxFuture<'static, Choice>>>>);
+
+impl Droppable {
+    fn new(choice: impl Future<Output = Choice> + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Some(choice.boxed()))))
+    }
+
+    fn call(&self) -> MutexGuard<'_, Option<BoxFuture<'static, Choice>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn drop_now(&self) {
+        let call = self.call().take();
+        drop(call);
+    }
+
+    /// Its result. It does not end if the call was dropped: whoever drops it aborts the task.
+    async fn ended(&self) -> Choice {
+        poll_fn(|context| match self.call().as_mut() {
+            Some(call) => call.as_mut().poll(context),
+            None => Poll::Pending,
+        })
+        .await
+    }
+}
+
+impl std::fmt::Debug for Droppable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Droppable").finish_non_exhaustive()
     }
 }
 
@@ -218,8 +265,8 @@ struct QueuedCalls {
 #[derive(Debug)]
 struct QueuedCall {
     begin_by: Tick,
-    /// Aborting it ends the call, if the function has not begun with it.
-    task: Option<AbortHandle>,
+    /// Dropping the call ends it, if the function has not begun with it; the task is aborted then.
+    task: Option<(Droppable, AbortHandle)>,
 }
 
 impl QueuedCalls {
@@ -247,7 +294,7 @@ impl QueuedCalls {
         now.after(first + each.saturating_mul(others))
     }
 
-    fn push(&mut self, now: Tick, begin_by: Tick, task: Option<AbortHandle>) {
+    fn push(&mut self, now: Tick, begin_by: Tick, task: Option<(Droppable, AbortHandle)>) {
         if self.waiting.is_empty() {
             (self.began, self.followed) = (now, false);
         }
