@@ -78,6 +78,7 @@ _MODULES = {
     "service": ("ServiceLinks",),
     "state": ("DrainReport", "RoutingState", "StatefulServiceState"),
     "store": ("Store",),
+    "testing": (),
 }
 """The modules that are there without being imported by name, and the public names of each. The one
 list of public names; ``__init__.pyi`` is the same for type checkers and editors. ``otel`` and

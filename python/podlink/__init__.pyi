@@ -21,6 +21,7 @@ from . import (
     service as service,
     state as state,
     store as store,
+    testing as testing,
 )
 from ._logs import hash_uid as hash_uid
 from ._podlink import __version__ as __version__

@@ -70,8 +70,7 @@ def hook_deadline() -> float | None:
 
     Returns:
         The deadline. It is in the past if podlink has stopped waiting earlier. ``None`` outside of
-        a hook, and in hooks without a limit: load functions, and those that are only told
-        something.
+        a hook, and in hooks without a limit: load functions, and those that only get events.
 
     Example:
         >>> hook_deadline() is None

@@ -217,7 +217,7 @@ impl Droppable {
         drop(call);
     }
 
-    /// Its result. It does not end if the call was dropped: whoever drops it aborts the task.
+    /// Its result. It does not end if the call was dropped; its task is aborted then.
     async fn ended(&self) -> Choice {
         poll_fn(|context| match self.call().as_mut() {
             Some(call) => call.as_mut().poll(context),
