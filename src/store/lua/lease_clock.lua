@@ -9,6 +9,7 @@
 --            clk  the virtual time of the last access; it never decreases
 --            clk2 the same: another program that writes one of them does not move the time
 --            hold after an outage no pod is declared dead before this time
+--            hold2 the same: another program that writes one of them ends no protection
 --            held pods whose lease reached this time count as alive during the hold; without it,
 --                 the lease hash was lost: pods that are not in it may be alive too
 --            jump size:time of the last jump of time for which a hold began, and when it was seen
@@ -62,7 +63,8 @@ if stepped then
   off = last - real
 end
 local now = real + off
-local hold, held = number('hold'), number('held')
+local copies, held = { number('hold'), number('hold2') }, number('held')
+local hold = math.max(copies[1], copies[2])
 if held > last then
   held = 0
 end
@@ -80,6 +82,7 @@ local function begin_hold(lease, grace, alive)
   end
   hold = math.max(hold, now + lease + grace)
   put('hold', text(hold))
+  put('hold2', text(hold))
 end
 -- Whether the times are those of the pod that calls. Times that were read may be another program's:
 -- by them nothing that protects a pod is called too far ahead.
@@ -92,9 +95,14 @@ local function tick(lease, grace, gap, new)
   end
   local outage = last > 0 and gap > 0 and now - last > gap
   local lost = last == 0 and not new
-  local invalid = own_times and hold > now + 10 * (lease + grace)
+  local limit = now + 10 * (lease + grace)
+  local invalid = own_times and hold > limit
   if invalid then
-    hold = 0
+    hold = math.min(copies[1], copies[2])
+    invalid = hold > limit
+    if invalid then
+      hold = 0
+    end
   end
   if lost then
     begin_hold(lease, grace, 0)

@@ -96,7 +96,7 @@ async fn a_lease_field_harms_its_pod_only(stage: Stage) {
     pods(&stage).await;
     let mut names = fields(&mut raw, LEASES);
     let rare = [
-        "off", "hold", "held", "jump", "step", "i:99", "d:99", "x:99", "b:99", "u:99", "d:x", "",
+        "off", "hold", "hold2", "held", "jump", "step", "i:99", "d:99", "x:99", "b:99", "u:99", "d:x", "",
     ];
     names.extend(rare.map(String::from));
     names.sort();
@@ -327,7 +327,7 @@ async fn invalid_times_are_replaced(stage: Stage) {
 async fn junk_during_a_hold_ends_no_protection(stage: Stage) {
     let mut raw = stage.as_server().unwrap().raw();
     pods(&stage).await;
-    for name in ["held", "t", "off", "clk", "clk2"] {
+    for name in ["hold", "hold2", "held", "t", "off", "clk", "clk2"] {
         let times = times(&mut raw);
         for junk in JUNK.into_iter().chain(times.iter().map(String::as_str)) {
             let two = pods(&stage).await;
