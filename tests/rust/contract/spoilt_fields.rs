@@ -96,7 +96,8 @@ async fn a_lease_field_harms_its_pod_only(stage: Stage) {
     pods(&stage).await;
     let mut names = fields(&mut raw, LEASES);
     let rare = [
-        "off", "hold", "hold2", "held", "jump", "step", "i:99", "d:99", "x:99", "b:99", "u:99", "d:x", "",
+        "off", "hold", "hold2", "held", "jump", "step", "i:99", "d:99", "x:99", "b:99", "u:99",
+        "d:x", "",
     ];
     names.extend(rare.map(String::from));
     names.sort();
