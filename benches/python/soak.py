@@ -135,13 +135,16 @@ class Soak:
             await asyncio.sleep(0.01)
 
     async def watch(self) -> None:
-        """A route info driver with hooks, for some seconds."""
+        """A route info driver with hooks and a reader, for some seconds."""
         async with podlink.RouteInfoDriver(self.store, NAMESPACE) as info:
-            info.register_routing_state_changed_event(
-                None, lambda *_: self.note("changes"), SERVICE
-            )
-            info.pod_cache_update_event(self.changed, SERVICE)
-            await asyncio.sleep(2)
+            info.on_routing_state_changed(None, SERVICE)(self.changed)
+            info.on_routing_state_changed(None, SERVICE)(lambda *_: self.note("changes"))
+            read = info.changes(None, SERVICE, limit=5)
+            with contextlib.suppress(podlink.OverloadedError, TimeoutError):
+                async with asyncio.timeout(2):
+                    async for _change in read:
+                        self.note("changes read")
+            info.remove_hook(self.changed)
 
     async def changed(self, *_arguments: object) -> None:
         await asyncio.sleep(0)
