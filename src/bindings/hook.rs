@@ -289,20 +289,22 @@ impl PythonPodHooks {
         }
     }
 
-    /// Calls every hook of this name, one after the other; the first failure counts.
+    /// Calls every hook of this name, one after the other; the first failure counts. Returns whether
+    /// there was any.
     async fn ask(
         &self,
         name: &'static str,
         until: Tick,
         arguments: impl Fn() -> HookArguments,
-    ) -> HookOutcome {
-        let mut failure = None;
+    ) -> Result<bool, Error> {
+        let (mut any, mut failure) = (false, None);
         for hook in self.of(name) {
+            any = true;
             let done = |to| Recipient::Done(name, to);
             let answer: HookOutcome = hook.call(arguments(), Some(until), done).await;
             failure = failure.or(answer.err());
         }
-        failure.map_or(Ok(()), Err)
+        failure.map_or(Ok(any), Err)
     }
 }
 
@@ -341,7 +343,7 @@ impl PodHooks for PythonPodHooks {
         }
     }
 
-    async fn drain(&self, user: &Ownership, until: Tick) -> HookOutcome {
+    async fn drain(&self, user: &Ownership, until: Tick) -> Result<bool, Error> {
         let arguments = || HookArguments::User(user.clone());
         self.ask("drain", until, arguments).await
     }
@@ -353,12 +355,12 @@ impl PodHooks for PythonPodHooks {
             LeaseEvent::Lost => "lease_lost",
         };
         let arguments = || HookArguments::Reason(why.as_str());
-        self.ask(name, until, arguments).await
+        self.ask(name, until, arguments).await.map(drop)
     }
 
     async fn ownership_lost(&self, user: &Ownership, why: LossReason, until: Tick) -> HookOutcome {
         let arguments = || HookArguments::Lost(user.clone(), why.as_str());
-        self.ask("ownership_lost", until, arguments).await
+        self.ask("ownership_lost", until, arguments).await.map(drop)
     }
 
     async fn ownership_renewed(
@@ -368,6 +370,8 @@ impl PodHooks for PythonPodHooks {
         until: Tick,
     ) -> HookOutcome {
         let arguments = || HookArguments::Renewed(new.clone(), old.clone());
-        self.ask("ownership_renewed", until, arguments).await
+        self.ask("ownership_renewed", until, arguments)
+            .await
+            .map(drop)
     }
 }

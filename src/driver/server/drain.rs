@@ -324,17 +324,17 @@ impl ServerShared {
             if self.clock.now() >= until || !self.holds_lease() {
                 return Err(HookEnd::Late);
             }
-            if progress.saves && !self.hooks.saves() {
-                let text = "the drain hook was removed while the pod stops";
-                return Ok(Err(Error::new(ErrorKind::IllegalState, text)));
-            }
             let hook = self.hooks.drain(ownership, until);
             let hook = with_deadline(&self.clock, until, "the drain hook", hook).await;
             hook.map_err(|_| HookEnd::Late)
         };
         match asked.await {
-            Ok(Ok(())) => HookEnd::Well,
-            Ok(Err(error)) => {
+            Ok(Ok(true)) => HookEnd::Well,
+            Ok(Ok(false)) if !progress.saves => HookEnd::Well, // the program saves nobody
+            Ok(hook) => {
+                let text = "the drain hook was removed while the pod stops";
+                let removed = || Error::new(ErrorKind::IllegalState, text);
+                let error = hook.err().unwrap_or_else(removed);
                 count(&self.stats.drain_hook_failures);
                 progress.hook_failures.note(error);
                 DrainProgress::add(&progress.failed, uid);

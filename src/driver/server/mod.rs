@@ -83,9 +83,10 @@ pub trait PodHooks: Send + Sync + std::fmt::Debug + 'static {
         false
     }
 
-    /// The pod is stopping and owns this user: time to save. Dropping the future cancels the hook.
-    async fn drain(&self, _user: &Ownership, _until: Tick) -> Result<()> {
-        Ok(())
+    /// The pod is stopping and owns this user: time to save. Returns whether there was a hook to call.
+    /// Dropping the future cancels it.
+    async fn drain(&self, _user: &Ownership, _until: Tick) -> Result<bool> {
+        Ok(false)
     }
 
     /// Something happened to the lease.

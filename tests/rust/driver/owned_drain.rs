@@ -35,7 +35,7 @@ impl Drop for Running {
 
 #[async_trait]
 impl PodHooks for Saves {
-    async fn drain(&self, owned: &Ownership, _until: Tick) -> Result<()> {
+    async fn drain(&self, owned: &Ownership, _until: Tick) -> Result<bool> {
         let uid = owned.link.uid.to_string();
         self.begun.lock().unwrap().push(uid.clone());
         let mut running = Running(Arc::clone(&self.cancelled), Some(uid.clone()));
@@ -49,7 +49,7 @@ impl PodHooks for Saves {
             _ => {}
         }
         running.1 = None;
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -227,11 +227,11 @@ async fn a_hook_may_release_its_user_itself() {
 
     #[async_trait]
     impl PodHooks for Releases {
-        async fn drain(&self, owned: &Ownership, _until: Tick) -> Result<()> {
+        async fn drain(&self, owned: &Ownership, _until: Tick) -> Result<bool> {
             let server = self.0.lock().unwrap().clone().unwrap();
             let released = server.release(owned, None, server.deadline(None)).await?;
             assert!(released);
-            Ok(())
+            Ok(true)
         }
     }
 

@@ -50,9 +50,9 @@ impl Heard {
 
 #[async_trait]
 impl PodHooks for Heard {
-    async fn drain(&self, user: &Ownership, _until: Tick) -> Result<()> {
+    async fn drain(&self, user: &Ownership, _until: Tick) -> Result<bool> {
         self.note(format!("drain {}", user.link.uid));
-        Ok(())
+        Ok(true)
     }
 
     async fn lease(&self, what: LeaseEvent, why: LeaseReason, _until: Tick) -> Result<()> {

@@ -45,7 +45,7 @@ impl PodHooks for Program {
     }
 
     /// Hangs: a drain lasts as long as it may.
-    async fn drain(&self, _user: &Ownership, _until: Tick) -> Result<()> {
+    async fn drain(&self, _user: &Ownership, _until: Tick) -> Result<bool> {
         std::future::pending().await
     }
 }
