@@ -121,34 +121,32 @@ impl View {
         now: Tick,
     ) -> Option<PodIndex> {
         let takes = |pod: PodIndex| self.snapshot.standing(pod, now).takes_new_users();
-        let ready = |pod: PodIndex| takes(pod) && !refused.contains(&pod);
-        let chosen = pick(
-            strategy,
-            &self.candidates,
-            uid,
-            |at| self.sent_to(at),
-            chance,
-        )?;
-        let chosen = if ready(chosen) {
-            chosen
-        } else {
-            // A lease expired since the last reading, or the pod refused the user: choose among the
-            // remaining pods.
-            let left: Vec<Candidate> = self
-                .candidates
-                .iter()
-                .copied()
-                .filter(|s| ready(s.pod))
-                .collect();
-            let sent = |at: usize| {
-                let candidate = left
-                    .get(at)
-                    .and_then(|candidate| self.position_of(candidate.pod));
-                candidate.map_or(0.0, |at| self.sent_to(at))
-            };
-            pick(strategy, &left, uid, sent, chance)?
+        if refused.is_empty() {
+            let chosen = pick(
+                strategy,
+                &self.candidates,
+                uid,
+                |at| self.sent_to(at),
+                chance,
+            )?;
+            if takes(chosen) {
+                return Some(chosen);
+            }
+        }
+        // A lease expired since the last reading, or a pod refused the user: choose among the others.
+        let left: Vec<Candidate> = self
+            .candidates
+            .iter()
+            .copied()
+            .filter(|candidate| takes(candidate.pod) && !refused.contains(&candidate.pod))
+            .collect();
+        let sent = |at: usize| {
+            let candidate = left
+                .get(at)
+                .and_then(|candidate| self.position_of(candidate.pod));
+            candidate.map_or(0.0, |at| self.sent_to(at))
         };
-        Some(chosen)
+        pick(strategy, &left, uid, sent, chance)
     }
 
     /// The candidates of `choose` at `now`, each with the users sent there that its published load

@@ -330,7 +330,7 @@ impl ServerShared {
         };
         match asked.await {
             Ok(Ok(true)) => HookEnd::Well,
-            Ok(Ok(false)) if !progress.saves => HookEnd::Well, // the program saves nobody
+            Ok(Ok(false)) if !progress.saves => HookEnd::Well, // the program saves no user
             Ok(hook) => {
                 let text = "the drain hook was removed while the pod stops";
                 let removed = || Error::new(ErrorKind::IllegalState, text);

@@ -440,6 +440,25 @@ async fn each_reason_has_its_world() {
     play.client.close();
 }
 
+/// A pod that had refused the user was drawn as one of the two that are compared: the worse of the
+/// others then won, which explain called impossible.
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_refused_is_not_compared() {
+    use RoutingState::Ready;
+    let mut steps: Vec<Step> = [(0, 0), (1, 3), (2, 7)]
+        .map(|(index, load)| Step::Begin(index, Ready, load))
+        .into();
+    steps.extend([Step::Link(3, false), Step::Refuse(3), Step::Refuse(2)]);
+    for _ in 0..30 {
+        let mut play = Play::new((Choice::P2c, OnRestart::BestPod, None));
+        for step in &steps {
+            play.take(step).await;
+        }
+        assert_eq!(play.compare().await.unwrap(), Reason::OwnerRefused);
+        play.client.close();
+    }
+}
+
 /// The cache remembered the user with a process of pod 0 that was gone, the link named a dead pod or
 /// was gone, too, and `on_restart="best_pod"`: compute placed the user on pod 0, whose new process is
 /// the best, took it for one who had stayed there through the restart, and moved it once more.
