@@ -41,6 +41,25 @@ def stopped(server: podlink.ServerDriver, *users: str, deadline: float = SOON) -
     return server.submit("stop", deadline=deadline).result(SOON)
 
 
+def drained(
+    server: podlink.ServerDriver, hook: Any, users: list[str], *, on_loop: bool
+) -> podlink.DrainReport:
+    """The report of a pod whose hook was registered on a loop, or without one."""
+
+    async def main() -> podlink.DrainReport:
+        server.on_drain(hook)
+        await server.start()
+        for uid in users:
+            await server.claim(None, uid)
+        return await server.stop(deadline=SOON)
+
+    if on_loop:
+        return asyncio.run(main())
+    server.on_drain(hook)
+    report: podlink.DrainReport = stopped(server, *users)
+    return report
+
+
 def test_an_awaitable_that_is_no_coroutine_is_awaited_without_a_loop() -> None:
     # It was taken for an answer: the user was released unsaved.
     server, saved = podlink.ServerDriver(podlink.Store(), pod_info(0), STEADY), list[str]()
@@ -59,18 +78,7 @@ def test_a_drain_hook_that_is_removed_meanwhile_releases_nobody_unsaved(on_loop:
 
     users = [f"u{number}" for number in range(200)]
 
-    async def main() -> podlink.DrainReport:
-        server.on_drain(save)
-        await server.start()
-        for uid in users:
-            await server.claim(None, uid)
-        return await server.stop(deadline=SOON)
-
-    if on_loop:
-        report = asyncio.run(main())
-    else:
-        server.on_drain(save)
-        report = stopped(server, *users)
+    report = drained(server, save, users, on_loop=on_loop)
     assert report.released == len(saved) < 200
     assert len(report.failed) == 200 - len(saved)
 
@@ -86,18 +94,7 @@ def test_an_exception_without_a_text_is_a_failure_like_any_other(on_loop: bool) 
 
     users = [f"u{number}" for number in range(20)]
 
-    async def main() -> podlink.DrainReport:
-        server.on_drain(fail)
-        await server.start()
-        for uid in users:
-            await server.claim(None, uid)
-        return await server.stop(deadline=SOON)
-
-    if on_loop:
-        report = asyncio.run(main())
-    else:
-        server.on_drain(fail)
-        report = stopped(server, *users)
+    report = drained(server, fail, users, on_loop=on_loop)
     assert (report.released, sorted(report.failed)) == (1, sorted(users[:-1]))
 
 
